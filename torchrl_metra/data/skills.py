@@ -1,0 +1,252 @@
+"""Skill priors: the distributions from which METRA draws its skills."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.data import OneHot as OneHotSpec
+
+__all__ = ["OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
+
+
+class SkillPrior(abc.ABC):
+    """Distribution of skills ``z``, with everything that depends on its kind.
+
+    Args:
+        dim (int): size ``D`` of a skill vector, which is also the size of the
+            latent space of the encoder.
+
+    Raises:
+        ValueError: if ``dim`` is not a positive integer.
+    """
+
+    _registry: ClassVar[dict[str, type[SkillPrior]]] = {}
+
+    def __init__(self, dim: int) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(
+                f"{type(self).__name__} expects a positive integer number of skill "
+                f"dimensions, got {dim!r}."
+            )
+        self.dim = dim
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SkillPrior._registry[cls.__name__] = cls
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> TensorSpec:
+        """TorchRL spec of one skill, of shape ``[D]`` and dtype ``float32``."""
+
+    @abc.abstractmethod
+    def sample(
+        self,
+        batch_size: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw skills.
+
+        Args:
+            batch_size (sequence of int, optional): leading shape of the result.
+
+        Keyword Args:
+            generator (torch.Generator, optional): source of randomness. Defaults
+                to torch's global generator.
+            device (torch.device, optional): device of the result.
+
+        Returns:
+            A ``float32`` tensor of shape ``[*batch_size, D]``.
+        """
+
+    @abc.abstractmethod
+    def grid(self, num_skills: int) -> Tensor:
+        """Skills spread evenly over the prior, the same at every call.
+
+        Args:
+            num_skills (int): number of skills wanted.
+
+        Returns:
+            A ``float32`` tensor of shape ``[num_skills, D]``.
+        """
+
+    def center(self, skill: Tensor) -> Tensor:
+        """The form of the skill that enters the reward ``(φ(s') - φ(s))ᵀ z``.
+
+        The identity for continuous skills; see :meth:`OneHot.center`.
+        """
+        return skill
+
+    def validate(self, skill: Tensor) -> Tensor:
+        """Return ``skill`` after checking its last dimension.
+
+        Raises:
+            ValueError: if the last dimension is not ``D``.
+        """
+        if not skill.ndim or skill.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected skills of shape [..., {self.dim}] for {self!r}, found "
+                f"{list(skill.shape)}. Draw them with `prior.sample` or change the prior."
+            )
+        return skill
+
+    def to_config(self) -> dict[str, Any]:
+        """The prior as plain data, for files; see :meth:`from_config`."""
+        return {"kind": type(self).__name__, "dim": self.dim}
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> SkillPrior:
+        """Rebuild a prior from :meth:`to_config`.
+
+        Raises:
+            ValueError: if the kind of prior is unknown.
+
+        Examples:
+            >>> SkillPrior.from_config({"kind": "OneHot", "dim": 16})
+            OneHot(16)
+        """
+        kind = config["kind"]
+        if kind not in SkillPrior._registry:
+            raise ValueError(
+                f"unknown skill prior {kind!r}, expected one of {sorted(SkillPrior._registry)}."
+            )
+        return SkillPrior._registry[kind](config["dim"])
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.dim == other.dim  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.dim))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.dim})"
+
+
+class UnitSphere(SkillPrior):
+    """Skills uniform on the unit sphere of ``R^D``, METRA's continuous skills (Section 4).
+
+    Args:
+        dim (int): dimension ``D`` of the surrounding space.
+
+    Examples:
+        >>> prior = UnitSphere(2)
+        >>> prior.sample([3]).norm(dim=-1)
+        tensor([1., 1., 1.])
+        >>> prior.grid(4).round()
+        tensor([[ 1.,  0.],
+                [-0.,  1.],
+                [-1., -0.],
+                [ 0., -1.]])
+    """
+
+    @property
+    def spec(self) -> TensorSpec:
+        return Bounded(-1.0, 1.0, shape=(self.dim,), dtype=torch.float32)
+
+    def sample(
+        self,
+        batch_size: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        normal = torch.randn(*batch_size, self.dim, generator=generator, device=device)
+        # Rounding may push a component past 1, out of the spec.
+        return torch.nn.functional.normalize(normal, dim=-1).clamp_(-1.0, 1.0)
+
+    def grid(self, num_skills: int) -> Tensor:
+        """Evenly spaced directions.
+
+        Equal angles for ``D = 2``, a Fibonacci lattice for ``D = 3``, random
+        directions from a fixed seed beyond.
+        """
+        index = torch.arange(num_skills, dtype=torch.float32)
+        if self.dim == 1:
+            return 1.0 - 2.0 * (index % 2).unsqueeze(-1)
+        if self.dim == 2:
+            angle = 2.0 * math.pi * index / num_skills
+            return torch.stack([angle.cos(), angle.sin()], dim=-1)
+        if self.dim == 3:
+            height = 1.0 - (2.0 * index + 1.0) / num_skills
+            angle = math.pi * (1.0 + math.sqrt(5.0)) * index
+            radius = (1.0 - height.square()).sqrt()
+            return torch.stack([radius * angle.cos(), radius * angle.sin(), height], dim=-1)
+        return self.sample([num_skills], generator=torch.Generator().manual_seed(0))
+
+
+class StandardNormal(SkillPrior):
+    """Skills drawn from ``N(0, I)`` in ``R^D``, as in DIAYN and DADS.
+
+    Args:
+        dim (int): dimension ``D``.
+
+    Examples:
+        >>> StandardNormal(3).sample([5]).shape
+        torch.Size([5, 3])
+    """
+
+    @property
+    def spec(self) -> TensorSpec:
+        return Unbounded(shape=(self.dim,), dtype=torch.float32)
+
+    def sample(
+        self,
+        batch_size: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return torch.randn(*batch_size, self.dim, generator=generator, device=device)
+
+    def grid(self, num_skills: int) -> Tensor:
+        """Evenly spaced directions at the prior's typical length, ``√D``."""
+        return UnitSphere(self.dim).grid(num_skills) * math.sqrt(self.dim)
+
+
+class OneHot(SkillPrior):
+    """``N`` discrete skills, one-hot encoded (Section 4 and Appendix F.1).
+
+    Args:
+        dim (int): number of skills ``N``.
+
+    Examples:
+        >>> prior = OneHot(4)
+        >>> prior.center(prior.grid(1))
+        tensor([[ 1.0000, -0.3333, -0.3333, -0.3333]])
+    """
+
+    @property
+    def spec(self) -> TensorSpec:
+        return OneHotSpec(self.dim, dtype=torch.float32)
+
+    def sample(
+        self,
+        batch_size: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        index = torch.randint(self.dim, tuple(batch_size), generator=generator, device=device)
+        return torch.nn.functional.one_hot(index, self.dim).float()
+
+    def grid(self, num_skills: int) -> Tensor:
+        """Every one-hot skill in turn, each repeated equally often.
+
+        With fewer than ``N`` skills asked for, evenly spaced ones.
+        """
+        stride = max(self.dim // num_skills, 1) if num_skills else 1
+        index = (torch.arange(num_skills) * stride) % self.dim
+        return torch.nn.functional.one_hot(index, self.dim).float()
+
+    def center(self, skill: Tensor) -> Tensor:
+        """``(z - mean(z)) · N / (N - 1)``: 1 at the skill, ``-1/(N - 1)`` elsewhere."""
+        scale = self.dim / max(self.dim - 1, 1)
+        return (skill - skill.mean(dim=-1, keepdim=True)) * scale

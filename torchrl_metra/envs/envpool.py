@@ -1,0 +1,111 @@
+"""EnvPool's C++ environments as a TorchRL environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_metra._extras import require
+
+__all__ = ["EnvPoolEnv"]
+
+
+class EnvPoolEnv(EnvBase):
+    """A batch of environments that EnvPool steps in its own C++ threads.
+
+    Covers tasks with one continuous action and one flat observation, as EnvPool's
+    MuJoCo tasks are. Unlike TorchRL's ``MultiThreadedEnv`` it needs neither ``gym``
+    nor ``treevalue``.
+
+    Args:
+        task_id (str): EnvPool's name of the task, such as ``"HalfCheetah-v5"``.
+        num_envs (int): number of environments.
+
+    Keyword Args:
+        num_threads (int, optional): C++ threads; 0 (default) leaves it to EnvPool.
+        seed (int, optional): seed of the first environment. Defaults to 0.
+        **options: passed on to ``envpool.make_gymnasium``.
+
+    Raises:
+        ImportError: if EnvPool is not installed.
+
+    Examples:
+        >>> env = EnvPoolEnv("HalfCheetah-v5", num_envs=2)
+        >>> env.rollout(3)["next", "observation"].shape
+        torch.Size([2, 3, 17])
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        num_envs: int,
+        *,
+        num_threads: int = 0,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=torch.Size([num_envs]), device=torch.device("cpu"))
+        self._make = lambda seed: require("envpool", "envpool").make_gymnasium(
+            task_id, num_envs=num_envs, num_threads=num_threads, seed=seed, **options
+        )
+        self._env = self._make(seed)
+        batch = (num_envs,)
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
+        self.observation_spec = Composite(
+            observation=Unbounded(shape=(*batch, *self._env.observation_space.shape)),
+            shape=batch,
+        )
+        space = self._env.action_space
+        self.action_spec = Bounded(
+            torch.as_tensor(space.low, dtype=torch.float32).expand(*batch, -1),
+            torch.as_tensor(space.high, dtype=torch.float32).expand(*batch, -1),
+        )
+        self.reward_spec = Unbounded(shape=(*batch, 1))
+        self.done_spec = Composite(
+            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        reset = None if tensordict is None else tensordict.get("_reset", None)
+        observation = torch.zeros(self.observation_spec["observation"].shape)
+        if reset is None or reset.all():
+            values, _ = self._env.reset()
+            observation.copy_(torch.from_numpy(values))
+        else:
+            index = reset.reshape(-1).nonzero().squeeze(-1)
+            values, _ = self._env.reset(index.numpy())
+            observation[index] = torch.from_numpy(values).float()
+        return TensorDict({"observation": observation}, batch_size=self.batch_size)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get("action").numpy(force=True).astype(np.float64)
+        observation, reward, terminated, truncated, _ = self._env.step(action)
+        terminated = torch.from_numpy(terminated).unsqueeze(-1)
+        truncated = torch.from_numpy(truncated).unsqueeze(-1)
+        return TensorDict(
+            {
+                "observation": torch.from_numpy(observation).float(),
+                "reward": torch.from_numpy(reward).float().unsqueeze(-1),
+                "done": terminated | truncated,
+                "terminated": terminated,
+                "truncated": truncated,
+            },
+            batch_size=self.batch_size,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        # EnvPool takes its seed at construction only.
+        if seed is not None:
+            self._env.close()
+            self._env = self._make(seed)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Stop EnvPool's threads."""
+        if not self.is_closed:
+            self._env.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -1,0 +1,255 @@
+"""The state-based MuJoCo tasks of the paper: Ant and HalfCheetah."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import (
+    Compose,
+    DoubleToFloat,
+    EnvBase,
+    GymEnv,
+    ObservationNorm,
+    ParallelEnv,
+    SerialEnv,
+    Transform,
+    TransformedEnv,
+)
+
+from torchrl_metra._extras import require
+from torchrl_metra.envs.envpool import EnvPoolEnv
+
+__all__ = ["TASKS", "Backend", "MujocoTask", "ReadPosition", "make_mujoco_env"]
+
+Backend = Literal["envpool", "serial", "parallel"]
+
+EPISODE_STEPS = 200
+
+
+@dataclass(frozen=True)
+class MujocoTask:
+    """One locomotion task: gymnasium's model, seen and ended as in the paper (Appendix F).
+
+    Attributes:
+        task_id (str): name in gymnasium and in EnvPool.
+        position_size (int): number of leading entries of the observation that are
+            the position in the plane, in metres.
+        loc (tuple of float): mean of each entry of the observation.
+        scale (tuple of float): standard deviation of each entry.
+        gymnasium_options (mapping): options of the task in gymnasium.
+        envpool_options (mapping): the same options in EnvPool's spelling.
+    """
+
+    task_id: str
+    position_size: int
+    loc: tuple[float, ...]
+    scale: tuple[float, ...]
+    gymnasium_options: Mapping[str, Any] = field(default_factory=dict)
+    envpool_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ReadPosition(Transform):
+    """Copies the position in the plane out of the observation, in metres.
+
+    Evaluation reads the entry ``"position"``; no network does. Append it before
+    any normalisation.
+
+    Args:
+        size (int): number of leading entries of the observation to copy.
+
+    Examples:
+        >>> from torchrl.envs import GymEnv, TransformedEnv
+        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), ReadPosition(2))
+        >>> env.reset()["position"].shape
+        torch.Size([2])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(in_keys=["observation"], out_keys=["position"])
+        self.size = size
+
+    def _apply_transform(self, obs: Tensor) -> Tensor:
+        return obs[..., : self.size]
+
+    def _reset(self, tensordict: Any, tensordict_reset: Any) -> Any:
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Add the position's spec."""
+        source = observation_spec["observation"]
+        observation_spec["position"] = Unbounded(
+            shape=(*source.shape[:-1], self.size), dtype=source.dtype, device=source.device
+        )
+        return observation_spec
+
+
+def make_mujoco_env(
+    task: MujocoTask, num_envs: int | None, backend: Backend, *, normalize: bool = True
+) -> TransformedEnv:
+    """Build a task on one of its backends; see :func:`~torchrl_metra.envs.make_env`."""
+    transforms: list[Transform] = [
+        DoubleToFloat(in_keys=["observation"]),
+        ReadPosition(task.position_size),
+    ]
+    if backend == "envpool":
+        if num_envs is None:
+            raise ValueError("backend 'envpool' is always batched: give num_envs.")
+        env: EnvBase = EnvPoolEnv(
+            task.task_id, num_envs, max_episode_steps=EPISODE_STEPS, **task.envpool_options
+        )
+        transforms = transforms[1:]
+    elif num_envs is None:
+        env = _gymnasium_env(task)
+    else:
+        batched = SerialEnv if backend == "serial" else ParallelEnv
+        env = batched(num_envs, partial(_gymnasium_env, task))
+    if normalize:
+        transforms.append(
+            ObservationNorm(
+                loc=torch.tensor(task.loc),
+                scale=torch.tensor(task.scale),
+                in_keys=["observation"],
+                standard_normal=True,
+            )
+        )
+    return TransformedEnv(env, Compose(*transforms))
+
+
+def _gymnasium_env(task: MujocoTask) -> GymEnv:
+    require("mujoco", "mujoco")
+    require("gymnasium", "mujoco")
+    return GymEnv(task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
+
+
+# The mean and standard deviation of each entry were measured by
+# `python benchmarks/observation_statistics.py`: 10 000 episodes of 50 uniformly random actions.
+TASKS: dict[str, MujocoTask] = {
+    "ant": MujocoTask(
+        task_id="Ant-v5",
+        position_size=2,
+        loc=(
+            0.0001859,
+            -0.009999,
+            0.712,
+            0.8462,
+            -0.001003,
+            -0.0009789,
+            0.001247,
+            0.001062,
+            0.8561,
+            0.0001682,
+            -0.8581,
+            0.0002901,
+            -0.8566,
+            0.000108,
+            0.8582,
+            0.001798,
+            -0.008495,
+            -0.02064,
+            -0.003132,
+            -0.003674,
+            0.001642,
+            -0.0008257,
+            0.2767,
+            -0.001829,
+            -0.2752,
+            -0.0001373,
+            -0.2777,
+            -0.002499,
+            0.2737,
+        ),
+        scale=(
+            0.6269,
+            0.6273,
+            0.171,
+            0.285,
+            0.2016,
+            0.202,
+            0.3487,
+            0.4024,
+            0.3109,
+            0.4024,
+            0.3113,
+            0.402,
+            0.3109,
+            0.4019,
+            0.3112,
+            0.8203,
+            0.8245,
+            0.9769,
+            1.744,
+            1.74,
+            1.853,
+            4.513,
+            4.377,
+            4.514,
+            4.368,
+            4.508,
+            4.372,
+            4.505,
+            4.381,
+        ),
+        gymnasium_options={
+            "exclude_current_positions_from_observation": False,
+            "include_cfrc_ext_in_observation": False,
+            "terminate_when_unhealthy": False,
+        },
+        envpool_options={
+            "exclude_current_positions_from_observation": False,
+            "use_contact_force": False,
+            "terminate_when_unhealthy": False,
+        },
+    ),
+    "half_cheetah": MujocoTask(
+        task_id="HalfCheetah-v5",
+        position_size=1,
+        loc=(
+            -0.06537,
+            -0.08641,
+            0.0906,
+            0.008605,
+            0.02899,
+            -0.007754,
+            0.01256,
+            -0.05633,
+            -0.04811,
+            -0.07186,
+            -0.05113,
+            0.04468,
+            0.02276,
+            -0.04744,
+            0.02767,
+            0.01065,
+            0.01456,
+            -0.01142,
+        ),
+        scale=(
+            0.3991,
+            0.07635,
+            0.2411,
+            0.2511,
+            0.2696,
+            0.2626,
+            0.3225,
+            0.2916,
+            0.278,
+            0.7359,
+            0.7753,
+            1.579,
+            5.528,
+            6.667,
+            6.837,
+            6.281,
+            6.426,
+            5.957,
+        ),
+        gymnasium_options={"exclude_current_positions_from_observation": False},
+        envpool_options={"exclude_current_positions_from_observation": False},
+    ),
+}

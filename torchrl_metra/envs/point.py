@@ -1,0 +1,99 @@
+"""A point that moves in the plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+__all__ = ["PointEnv"]
+
+
+class PointEnv(EnvBase):
+    """A point in an unbounded plane, moved by its action: the smallest METRA task.
+
+    The observation is the position, the action a displacement of at most 0.2 along
+    each axis. Episodes begin at the origin and are truncated after ``max_steps``.
+    Batched, in pure torch, on any device; partial resets are supported.
+
+    Args:
+        num_envs (int, optional): number of points that move side by side, or
+            ``None`` (default) for a single one without a batch dimension.
+        max_steps (int, optional): length of an episode. Defaults to 200.
+        device (torch.device, optional): device of the tensors.
+
+    Examples:
+        >>> env = PointEnv(num_envs=3)
+        >>> env.rollout(5)["next", "observation"].shape
+        torch.Size([3, 5, 2])
+    """
+
+    max_displacement = 0.2
+
+    def __init__(
+        self,
+        num_envs: int | None = None,
+        *,
+        max_steps: int = 200,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if num_envs is not None and num_envs < 1:
+            raise ValueError(f"num_envs must be positive or None, got {num_envs}.")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be positive, got {max_steps}.")
+        batch_size: Sequence[int] = () if num_envs is None else (num_envs,)
+        super().__init__(device=device, batch_size=torch.Size(batch_size))
+        self.max_steps = max_steps
+        position = Unbounded(shape=(*batch_size, 2), device=device)
+        flag = Categorical(2, shape=(*batch_size, 1), dtype=torch.bool, device=device)
+        self.observation_spec = Composite(
+            observation=position, position=position.clone(), shape=batch_size, device=device
+        )
+        self.action_spec = Bounded(
+            -self.max_displacement, self.max_displacement, shape=(*batch_size, 2), device=device
+        )
+        self.reward_spec = Unbounded(shape=(*batch_size, 1), device=device)
+        self.done_spec = Composite(
+            done=flag, terminated=flag.clone(), truncated=flag.clone(),
+            shape=batch_size, device=device,
+        )  # fmt: skip
+        self._position = position.zero()
+        self._steps = flag.zero().int()
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        reset = None if tensordict is None else tensordict.get("_reset", None)
+        if reset is None:
+            reset = torch.ones_like(self._steps, dtype=torch.bool)
+        reset = reset.reshape(self._steps.shape)
+        self._position = torch.where(reset, 0.0, self._position)
+        self._steps = torch.where(reset, 0, self._steps)
+        return TensorDict(
+            {"observation": self._position, "position": self._position},
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        limit = self.max_displacement
+        self._position = self._position + tensordict.get("action").clamp(-limit, limit)
+        self._steps = self._steps + 1
+        truncated = self._steps >= self.max_steps
+        return TensorDict(
+            {
+                "observation": self._position,
+                "position": self._position,
+                "reward": torch.zeros_like(self._position[..., :1]),
+                "done": truncated,
+                "terminated": torch.zeros_like(truncated),
+                "truncated": truncated.clone(),
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        # Nothing here is random.
+        del seed

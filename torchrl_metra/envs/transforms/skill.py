@@ -1,0 +1,91 @@
+"""A skill for every episode."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, expand_as_right
+from torchrl.data import Composite
+from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.transforms.utils import _get_reset
+
+from torchrl_metra.data import SkillPrior
+
+__all__ = ["SkillPrimer"]
+
+
+class SkillPrimer(TensorDictPrimer):
+    """Draws a skill at reset and carries it through the episode.
+
+    Every environment of a batch has its own skill, redrawn only where that
+    environment is reset. Draws come from torch's global generator, which
+    ``env.set_seed`` seeds. A skill passed to ``env.reset`` is kept instead of a new
+    draw, for evaluation.
+
+    Args:
+        prior (SkillPrior): distribution of the skills.
+
+    Keyword Args:
+        skill_key (NestedKey, optional): entry to write. Defaults to ``"skill"``.
+        reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
+
+    Raises:
+        RuntimeError: when applied outside of an environment, to a replay buffer
+            above all, where it would overwrite the stored skills.
+        ValueError: if a skill passed to ``reset`` does not have ``D`` entries.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl_metra import OneHot, SkillPrimer, make_env
+        >>> prior = OneHot(4)
+        >>> env = make_env("point", num_envs=2).append_transform(SkillPrimer(prior))
+        >>> rollout = env.rollout(3)
+        >>> rollout["skill"].shape
+        torch.Size([2, 3, 4])
+        >>> fixed = TensorDict({"skill": prior.grid(2)}, batch_size=[2])
+        >>> env.reset(fixed)["skill"]
+        tensor([[1., 0., 0., 0.],
+                [0., 0., 1., 0.]])
+    """
+
+    def __init__(
+        self,
+        prior: SkillPrior,
+        *,
+        skill_key: NestedKey = "skill",
+        reset_key: NestedKey | None = None,
+    ) -> None:
+        if not isinstance(prior, SkillPrior):
+            raise TypeError(
+                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
+            )
+        super().__init__(
+            primers=Composite({skill_key: prior.spec}),
+            random=True,
+            reset_key=reset_key,
+            expand_specs=True,
+        )
+        self.prior = prior
+        self.skill_key = skill_key
+
+    def _reset_func(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        device = tensordict_reset.device
+        skill = tensordict.get(self.skill_key, default=None)
+        if skill is not None:
+            return tensordict_reset.set(self.skill_key, self.prior.validate(skill))
+        skill = self.prior.sample(tensordict_reset.batch_size, device=device)
+        # The environment keeps its own entries where `reset` is False; the skills there
+        # are not drawn for use, only to fill the tensor.
+        reset = _get_reset(self.reset_key, tensordict)
+        skill = torch.where(expand_as_right(reset, skill), skill, torch.zeros_like(skill))
+        return tensordict_reset.set(self.skill_key, skill)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run outside of an environment."""
+        raise RuntimeError(
+            "SkillPrimer draws skills when an environment is reset; on a replay buffer or as a "
+            "postproc it would overwrite the skills of the stored episodes. Append it to the "
+            "environment instead: env.append_transform(SkillPrimer(prior))."
+        )

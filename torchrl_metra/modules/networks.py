@@ -1,0 +1,150 @@
+"""Networks with the authors' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
+
+__all__ = ["Architecture", "SACNetworks", "make_sac_networks"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build the networks of :func:`make_sac_networks` again.
+
+    Attributes:
+        observation_size (int): size of the observation vector.
+        action_low (tuple of float): lower bound of each action.
+        action_high (tuple of float): upper bound of each action.
+        num_cells (tuple of int): widths of the hidden layers.
+    """
+
+    observation_size: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    num_cells: tuple[int, ...]
+
+    def to_config(self) -> dict[str, Any]:
+        """The architecture as plain data, for files."""
+        return asdict(self)
+
+    def build(self, prior: SkillPrior) -> SACNetworks:
+        """Networks with fresh weights."""
+        action_spec = Bounded(torch.tensor(self.action_low), torch.tensor(self.action_high))
+        return make_sac_networks(
+            self.observation_size, action_spec, prior, num_cells=self.num_cells
+        )
+
+
+@dataclass
+class SACNetworks:
+    """Everything METRA trains with SAC.
+
+    Attributes:
+        actor (SkillConditionedActor): policy π(a | s, z).
+        critics (list of ValueOperator): twin critics Q(s, z, a), as ``SACLoss`` takes them.
+        encoder (TensorDictModule): φ(s), from ``"observation"`` to ``"latent"``.
+        architecture (Architecture): recipe of the networks.
+    """
+
+    actor: SkillConditionedActor
+    critics: list[ValueOperator]
+    encoder: TensorDictModule
+    architecture: Architecture
+
+    def to(self, device: torch.device | str) -> SACNetworks:
+        """Move all networks to a device."""
+        for module in (self.actor, *self.critics, self.encoder):
+            module.to(device)
+        return self
+
+
+def make_sac_networks(
+    observation_size: int,
+    action_spec: Bounded,
+    prior: SkillPrior,
+    *,
+    num_cells: Sequence[int] = (1024, 1024),
+) -> SACNetworks:
+    """Build actor, twin critics and encoder for vector observations.
+
+    The authors' settings (Appendix F.1 and their implementation): a tanh trunk for
+    the actor, ReLU for critics and encoder, zero biases, Xavier-normal weights in the
+    critics and Xavier-uniform ones elsewhere.
+
+    Args:
+        observation_size (int): size of the observation vector.
+        action_spec (Bounded): spec of the action, such as ``env.action_spec``.
+        prior (SkillPrior): distribution of the skills.
+
+    Keyword Args:
+        num_cells (sequence of int, optional): widths of the hidden layers.
+            Defaults to ``(1024, 1024)``.
+
+    Returns:
+        The networks, on the CPU.
+
+    Examples:
+        >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
+        >>> env = make_env("point", num_envs=4)
+        >>> networks = make_sac_networks(2, env.action_spec, UnitSphere(2), num_cells=[64, 64])
+        >>> networks.encoder(env.reset())["latent"].shape
+        torch.Size([4, 2])
+    """
+    if not num_cells:
+        raise ValueError("num_cells must name at least one hidden layer, got none.")
+    state_size = observation_size + prior.dim
+    spec = single_action_spec(action_spec)
+    *inner, last = num_cells
+    trunk = MLP(
+        in_features=state_size,
+        out_features=last,
+        num_cells=inner,
+        activation_class=nn.Tanh,
+        activate_last_layer=True,
+    )
+    encoder = _mlp(observation_size, prior.dim, num_cells)
+    for module in (trunk, encoder):
+        _initialize(module, nn.init.xavier_uniform_)
+    critics = []
+    for _ in range(2):
+        critic = _mlp(state_size + spec.shape[-1], 1, num_cells)
+        _initialize(critic, nn.init.xavier_normal_)
+        critics.append(ValueOperator(critic, in_keys=["observation", "skill", "action"]))
+    return SACNetworks(
+        actor=SkillConditionedActor(trunk, last, action_spec),
+        critics=critics,
+        encoder=TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"]),
+        architecture=Architecture(
+            observation_size=observation_size,
+            action_low=tuple(spec.space.low.tolist()),
+            action_high=tuple(spec.space.high.tolist()),
+            num_cells=tuple(num_cells),
+        ),
+    )
+
+
+def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
+    return MLP(
+        in_features=in_features,
+        out_features=out_features,
+        num_cells=list(num_cells),
+        activation_class=nn.ReLU,
+    )
+
+
+def _initialize(module: nn.Module, init_weight: Any) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            init_weight(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,5 @@
+"""Skill-discovery objectives."""
+
+from torchrl_metra.objectives.metra import METRALoss
+
+__all__ = ["METRALoss"]

@@ -1,0 +1,125 @@
+r"""METRA's objective as pure functions of tensors.
+
+Every function works on any leading batch shape ``*B`` and on any device, and is
+differentiable wherever its arguments are. ``latent`` and ``next_latent`` are
+:math:`\phi(s)` and :math:`\phi(s')`, of shape ``[*B, D]``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ConstraintNorm",
+    "dual_loss",
+    "encoder_loss",
+    "intrinsic_reward",
+    "squared_step",
+    "temporal_constraint",
+]
+
+ConstraintNorm = Literal["l2", "rms"]
+
+
+def intrinsic_reward(latent: Tensor, next_latent: Tensor, skill: Tensor) -> Tensor:
+    r"""Reward :math:`(\phi(s') - \phi(s))^\top z` (Equation 7 of the paper).
+
+    Args:
+        latent (Tensor): :math:`\phi(s)`, of shape ``[*B, D]``.
+        next_latent (Tensor): :math:`\phi(s')`, of shape ``[*B, D]``.
+        skill (Tensor): skill, of shape ``[*B, D]``; a one-hot skill in the form
+            that :meth:`~torchrl_metra.data.OneHot.center` gives it.
+
+    Returns:
+        The reward, of shape ``[*B]``.
+
+    Examples:
+        >>> import torch
+        >>> intrinsic_reward(torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(1.)
+    """
+    return ((next_latent - latent) * skill).sum(dim=-1)
+
+
+def squared_step(latent: Tensor, next_latent: Tensor, norm: ConstraintNorm = "l2") -> Tensor:
+    r"""Squared length of one step in latent space.
+
+    Args:
+        latent (Tensor): :math:`\phi(s)`, of shape ``[*B, D]``.
+        next_latent (Tensor): :math:`\phi(s')`, of shape ``[*B, D]``.
+        norm (str): ``"l2"``, the paper's :math:`\|\Delta\phi\|_2^2`, or ``"rms"``,
+            :math:`\|\Delta\phi\|_2^2 / D`, as the authors' implementation has it.
+
+    Returns:
+        The squared length, of shape ``[*B]``.
+
+    Raises:
+        ValueError: if ``norm`` is unknown.
+    """
+    if norm not in get_args(ConstraintNorm):
+        raise ValueError(
+            f"unknown constraint norm {norm!r}, expected one of {list(get_args(ConstraintNorm))}."
+        )
+    squares = (next_latent - latent).square()
+    return squares.sum(dim=-1) if norm == "l2" else squares.mean(dim=-1)
+
+
+def temporal_constraint(
+    latent: Tensor,
+    next_latent: Tensor,
+    distance: Tensor | float = 1.0,
+    *,
+    slack: float = 1e-3,
+    norm: ConstraintNorm = "l2",
+) -> Tensor:
+    r"""Slack-limited constraint :math:`\min(\varepsilon, d(s, s') - \|\phi(s') - \phi(s)\|^2)`.
+
+    Negative where a pair of adjacent states is further apart than ``distance``
+    (Equations 8 and 9 of the paper, where :math:`d \equiv 1`).
+
+    Args:
+        latent (Tensor): :math:`\phi(s)`, of shape ``[*B, D]``.
+        next_latent (Tensor): :math:`\phi(s')`, of shape ``[*B, D]``.
+        distance (Tensor or float): :math:`d(s, s')`, of shape ``[*B]``.
+
+    Keyword Args:
+        slack (float): :math:`\varepsilon`, the most a satisfied pair contributes.
+        norm (str): see :func:`squared_step`.
+
+    Returns:
+        The constraint, of shape ``[*B]``.
+    """
+    return (distance - squared_step(latent, next_latent, norm)).clamp(max=slack)
+
+
+def encoder_loss(reward: Tensor, constraint: Tensor, dual: Tensor) -> Tensor:
+    r"""Per-transition loss :math:`-(r + \lambda c)` of the encoder; no gradient to ``dual``.
+
+    Args:
+        reward (Tensor): :func:`intrinsic_reward`, of shape ``[*B]``.
+        constraint (Tensor): :func:`temporal_constraint`, of shape ``[*B]``.
+        dual (Tensor): dual variable :math:`\lambda`, a scalar.
+
+    Returns:
+        The loss, of shape ``[*B]``.
+    """
+    return -(reward + dual.detach() * constraint)
+
+
+def dual_loss(log_dual: Tensor, constraint: Tensor) -> Tensor:
+    r"""Per-transition loss :math:`\log\lambda \cdot c` of the dual variable; no gradient to φ.
+
+    The derivative is taken with respect to :math:`\log\lambda` itself, so that
+    λ moves by a constant factor whatever its size, as in the authors' implementation.
+
+    Args:
+        log_dual (Tensor): :math:`\log\lambda`, a scalar.
+        constraint (Tensor): :func:`temporal_constraint`, of shape ``[*B]``.
+
+    Returns:
+        The loss, of shape ``[*B]``.
+    """
+    return log_dual * torch.detach(constraint)
