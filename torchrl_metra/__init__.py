@@ -4,12 +4,18 @@ from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import IntrinsicRewardTransform, PointEnv, SkillPrimer, make_env
 from torchrl_metra.modules import SACNetworks, SkillConditionedActor, SkillPolicy, make_sac_networks
 from torchrl_metra.objectives import METRALoss
-from torchrl_metra.trainers import METRAOptimizationStepper, METRATrainer, make_metra_optimizers
+from torchrl_metra.trainers import (
+    METRAHook,
+    METRAOptimizationStepper,
+    METRATrainer,
+    make_metra_optimizers,
+)
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "IntrinsicRewardTransform",
+    "METRAHook",
     "METRALoss",
     "METRAOptimizationStepper",
     "METRATrainer",

@@ -121,7 +121,7 @@ class SkillPrior(abc.ABC):
         return SkillPrior._registry[kind](config["dim"])
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.dim == other.dim  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.dim == other.dim
 
     def __hash__(self) -> int:
         return hash((type(self), self.dim))

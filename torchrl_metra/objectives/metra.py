@@ -193,7 +193,9 @@ class METRALoss(LossModule):
         """Dual variable λ, a detached scalar."""
         return self.log_dual.detach().exp()
 
-    @dispatch
+    # Without a TensorDict, the skills tell the batch size: guessing it from all entries would
+    # take one shape of observations and skills, as in [B, 2] and [B, 2], for a batch.
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Losses of the encoder and of the dual variable, on a batch of transitions.
 
@@ -205,8 +207,12 @@ class METRALoss(LossModule):
             A TensorDict of scalars, or of entries of shape ``[*B]`` with
             ``reduction="none"``.
         """
+        skill = self._centered_skill(tensordict)
+        if tensordict.batch_size != skill.shape[:-1]:
+            tensordict = tensordict.copy()
+            tensordict.batch_size = skill.shape[:-1]
         latent, next_latent = self.encode_pair(tensordict)
-        reward = F.intrinsic_reward(latent, next_latent, self._centered_skill(tensordict))
+        reward = F.intrinsic_reward(latent, next_latent, skill)
         constraint = F.temporal_constraint(
             latent,
             next_latent,

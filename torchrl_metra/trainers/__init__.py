@@ -2,6 +2,7 @@
 
 from torchrl_metra.trainers.hooks import LogRates, LogTotalCoverage, SkillEvaluation
 from torchrl_metra.trainers.metra import (
+    METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
     make_metra_optimizers,
@@ -10,6 +11,7 @@ from torchrl_metra.trainers.metra import (
 __all__ = [
     "LogRates",
     "LogTotalCoverage",
+    "METRAHook",
     "METRAOptimizationStepper",
     "METRATrainer",
     "SkillEvaluation",

@@ -116,6 +116,8 @@ class SkillEvaluation(TrainerHookBase):
             rollouts, to draw or to save them.
     """
 
+    _trainer: Trainer
+
     def __init__(
         self,
         env: EnvBase,
@@ -131,10 +133,9 @@ class SkillEvaluation(TrainerHookBase):
         self.interval = interval
         self.callback = callback
         self._next = 0
-        self._trainer: Trainer | None = None
 
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        frames = self._trainer.collected_frames if self._trainer is not None else 0
+        frames = self._trainer.collected_frames
         if frames < self._next:
             return None
         self._next = frames + self.interval

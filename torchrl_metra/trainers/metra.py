@@ -12,15 +12,15 @@ from torch import Tensor, optim
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.data.replay_buffers.samplers import PrioritizedSampler
-from torchrl.objectives import SACLoss
+from torchrl.objectives import LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
-from torchrl.trainers.trainers import TargetNetUpdaterHook, UpdateWeights
+from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra.objectives import METRALoss
 from torchrl_metra.trainers.hooks import LogRates, LogTotalCoverage, check_finite
 
-__all__ = ["METRAOptimizationStepper", "METRATrainer", "make_metra_optimizers"]
+__all__ = ["METRAHook", "METRAOptimizationStepper", "METRATrainer", "make_metra_optimizers"]
 
 
 def make_metra_optimizers(
@@ -42,7 +42,7 @@ def make_metra_optimizers(
         ValueError: if a learning rate is given for an unknown part.
 
     Examples:
-        >>> from torchrl.objectives import SACLoss
+        >>> from torchrl.objectives import LossModule, SACLoss
         >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
         >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
@@ -101,8 +101,8 @@ class METRAOptimizationStepper(OptimizationStepper):
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Update every part once, in place; returns detached scalars to log."""
         sac_loss = trainer.loss_module
-        metrics = self._update_encoder(sub_batch)
-        self._relabel(sub_batch, sac_loss)
+        metrics = _update_encoder(self.metra_loss, self.optimizers, sub_batch)
+        _relabel(self.metra_loss, sub_batch, sac_loss)
 
         loss_qvalue, critic = sac_loss.qvalue_v2_loss(sub_batch)
         self._descend(loss_qvalue, "qvalue")
@@ -124,16 +124,6 @@ class METRAOptimizationStepper(OptimizationStepper):
             }
         )
 
-    def _update_encoder(self, batch: TensorDictBase) -> TensorDictBase:
-        return update_encoder(self.metra_loss, self.optimizers, batch)
-
-    def _relabel(self, batch: TensorDictBase, sac_loss: SACLoss) -> None:
-        skill_key = self.metra_loss.tensor_keys.skill
-        with torch.no_grad():
-            batch.set(("next", sac_loss.tensor_keys.reward), self.metra_loss.reward(batch))
-        # A skill lasts for the whole episode: no need to store it twice.
-        batch.set(("next", skill_key), batch.get(skill_key))
-
     def _descend(self, loss: Tensor, part: str) -> None:
         if part in self.optimizers:
             loss.backward()
@@ -153,7 +143,7 @@ class METRAOptimizationStepper(OptimizationStepper):
             optimizer.load_state_dict(state_dict[name])
 
 
-def update_encoder(
+def _update_encoder(
     metra_loss: METRALoss, optimizers: Mapping[str, optim.Optimizer], batch: TensorDictBase
 ) -> TensorDictBase:
     """One step of φ and of λ, both from the same constraint; returns detached scalars."""
@@ -166,9 +156,95 @@ def update_encoder(
     return losses.detach()
 
 
+def _relabel(metra_loss: METRALoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
+    """Write today's reward where the policy's loss reads it."""
+    skill_key = metra_loss.tensor_keys.skill
+    with torch.no_grad():
+        batch.set(("next", sac_loss.tensor_keys.reward), metra_loss.reward(batch))
+    # A skill lasts for the whole episode: no need to store it twice.
+    batch.set(("next", skill_key), batch.get(skill_key))
+
+
 def _step(optimizer: optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+class METRAHook(TrainerHookBase):
+    """METRA in a trainer that you already have, such as TorchRL's ``SACTrainer``.
+
+    Before each step of the trainer, φ and λ are updated on the sampled batch, and
+    the batch gets the intrinsic reward in place of the task's, under the key that the
+    trainer's loss reads. The rest of the trainer stays as it is.
+
+    Args:
+        metra_loss (METRALoss): loss of φ and λ.
+        optimizers (mapping of str to Optimizer): an optimiser for ``"encoder"`` and,
+            unless λ is fixed, one for ``"dual"``.
+
+    Raises:
+        ValueError: if there is no optimiser for ``"encoder"``, or if the trainer
+            optimises remotely.
+
+    Examples:
+        >>> from torch.optim import Adam
+        >>> from torchrl.modules import MLP
+        >>> from torchrl_metra import METRAHook, METRALoss, UnitSphere
+        >>> metra_loss = METRALoss(MLP(in_features=4, out_features=2), UnitSphere(2))
+        >>> hook = METRAHook(
+        ...     metra_loss,
+        ...     {
+        ...         "encoder": Adam(metra_loss.encoder_params.parameters(), lr=1e-4),
+        ...         "dual": Adam([metra_loss.log_dual], lr=1e-4),
+        ...     },
+        ... )
+        >>> hook.register(trainer)  # doctest: +SKIP
+    """
+
+    _trainer: Trainer
+
+    def __init__(self, metra_loss: METRALoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
+        if "encoder" not in optimizers:
+            raise ValueError(f"optimizers lack 'encoder', found {sorted(optimizers)}.")
+        self.metra_loss = metra_loss
+        self.optimizers = dict(optimizers)
+        self._metrics: list[TensorDictBase] = []
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        self._metrics.append(_update_encoder(self.metra_loss, self.optimizers, batch))
+        _relabel(self.metra_loss, batch, self._trainer.loss_module)
+        return batch
+
+    def log(self, optim_steps: int, losses: TensorDictBase | None) -> dict[str, Any] | None:
+        """METRA's metrics, averaged over the gradient steps since the last call."""
+        if not self._metrics:
+            return None
+        means = {
+            key: torch.stack([metrics[key] for metrics in self._metrics]).mean()
+            for key in self._metrics[0].keys()  # noqa: SIM118 (a TensorDict iterates its batch)
+        }
+        self._metrics.clear()
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        optimizers = {name: value.state_dict() for name, value in self.optimizers.items()}
+        return {"metra_loss": self.metra_loss.state_dict(), "optimizers": optimizers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metra_loss.load_state_dict(state_dict["metra_loss"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict["optimizers"][name])
+
+    def register(self, trainer: Trainer, name: str = "metra") -> None:
+        if trainer.learner_backend != "local":
+            raise ValueError(
+                "METRAHook runs between sampling and optimisation, which a trainer with "
+                f"learner_backend={trainer.learner_backend!r} does remotely: use METRATrainer."
+            )
+        self._trainer = trainer
+        trainer.register_module(name, self)
+        trainer.register_op("process_optim_batch", self)
+        trainer.register_op("post_optim_complete_log", self.log)
 
 
 class METRATrainer(Trainer):
@@ -245,7 +321,7 @@ class METRATrainer(Trainer):
         )
         # The base class keeps its counters on the class, shared by all trainers of a process.
         self._optim_count = self.collected_frames = self._last_save = 0
-        self._last_log = {}
+        self._last_log: dict[str, int] = {}
 
         self.metra_loss = metra_loss
         self.min_buffer_size = min_buffer_size

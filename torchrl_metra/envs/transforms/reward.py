@@ -28,9 +28,9 @@ class IntrinsicRewardTransform(Transform):
     ``postproc`` of a collector, and on a replay buffer, where each sampled batch is
     relabelled. It never propagates a gradient.
 
-    Where environments run in other processes, call ``skill_loss.share_memory()``
-    before they start, or keep this transform outside of them: a worker would else
-    go on with the weights that it started with.
+    A process that received a copy of the encoder would go on with the weights of the
+    day it started: around a ``ParallelEnv`` this transform belongs outside, and with
+    multi-process collectors it belongs on the replay buffer.
 
     Args:
         skill_loss (SkillReward): the loss that owns the encoder, such as
@@ -42,6 +42,7 @@ class IntrinsicRewardTransform(Transform):
 
     Raises:
         TypeError: if ``skill_loss`` has no ``reward`` method.
+        RuntimeError: inside of the workers of a batched environment.
 
     Examples:
         >>> from torchrl.modules import MLP
@@ -78,6 +79,13 @@ class IntrinsicRewardTransform(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         transition = tensordict.copy().set("next", next_tensordict)
         return next_tensordict.set(self.out_keys[0], self.skill_loss.reward(transition))
+
+    def _check_batched_worker_compat(self) -> None:
+        raise RuntimeError(
+            "IntrinsicRewardTransform inside of a batched environment's workers would keep the "
+            "encoder that they started with. Put it outside: "
+            "TransformedEnv(ParallelEnv(...), IntrinsicRewardTransform(skill_loss))."
+        )
 
     def transform_reward_spec(self, reward_spec: Composite) -> Composite:
         """Add the reward's spec, of shape ``[*B, 1]``."""

@@ -1,0 +1,19 @@
+"""METRA on HalfCheetah.
+
+python examples/half_cheetah.py                            # the paper's settings
+python examples/half_cheetah.py --config-name quickstart   # minutes on two CPU cores
+"""
+
+import hydra
+from omegaconf import DictConfig
+from training import train
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="half_cheetah")
+def main(config: DictConfig) -> None:
+    """Train with the settings of ``conf/half_cheetah.yaml``."""
+    train(config)
+
+
+if __name__ == "__main__":
+    main()

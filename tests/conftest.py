@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.objectives import SACLoss
+
+from torchrl_metra import METRALoss, SkillPrior, UnitSphere, make_env, make_sac_networks
+
+# Small tensors: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def make_losses(prior: SkillPrior | None = None, **metra: object) -> SimpleNamespace:
+    """METRA and SAC on PointEnv with small networks."""
+    prior = UnitSphere(2) if prior is None else prior
+    action_spec = make_env("point").action_spec
+    networks = make_sac_networks(2, action_spec, prior, num_cells=[16, 16])
+    return SimpleNamespace(
+        prior=prior,
+        networks=networks,
+        metra_loss=METRALoss(networks.encoder, prior, **metra),
+        sac_loss=SACLoss(
+            networks.actor,
+            networks.critics,
+            loss_function="l2",
+            alpha_init=0.01,
+            target_entropy=-1.0,
+        ),
+    )
+
+
+def make_batch(prior: SkillPrior, *batch_size: int, observation_size: int = 2) -> TensorDict:
+    """Random transitions; every second one moves far enough to violate the constraint."""
+    observation = torch.randn(*batch_size, observation_size)
+    scale = torch.where(torch.arange(batch_size[-1]) % 2 == 0, 0.1, 5.0).unsqueeze(-1)
+    flag = torch.zeros(*batch_size, 1, dtype=torch.bool)
+    skill = prior.sample(batch_size)
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": torch.rand(*batch_size, 2) * 2 - 1,
+            "skill": skill,
+            "next": {
+                "observation": observation + scale * torch.randn(*batch_size, observation_size),
+                "skill": skill,
+                "reward": torch.zeros(*batch_size, 1),
+                "done": flag,
+                "terminated": flag.clone(),
+            },
+        },
+        batch_size=list(batch_size),
+    )
+
+
+@pytest.fixture
+def losses() -> SimpleNamespace:
+    return make_losses()
+
+
+@pytest.fixture
+def batch(losses: SimpleNamespace) -> Iterator[TensorDict]:
+    return make_batch(losses.prior, 32)

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_losses
+from tensordict import TensorDict
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    TransformedEnv,
+    check_env_specs,
+)
+
+from torchrl_metra import (
+    IntrinsicRewardTransform,
+    METRALoss,
+    OneHot,
+    PointEnv,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+)
+from torchrl_metra.envs.mujoco import TASKS, make_mujoco_env
+
+
+def skill_env(max_steps: int = 200) -> TransformedEnv:
+    return TransformedEnv(PointEnv(max_steps=max_steps), SkillPrimer(UnitSphere(2)))
+
+
+BATCHED: dict[str, Callable[[], EnvBase]] = {
+    "single": skill_env,
+    "batched": lambda: TransformedEnv(PointEnv(3), SkillPrimer(UnitSphere(2))),
+    "serial, primer inside": lambda: SerialEnv(3, skill_env),
+    "serial, primer outside": lambda: TransformedEnv(
+        SerialEnv(3, PointEnv), SkillPrimer(UnitSphere(2))
+    ),
+    "parallel, primer inside": lambda: ParallelEnv(3, skill_env),
+    "parallel, primer outside": lambda: TransformedEnv(
+        ParallelEnv(3, PointEnv), SkillPrimer(UnitSphere(2))
+    ),
+    "compose": lambda: TransformedEnv(
+        PointEnv(3), Compose(StepCounter(), RewardSum(), SkillPrimer(OneHot(4)))
+    ),
+}
+
+
+# Worker processes take seconds to start: one environment serves all tests of its kind.
+@pytest.fixture(params=BATCHED, ids=str, scope="module")
+def env(request: pytest.FixtureRequest):
+    env = BATCHED[request.param]()
+    yield env
+    env.close()
+
+
+class TestPointEnv:
+    def test_moves_by_its_action_and_no_further(self) -> None:
+        env = PointEnv(2)
+        start = env.reset()
+        assert start["observation"].tolist() == [[0, 0], [0, 0]]
+        moved = env.step(start.set("action", torch.tensor([[0.1, -0.2], [9.0, 0.0]])))
+        torch.testing.assert_close(
+            moved["next", "observation"], torch.tensor([[0.1, -0.2], [0.2, 0.0]])
+        )
+
+    def test_ends_by_truncation_after_200_steps(self) -> None:
+        rollout = PointEnv(2).rollout(300)
+        assert rollout.shape == (2, 200)
+        assert rollout["next", "truncated"][:, -1].all()
+        assert not rollout["next", "terminated"].any()
+        assert not rollout["next", "done"][:, :-1].any()
+
+    def test_partial_reset(self) -> None:
+        env = PointEnv(2)
+        moved = env.rand_step(env.reset())["next"]
+        reset = env.reset(moved.clone().set("_reset", torch.tensor([[True], [False]])))
+        assert reset["observation"][0].tolist() == [0, 0]
+        torch.testing.assert_close(reset["observation"][1], moved["observation"][1])
+
+    @pytest.mark.parametrize("keywords", [{"num_envs": 0}, {"max_steps": 0}])
+    def test_bad_sizes(self, keywords: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="must be positive"):
+            PointEnv(**keywords)
+
+
+class TestMakeEnv:
+    @pytest.mark.parametrize("num_envs", [None, 3])
+    def test_point(self, num_envs: int | None) -> None:
+        env = make_env("point", num_envs)
+        check_env_specs(env)
+        assert env.action_spec.space.high.eq(1).all()
+
+    @pytest.mark.parametrize("name", list(TASKS))
+    @pytest.mark.parametrize(
+        ("num_envs", "backend"),
+        [(None, "serial"), (2, "serial"), (2, "envpool")],
+    )
+    def test_mujoco(self, name: str, num_envs: int | None, backend: str) -> None:
+        pytest.importorskip("mujoco")
+        if backend == "envpool":
+            pytest.importorskip("envpool")
+        env = make_env(name, num_envs, backend=backend)
+        check_env_specs(env)
+        rollout = env.rollout(3)
+        assert rollout["observation"].dtype == torch.float32
+        assert rollout["observation"].shape[-1] == {"ant": 29, "half_cheetah": 18}[name]
+        assert rollout["position"].shape[-1] == {"ant": 2, "half_cheetah": 1}[name]
+        env.close()
+
+    def test_mujoco_in_worker_processes(self) -> None:
+        pytest.importorskip("mujoco")
+        env = make_env("half_cheetah", 2, backend="parallel")
+        check_env_specs(env)
+        env.close()
+
+    @pytest.mark.parametrize("name", list(TASKS))
+    def test_never_terminates_and_is_truncated_after_200_steps(self, name: str) -> None:
+        pytest.importorskip("envpool")
+        env = make_env(name, 2, backend="envpool")
+        rollout = env.rollout(300)
+        assert rollout.shape == (2, 200)
+        assert not rollout["next", "terminated"].any()
+        env.close()
+
+    @pytest.mark.parametrize("name", list(TASKS))
+    def test_backends_simulate_the_same_model(self, name: str) -> None:
+        """The same distribution of observations, and x, y in metres before normalisation."""
+        pytest.importorskip("mujoco")
+        pytest.importorskip("envpool")
+        task = TASKS[name]
+        spread = {}
+        for backend in ("serial", "envpool"):
+            env = make_mujoco_env(task, 20, backend, normalize=False)
+            env.set_seed(0)
+            rollout = env.rollout(50)
+            # Quantiles, since a single flip of the body makes an outlier.
+            low, high = rollout["observation"].flatten(0, 1).quantile(torch.tensor([0.1, 0.9]), 0)
+            spread[backend] = high - low
+            positions = rollout["observation"][..., : task.position_size]
+            torch.testing.assert_close(rollout["position"], positions)
+            env.close()
+        torch.testing.assert_close(spread["serial"], spread["envpool"], rtol=0.35, atol=0.1)
+
+    def test_normalisation_constants_normalise(self) -> None:
+        pytest.importorskip("envpool")
+        for name in TASKS:
+            env = make_env(name, 50, backend="envpool")
+            observation = env.rollout(50)["observation"].flatten(0, 1)
+            assert observation.mean(0).abs().max() < 0.5
+            assert (observation.std(0) - 1).abs().max() < 0.4
+            env.close()
+
+    def test_envpool_partial_reset(self) -> None:
+        pytest.importorskip("envpool")
+        env = make_env("half_cheetah", 3, backend="envpool")
+        env.reset()
+        last = env.rollout(5)["next"][:, -1]
+        mask = torch.tensor([[False], [True], [False]])
+        reset = env.reset(last.clone().set("_reset", mask))
+        torch.testing.assert_close(reset["observation"][[0, 2]], last["observation"][[0, 2]])
+        assert not reset["observation"][1].allclose(last["observation"][1])
+        env.close()
+
+    def test_seed(self) -> None:
+        pytest.importorskip("envpool")
+        env = make_env("half_cheetah", 2, backend="envpool")
+        observations = []
+        for seed in (3, 3, 4):
+            env.set_seed(seed)
+            observations.append(env.reset()["observation"])
+        assert observations[0].equal(observations[1])
+        assert not observations[0].equal(observations[2])
+        env.close()
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(ValueError, match=r"'walker'.*'point', 'ant', 'half_cheetah'"):
+            make_env("walker")
+        with pytest.raises(ValueError, match=r"backend 'gpu'.*'envpool'"):
+            make_env("ant", 2, backend="gpu")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no backends"):
+            make_env("point", backend="serial")
+        with pytest.raises(ValueError, match="give num_envs"):
+            make_env("ant", backend="envpool")
+
+    def test_missing_dependency_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
+        with pytest.raises(ImportError, match=r"mujoco.*torchrl-metra\[mujoco\]"):
+            make_env("ant", backend="serial")
+
+
+class TestSkillPrimer:
+    def test_specs(self, env: EnvBase) -> None:
+        check_env_specs(env)
+
+    def test_one_skill_per_episode_and_environment(self, env: EnvBase) -> None:
+        skill = env.rollout(5)["skill"]
+        assert (skill == skill[..., :1, :]).all()
+        if env.batch_size and skill.shape[-1] == 2:
+            assert len(skill[:, 0].unique(dim=0)) == len(skill)
+        assert not env.rollout(5)["skill"].equal(skill) or skill.shape[-1] == 4
+
+    def test_fixed_skill(self, env: EnvBase) -> None:
+        dim = env.observation_spec["skill"].shape[-1]
+        fixed = torch.eye(dim)[0].expand(*env.batch_size, dim).clone()
+        start = env.reset(TensorDict({"skill": fixed}, env.batch_size))
+        assert start["skill"].equal(fixed)
+        rollout = env.rollout(4, auto_reset=False, tensordict=start)
+        assert (rollout["skill"] == fixed.unsqueeze(-2)).all()
+        assert (rollout["next", "skill"] == fixed.unsqueeze(-2)).all()
+
+    def test_partial_reset_redraws_only_what_is_reset(self, env: EnvBase) -> None:
+        if not env.batch_size:
+            pytest.skip("a single environment has no partial reset")
+        start = env.reset()
+        mask = torch.tensor([[True], [False], [False]])
+        reset = env.reset(start.select("done", "terminated", "truncated").set("_reset", mask))
+        # Skills of environments that go on are carried by the caller, as all of its data is.
+        carried = torch.where(mask, reset["skill"], start["skill"])
+        assert carried[1:].equal(start["skill"][1:])
+        norm = reset["skill"][0].norm()
+        torch.testing.assert_close(norm, torch.tensor(1.0))
+
+    def test_collector_draws_at_every_automatic_reset(self) -> None:
+        env = TransformedEnv(PointEnv(4, max_steps=5), SkillPrimer(UnitSphere(2)))
+        collector = Collector(env, frames_per_batch=4 * 20, total_frames=4 * 20)
+        skill = next(iter(collector))["skill"]
+        episodes = skill.unflatten(1, (4, 5))
+        assert (episodes == episodes[:, :, :1]).all()
+        assert len(episodes[:, :, 0].flatten(0, 1).unique(dim=0)) == 16
+        collector.shutdown()
+
+    def test_collector_with_episodes_of_different_lengths(self) -> None:
+        lengths = [3, 5, 7]
+        env = SerialEnv(3, [partial(skill_env, length) for length in lengths])
+        collector = Collector(env, frames_per_batch=3 * 105, total_frames=3 * 105)
+        batch = next(iter(collector))
+        for row, length in enumerate(lengths):
+            episodes = batch["skill"][row].unflatten(0, (-1, length))
+            assert (episodes == episodes[:, :1]).all()
+            assert len(episodes[:, 0].unique(dim=0)) == 105 // length
+            # The last transition of an episode keeps the skill that it was made with.
+            assert batch["next", "skill"][row].equal(batch["skill"][row])
+        collector.shutdown()
+
+    def test_seed(self, env: EnvBase) -> None:
+        skills = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            env.set_seed(seed)
+            skills.append(torch.stack([env.reset()["skill"] for _ in range(8)]))
+        assert skills[0].equal(skills[1])
+        assert not skills[0].equal(skills[2])
+
+    def test_clone(self) -> None:
+        primer = SkillPrimer(OneHot(3))
+        env = TransformedEnv(PointEnv(2), primer.clone())
+        check_env_specs(env)
+
+    def test_renamed_key(self) -> None:
+        env = TransformedEnv(PointEnv(2), SkillPrimer(OneHot(3), skill_key=("task", "z")))
+        check_env_specs(env)
+        assert env.rollout(2)["task", "z"].shape == (2, 2, 3)
+
+    def test_refuses_replay_buffers(self) -> None:
+        buffer = ReplayBuffer(storage=LazyTensorStorage(10), batch_size=2)
+        buffer.append_transform(SkillPrimer(OneHot(3)))
+        buffer.extend(TensorDict({"skill": torch.eye(3)}, [3]))
+        with pytest.raises(RuntimeError, match=r"overwrite the skills.*env\.append_transform"):
+            buffer.sample()
+
+    def test_wrong_skill_at_reset(self) -> None:
+        env = TransformedEnv(PointEnv(2), SkillPrimer(OneHot(3)))
+        with pytest.raises(ValueError, match=r"\[\.\.\., 3\].*\[2, 4\]"):
+            env.reset(TensorDict({"skill": torch.zeros(2, 4)}, [2]))
+
+    def test_prior_must_be_a_prior(self) -> None:
+        with pytest.raises(TypeError, match=r"SkillPrior.*got int"):
+            SkillPrimer(3)  # type: ignore[arg-type]
+
+
+def rewarding_env(metra_loss: METRALoss) -> EnvBase:
+    return TransformedEnv(
+        PointEnv(), Compose(SkillPrimer(metra_loss.prior), IntrinsicRewardTransform(metra_loss))
+    )
+
+
+class TestIntrinsicReward:
+    @pytest.fixture
+    def losses(self) -> SimpleNamespace:
+        return make_losses(OneHot(4))
+
+    def expected(self, losses: SimpleNamespace, data: TensorDict) -> torch.Tensor:
+        encoder = losses.networks.encoder.module
+        step = encoder(data["next", "observation"]) - encoder(data["observation"])
+        return (step * losses.prior.center(data["skill"])).sum(-1, keepdim=True).detach()
+
+    @pytest.mark.parametrize("num_envs", [None, 3])
+    def test_on_an_environment(self, losses: SimpleNamespace, num_envs: int | None) -> None:
+        env = TransformedEnv(PointEnv(num_envs), SkillPrimer(losses.prior))
+        env.append_transform(IntrinsicRewardTransform(losses.metra_loss))
+        check_env_specs(env)
+        rollout = env.rollout(5)
+        reward = rollout["next", "intrinsic_reward"]
+        assert not reward.requires_grad
+        torch.testing.assert_close(reward, self.expected(losses, rollout))
+        assert not env.state_dict()
+
+    def test_in_a_collector(self, losses: SimpleNamespace) -> None:
+        env = TransformedEnv(PointEnv(2), SkillPrimer(losses.prior))
+        collector = Collector(
+            env,
+            frames_per_batch=20,
+            total_frames=20,
+            postproc=IntrinsicRewardTransform(losses.metra_loss),
+        )
+        batch = next(iter(collector))
+        torch.testing.assert_close(batch["next", "intrinsic_reward"], self.expected(losses, batch))
+        collector.shutdown()
+
+    def test_on_a_replay_buffer_relabels_with_todays_encoder(self, losses: SimpleNamespace) -> None:
+        env = TransformedEnv(PointEnv(2), SkillPrimer(losses.prior))
+        buffer = ReplayBuffer(storage=LazyTensorStorage(50), batch_size=8)
+        transform = IntrinsicRewardTransform(losses.metra_loss, reward_key="reward")
+        buffer.append_transform(transform)
+        buffer.extend(env.rollout(10).reshape(-1))
+        sample = buffer.sample()
+        torch.testing.assert_close(sample["next", "reward"], self.expected(losses, sample))
+        before = losses.metra_loss.reward(sample)
+        with torch.no_grad():
+            for parameter in losses.metra_loss.encoder_params.parameters():
+                parameter.mul_(2)
+        again = transform(sample.clone())["next", "reward"]
+        torch.testing.assert_close(again, self.expected(losses, sample))
+        assert not again.allclose(before)
+        assert not again.requires_grad
+
+    def test_around_worker_processes(self, losses: SimpleNamespace) -> None:
+        env = TransformedEnv(
+            ParallelEnv(2, skill_env), IntrinsicRewardTransform(make_losses().metra_loss)
+        )
+        try:
+            check_env_specs(env)
+        finally:
+            env.close()
+
+    def test_refuses_to_go_stale_in_worker_processes(self, losses: SimpleNamespace) -> None:
+        with pytest.raises(RuntimeError, match="Put it outside"):
+            ParallelEnv(2, partial(rewarding_env, losses.metra_loss)).reset()
+
+    def test_loss_without_reward_is_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"reward\(tensordict\).*Linear has none"):
+            IntrinsicRewardTransform(nn.Linear(2, 2))  # type: ignore[arg-type]

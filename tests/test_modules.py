@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.data import Bounded, Unbounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MLP
+
+from torchrl_metra import (
+    OneHot,
+    SkillConditionedActor,
+    SkillPolicy,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
+from torchrl_metra.modules import NormalHead
+
+PRIOR = UnitSphere(3)
+
+
+def states(batch: int = 6) -> TensorDict:
+    return TensorDict({"observation": torch.randn(batch, 4), "skill": PRIOR.sample([batch])}, [batch])
+
+
+class TestSkillConditionedActor:
+    def test_any_feature_network(self) -> None:
+        class Features(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bilinear = nn.Bilinear(4, 3, 8)
+
+            def forward(self, observation: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
+                return self.bilinear(observation, skill)
+
+        actor = SkillConditionedActor(Features(), 8, Bounded(-1, 1, (2,)))
+        assert actor(states())["action"].shape == (6, 2)
+        assert actor.in_keys == ["observation", "skill"]
+
+    def test_renamed_inputs(self) -> None:
+        network = MLP(in_features=7, out_features=8, num_cells=[8])
+        actor = SkillConditionedActor(
+            network, 8, Bounded(-1, 1, (2,)), in_keys=[("state", "x"), "z"]
+        )
+        inputs = TensorDict({"state": {"x": torch.randn(6, 4)}, "z": PRIOR.sample([6])}, [6])
+        assert actor(inputs)["action"].shape == (6, 2)
+
+    def test_deterministic_action_is_tanh_of_the_mean(self) -> None:
+        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            out = networks.actor(states())
+        torch.testing.assert_close(out["action"], out["loc"].tanh())
+        with set_exploration_type(ExplorationType.RANDOM):
+            again = networks.actor(out.clone())["action"]
+        assert not again.allclose(out["action"])
+
+    def test_depends_on_the_skill(self) -> None:
+        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
+        inputs = states()
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            one = networks.actor(inputs.clone())["action"]
+            other = networks.actor(inputs.set("skill", -inputs["skill"]))["action"]
+        assert not one.allclose(other)
+
+    def test_respects_the_bounds_of_the_action(self) -> None:
+        spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
+        actor = make_sac_networks(4, spec, PRIOR, num_cells=[8]).actor
+        with set_exploration_type(ExplorationType.RANDOM):
+            action = actor(states(500))["action"]
+        assert spec.expand(500, 2).is_in(action)
+        assert (action[:, 1] > 1).any()
+
+    def test_unbounded_action_is_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"Bounded action spec.*Unbounded"):
+            SkillConditionedActor(nn.Identity(), 8, Unbounded((2,)))
+
+    def test_standard_deviation_is_clamped(self) -> None:
+        head = NormalHead(1, 1)
+        nn.init.zeros_(head.linear.weight)
+        for bias, expected in ((99.0, math.exp(2)), (-99.0, 1e-6)):
+            nn.init.constant_(head.linear.bias, bias)
+            assert head(torch.zeros(1))[1].item() == pytest.approx(expected, rel=1e-4)
+
+
+class TestMakeSACNetworks:
+    def test_the_authors_initialisation(self) -> None:
+        networks = make_sac_networks(29, Bounded(-1, 1, (8,)), UnitSphere(2))
+        trunk = networks.actor.module[0].module
+        for module in (networks.encoder, *networks.critics, networks.actor):
+            for name, parameter in module.named_parameters():
+                if name.endswith("bias"):
+                    assert parameter.eq(0).all()
+        xavier_std = math.sqrt(2 / (1024 + 1024))
+        for layer in (
+            networks.encoder.module[2],
+            networks.critics[0].module[2],
+            trunk.network[2],
+        ):
+            assert layer.weight.std().item() == pytest.approx(xavier_std, rel=0.05)
+        # Uniform weights end at √3 standard deviations, normal ones do not.
+        assert networks.encoder.module[2].weight.abs().max() < 1.74 * xavier_std
+        assert networks.critics[0].module[2].weight.abs().max() > 3 * xavier_std
+        head = trunk.head.linear.weight
+        assert head.std().item() == pytest.approx(0.1 * math.sqrt(2 / (1024 + 8)), rel=0.05)
+        assert isinstance(trunk.network[1], nn.Tanh)
+        assert isinstance(networks.encoder.module[1], nn.ReLU)
+
+    def test_twin_critics_differ(self) -> None:
+        first, second = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).critics
+        assert not first.module[0].weight.equal(second.module[0].weight)
+
+    def test_batched_action_spec(self) -> None:
+        env = make_env("point", num_envs=5)
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
+        assert networks.architecture.action_low == (-1.0, -1.0)
+
+    def test_no_hidden_layers(self) -> None:
+        with pytest.raises(ValueError, match="at least one hidden layer"):
+            make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[])
+
+
+class TestSkillPolicy:
+    @pytest.mark.parametrize("prior", [UnitSphere(3), OneHot(5)])
+    def test_round_trip(self, tmp_path: Path, prior) -> None:
+        spec = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
+        networks = make_sac_networks(4, spec, prior, num_cells=[8, 12])
+        policy = SkillPolicy.from_networks(networks, prior)
+        policy.save(tmp_path / "new" / "skills.pt")
+        loaded = SkillPolicy.load(tmp_path / "new" / "skills.pt")
+        assert loaded.prior == prior
+        assert loaded.architecture == networks.architecture
+        inputs = TensorDict({"observation": torch.randn(6, 4), "skill": prior.sample([6])}, [6])
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            torch.testing.assert_close(
+                loaded.actor(inputs.clone())["action"], networks.actor(inputs.clone())["action"]
+            )
+        torch.testing.assert_close(
+            loaded.encoder(inputs.clone())["latent"], networks.encoder(inputs.clone())["latent"]
+        )
+        assert [file.name for file in (tmp_path / "new").iterdir()] == ["skills.pt"]
+
+    def test_keeps_observation_normalisation(self, tmp_path: Path) -> None:
+        pytest.importorskip("mujoco")
+        env = make_env("half_cheetah")
+        networks = make_sac_networks(18, env.action_spec, PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR, env).save(tmp_path / "skills.pt")
+        norm = SkillPolicy.load(tmp_path / "skills.pt").observation_norm
+        raw = env.base_env.reset()["observation"].float()
+        normalised = (raw - norm["loc"]) / norm["scale"]
+        torch.testing.assert_close(
+            env.transform(TensorDict({"observation": raw}, []))["observation"], normalised
+        )
+
+    def test_own_networks(self, tmp_path: Path) -> None:
+        def build() -> tuple[SkillConditionedActor, nn.Module]:
+            trunk = MLP(in_features=7, out_features=8, num_cells=[5])
+            return SkillConditionedActor(trunk, 8, Bounded(-1, 1, (2,))), nn.Linear(4, 3)
+
+        actor, encoder = build()
+        SkillPolicy(actor, encoder, PRIOR).save(tmp_path / "skills.pt")
+        with pytest.raises(ValueError, match=r"pass them as `actor` and `encoder`"):
+            SkillPolicy.load(tmp_path / "skills.pt")
+        fresh_actor, fresh_encoder = build()
+        SkillPolicy.load(tmp_path / "skills.pt", actor=fresh_actor, encoder=fresh_encoder)
+        assert fresh_encoder.weight.equal(encoder.weight)
+
+    def test_files_of_another_kind(self, tmp_path: Path) -> None:
+        path = tmp_path / "other.pt"
+        torch.save({"format": "something.else"}, path)
+        with pytest.raises(ValueError, match=r"torchrl_metra\.SkillPolicy.*something\.else"):
+            SkillPolicy.load(path)
+        torch.save(nn.Linear(2, 2), path)
+        with pytest.raises(ValueError, match="not a skill policy file"):
+            SkillPolicy.load(path)
+        path.write_bytes(b"no torch file at all")
+        with pytest.raises(ValueError, match="not a skill policy file"):
+            SkillPolicy.load(path)
+        with pytest.raises(FileNotFoundError):
+            SkillPolicy.load(tmp_path / "missing.pt")
+
+    def test_newer_format(self, tmp_path: Path) -> None:
+        path = tmp_path / "skills.pt"
+        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR).save(path)
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, "format_version": 99}, path)
+        with pytest.raises(ValueError, match=r"version 99.*Upgrade"):
+            SkillPolicy.load(path)

@@ -1,0 +1,242 @@
+"""One gradient step against the numbers of the authors' implementation.
+
+``tests/data`` holds what their code computed on tiny networks: weights before and
+after, gradients, losses, and the noise that it drew.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Bounded
+from torchrl.objectives import SACLoss
+from torchrl.objectives.utils import SoftUpdate
+
+from torchrl_metra import (
+    METRALoss,
+    METRAOptimizationStepper,
+    OneHot,
+    UnitSphere,
+    make_metra_optimizers,
+    make_sac_networks,
+)
+
+DATA = Path(__file__).parent / "data"
+EXACT = {"rtol": 1e-4, "atol": 1e-5}
+# TorchRL's Tanh-Normal guards its log-density otherwise than the authors' code does.
+LOG_PROB = {"rtol": 1e-3, "atol": 1e-5}
+
+MLP_LAYERS = {"0": "_layers.0.linear", "2": "_layers.1.linear", "4": "_output_layers.0.linear"}
+ENCODER_LAYERS = {
+    "0": "_mean_module._layers.0.linear",
+    "2": "_mean_module._layers.1.linear",
+    "4": "_mean_module._output_layers.0.linear",
+}
+TRUNK = "_module._shared_mean_log_std_network"
+
+
+class Golden:
+    """A file of recorded numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(DATA / f"{name}.npz")
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.arrays[key]))
+
+    def mlp(self, stage: str, module: str, layers: dict[str, str]) -> dict[str, torch.Tensor]:
+        return {
+            f"{ours}.{kind}": self[f"{stage}/{module}/{theirs}.{kind}"]
+            for ours, theirs in layers.items()
+            for kind in ("weight", "bias")
+        }
+
+    def encoder(self, stage: str) -> dict[str, torch.Tensor]:
+        return self.mlp(stage, "traj_encoder", ENCODER_LAYERS)
+
+    def critic(self, stage: str, name: str) -> dict[str, torch.Tensor]:
+        return self.mlp(stage, name, MLP_LAYERS)
+
+    def actor(self, stage: str) -> dict[str, torch.Tensor]:
+        prefix = f"{stage}/option_policy/{TRUNK}"
+        weights = {
+            f"network.{ours}.{kind}": self[f"{prefix}._layers.{layer}.linear.{kind}"]
+            for layer, ours in enumerate("02")
+            for kind in ("weight", "bias")
+        }
+        for kind in ("weight", "bias"):
+            heads = [self[f"{prefix}._output_layers.{head}.linear.{kind}"] for head in (0, 1)]
+            weights[f"head.linear.{kind}"] = torch.cat(heads)
+        return weights
+
+
+@pytest.fixture(params=["continuous", "discrete"])
+def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """One METRA step from the recorded weights, batch and noise."""
+    golden = Golden(request.param)
+    dim = int(golden["cfg/dim_option"])
+    prior = OneHot(dim) if golden["cfg/discrete"] else UnitSphere(dim)
+    networks = make_sac_networks(5, Bounded(-1, 1, (2,)), prior, num_cells=(32, 32))
+    networks.encoder.module.load_state_dict(golden.encoder("init"))
+    networks.actor.module[0].module.load_state_dict(golden.actor("init"))
+    for critic, name in zip(networks.critics, ("qf1", "qf2"), strict=True):
+        critic.module.load_state_dict(golden.critic("init", name))
+
+    metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms")
+    sac_loss = SACLoss(
+        networks.actor,
+        networks.critics,
+        loss_function="l2",
+        alpha_init=0.01,
+        target_entropy=float(golden["out/target_entropy"]),
+    )
+    sac_loss.make_value_estimator(gamma=0.99)
+    updater = SoftUpdate(sac_loss, eps=0.995)
+    for index, name in enumerate(("target_qf1", "target_qf2")):
+        for key, value in golden.critic("init", name).items():
+            path = ("module", *key.split("."))
+            sac_loss.target_qvalue_network_params.get(path).data[index] = value
+
+    noise = iter([golden["next/eps"], golden["new/eps"]])
+    monkeypatch.setattr(
+        "torch.distributions.normal._standard_normal", lambda *args, **kwargs: next(noise)
+    )
+    optimizers = make_metra_optimizers(metra_loss, sac_loss)
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for name, optimizer in optimizers.items():
+        optimizer.register_step_pre_hook(partial(_record_gradients, gradients, name))
+
+    done = golden["in/dones"].bool().unsqueeze(-1)
+    batch = TensorDict(
+        {
+            "observation": golden["in/obs"],
+            "action": golden["in/actions"],
+            "skill": golden["in/options"],
+            "next": {
+                "observation": golden["in/next_obs"],
+                "done": done,
+                "terminated": done.clone(),
+            },
+        },
+        batch_size=[16],
+    )
+    before = metra_loss.reward(batch).detach().squeeze(-1)
+    constraint = METRALoss(networks.encoder, prior, constraint_norm="rms", reduction="none")(batch)
+    trainer = SimpleNamespace(loss_module=sac_loss, replay_buffer=None)
+    metrics = METRAOptimizationStepper(metra_loss, optimizers).step(trainer, batch)
+    updater.step()
+    return SimpleNamespace(
+        golden=golden,
+        networks=networks,
+        metra_loss=metra_loss,
+        sac_loss=sac_loss,
+        batch=batch,
+        metrics=metrics,
+        gradients=gradients,
+        reward_before=before,
+        per_pair=constraint,
+    )
+
+
+def _record_gradients(
+    gradients: dict[str, list[torch.Tensor]],
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    *_: object,
+) -> None:
+    gradients[name] = [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: dict[str, float]) -> None:
+    torch.testing.assert_close(actual.detach(), expected.reshape(actual.shape), **tolerance)
+
+
+def test_rewards(step: SimpleNamespace) -> None:
+    check(step.reward_before, step.golden["out/rewards_before"], EXACT)
+    check(step.batch["next", "reward"], step.golden["out/rewards_after"], EXACT)
+    # The relabelled rewards must really be others than those before the update.
+    assert (step.batch["next", "reward"].squeeze(-1) - step.reward_before).abs().max() > 1e-3
+
+
+def test_constraint(step: SimpleNamespace) -> None:
+    expected = step.golden["out/cst_penalty"]
+    assert (expected < 0).any()
+    assert (expected > 0).any()
+    check(step.per_pair["constraint"], expected, EXACT)
+    check(-step.per_pair["loss_encoder"], step.golden["out/te_obj"], EXACT)
+
+
+def test_encoder_and_dual_losses(step: SimpleNamespace) -> None:
+    check(step.metrics["loss_encoder"], step.golden["out/LossTe"], EXACT)
+    check(step.metrics["loss_dual"], step.golden["out/LossDualLam"], EXACT)
+    check(step.metrics["dual"], step.golden["out/DualLam"], EXACT)
+
+
+def test_encoder_gradients(step: SimpleNamespace) -> None:
+    names = [key for key, _ in step.metra_loss.encoder_params.named_parameters()]
+    expected = step.golden.encoder("grad")
+    assert len(names) == len(expected)
+    for name, gradient in zip(names, step.gradients["encoder"], strict=True):
+        check(gradient, expected[name.removeprefix("module.")], EXACT)
+    check(step.gradients["dual"][0], step.golden["grad/dual_lam/param"], EXACT)
+
+
+def test_encoder_and_dual_after_one_step(step: SimpleNamespace) -> None:
+    for name, expected in step.golden.encoder("after").items():
+        # The last bias cancels in φ(s') - φ(s): its gradient is rounding noise, which Adam
+        # blows up to one learning rate in either direction.
+        tolerance = {"rtol": 0, "atol": 2e-4} if name == "4.bias" else EXACT
+        check(step.networks.encoder.module.get_parameter(name), expected, tolerance)
+    check(step.metra_loss.log_dual, step.golden["after/dual_lam/param"], EXACT)
+
+
+def test_critics(step: SimpleNamespace) -> None:
+    # TorchRL's l2 is twice the authors' 0.5 · MSE, which Adam does not notice.
+    expected = 2 * (step.golden["out/LossQf1"] + step.golden["out/LossQf2"])
+    check(step.metrics["loss_qvalue"], expected, LOG_PROB)
+    names = [key for key, _ in step.sac_loss.qvalue_network_params.named_parameters()]
+    for index, critic in enumerate(("qf1", "qf2")):
+        gradients = step.golden.critic("grad", critic)
+        after = step.golden.critic("after", critic)
+        for name, gradient in zip(names, step.gradients["qvalue"], strict=True):
+            key = name.removeprefix("module.")
+            check(gradient[index] / 2, gradients[key], LOG_PROB)
+            parameter = step.sac_loss.qvalue_network_params.get(tuple(name.split(".")))
+            check(parameter[index], after[key], EXACT)
+
+
+def test_critic_target(step: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = step.golden
+    for index, name in enumerate(("target_qf1", "target_qf2")):
+        for key, value in golden.critic("init", name).items():
+            path = ("module", *key.split("."))
+            step.sac_loss.target_qvalue_network_params.get(path).data[index] = value
+    step.networks.actor.module[0].module.load_state_dict(golden.actor("init"))
+    step.sac_loss.log_alpha.data.fill_(float(golden["init/log_alpha/param"]))
+    monkeypatch.setattr(
+        "torch.distributions.normal._standard_normal", lambda *args, **kwargs: golden["next/eps"]
+    )
+    check(step.sac_loss._compute_target_v2(step.batch), golden["out/q_target"], LOG_PROB)
+
+
+def test_actor_and_entropy_coefficient(step: SimpleNamespace) -> None:
+    check(step.metrics["loss_actor"], step.golden["out/LossSacp"], LOG_PROB)
+    check(step.metrics["loss_alpha"], step.golden["out/LossAlpha"], LOG_PROB)
+    check(-step.metrics["entropy"], step.golden["out/SacpNewActionLogProbMean"], LOG_PROB)
+    after = step.golden.actor("after")
+    for name, expected in after.items():
+        check(step.networks.actor.module[0].module.get_parameter(name), expected, EXACT)
+    check(step.sac_loss.log_alpha, step.golden["after/log_alpha/param"], EXACT)
+
+
+def test_target_networks(step: SimpleNamespace) -> None:
+    for index, name in enumerate(("target_qf1", "target_qf2")):
+        for key, expected in step.golden.critic("after", name).items():
+            path = ("module", *key.split("."))
+            check(step.sac_loss.target_qvalue_network_params.get(path)[index], expected, EXACT)

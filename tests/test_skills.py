@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from torchrl_metra import OneHot, SkillPrior, StandardNormal, UnitSphere
+
+PRIORS = [UnitSphere(1), UnitSphere(2), UnitSphere(5), StandardNormal(3), OneHot(1), OneHot(4)]
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
+class TestEveryPrior:
+    def test_samples_have_shape_and_lie_in_spec(self, prior: SkillPrior) -> None:
+        skills = prior.sample([7, 3])
+        assert skills.shape == (7, 3, prior.dim)
+        assert skills.dtype == torch.float32
+        assert prior.spec.expand(7, 3, prior.dim).is_in(skills)
+
+    def test_generator_makes_samples_repeatable(self, prior: SkillPrior) -> None:
+        first = prior.sample([50], generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(99)
+        again = prior.sample([50], generator=torch.Generator().manual_seed(1))
+        other = prior.sample([50], generator=torch.Generator().manual_seed(2))
+        assert first.equal(again)
+        assert prior == OneHot(1) or not first.equal(other)
+
+    @pytest.mark.parametrize("num_skills", [1, 3, 16])
+    def test_grid_is_fixed_and_within_the_prior(self, prior: SkillPrior, num_skills: int) -> None:
+        grid = prior.grid(num_skills)
+        assert grid.shape == (num_skills, prior.dim)
+        assert grid.equal(prior.grid(num_skills))
+        assert prior.spec.expand(num_skills, prior.dim).is_in(grid.clamp(-10, 10))
+
+    def test_config_round_trip(self, prior: SkillPrior) -> None:
+        assert SkillPrior.from_config(prior.to_config()) == prior
+
+    def test_wrong_size_is_refused_with_both_sizes(self, prior: SkillPrior) -> None:
+        with pytest.raises(ValueError, match=rf"\[\.\.\., {prior.dim}\].*\[4, {prior.dim + 1}\]"):
+            prior.validate(torch.zeros(4, prior.dim + 1))
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.0, True])
+def test_number_of_dimensions_must_be_a_positive_integer(dim: object) -> None:
+    with pytest.raises(ValueError, match="positive integer"):
+        OneHot(dim)  # type: ignore[arg-type]
+
+
+def test_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'Cube'.*OneHot.*UnitSphere"):
+        SkillPrior.from_config({"kind": "Cube", "dim": 2})
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 24])
+def test_sphere_has_unit_length_and_no_preferred_direction(dim: int) -> None:
+    skills = UnitSphere(dim).sample([20_000])
+    torch.testing.assert_close(skills.norm(dim=-1), torch.ones(20_000))
+    assert skills.mean(0).abs().max() < 0.05
+    torch.testing.assert_close(UnitSphere(dim).grid(10).norm(dim=-1), torch.ones(10))
+
+
+def test_circle_grid_is_evenly_spaced() -> None:
+    grid = UnitSphere(2).grid(12)
+    cosine = (grid * grid.roll(1, 0)).sum(-1)
+    torch.testing.assert_close(cosine, torch.full([12], math.cos(2 * math.pi / 12)))
+
+
+def test_fibonacci_grid_spreads_over_the_sphere() -> None:
+    grid = UnitSphere(3).grid(200)
+    nearest = (grid @ grid.T - 2 * torch.eye(200)).max(-1).values
+    assert grid.mean(0).norm() < 0.01
+    # No two neighbours closer than half of what equal areas would give.
+    assert nearest.max() < math.cos(0.5 * math.sqrt(4 * math.pi / 200))
+
+
+def test_one_hot_grid_visits_every_skill_equally_often() -> None:
+    assert OneHot(16).grid(48).sum(0).tolist() == [3.0] * 16
+    assert OneHot(16).grid(4).argmax(-1).tolist() == [0, 4, 8, 12]
+
+
+def test_one_hot_samples_are_uniform() -> None:
+    share = OneHot(4).sample([20_000]).mean(0)
+    torch.testing.assert_close(share, torch.full([4], 0.25), atol=0.02, rtol=0)
+
+
+def test_centred_one_hot() -> None:
+    third = -1 / 3
+    torch.testing.assert_close(
+        OneHot(4).center(torch.tensor([0.0, 1.0, 0.0, 0.0])),
+        torch.tensor([third, 1.0, third, third]),
+    )
+    assert OneHot(1).center(torch.ones(1)).tolist() == [0.0]
+    assert UnitSphere(2).center(torch.ones(2)).tolist() == [1.0, 1.0]
