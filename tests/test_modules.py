@@ -25,7 +25,9 @@ PRIOR = UnitSphere(3)
 
 
 def states(batch: int = 6) -> TensorDict:
-    return TensorDict({"observation": torch.randn(batch, 4), "skill": PRIOR.sample([batch])}, [batch])
+    return TensorDict(
+        {"observation": torch.randn(batch, 4), "skill": PRIOR.sample([batch])}, [batch]
+    )
 
 
 class TestSkillConditionedActor:

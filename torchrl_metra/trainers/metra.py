@@ -303,6 +303,8 @@ class METRATrainer(Trainer):
                 "the replay buffer has no batch size: build it with ReplayBuffer(batch_size=256, "
                 "...)."
             )
+        # TorchRL builds it at its first use; a checkpoint must find it before.
+        assert loss_module.value_estimator is not None
         if optimization_stepper is None:
             optimizers = make_metra_optimizers(metra_loss, loss_module)
             optimization_stepper = METRAOptimizationStepper(metra_loss, optimizers)
@@ -325,8 +327,10 @@ class METRATrainer(Trainer):
 
         self.metra_loss = metra_loss
         self.min_buffer_size = min_buffer_size
+        # Rewards are made anew for each batch, and a skill is the same at both ends of a step.
         self._replay_keys = {*metra_loss.in_keys, *loss_module.in_keys} - {
-            ("next", metra_loss.tensor_keys.skill)
+            ("next", metra_loss.tensor_keys.skill),
+            ("next", loss_module.tensor_keys.reward),
         }
         self.register_module("metra_loss", metra_loss)
         self.register_op("batch_process", self._store)

@@ -1,0 +1,158 @@
+"""METRA really learns: PointEnv's fan of skills, in about a minute each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import optim
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.trainers.algorithms import SACTrainer
+
+from torchrl_metra import (
+    METRAHook,
+    METRALoss,
+    METRAOptimizationStepper,
+    METRATrainer,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+    make_metra_optimizers,
+    make_sac_networks,
+)
+from torchrl_metra.evaluation import coverage, rollout_skills, sector_coverage, skill_alignment
+from torchrl_metra.objectives import functional as F
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PRIOR = UnitSphere(2)
+TOTAL_FRAMES = 100_000
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def skill_env(num_envs: int):
+    return make_env("point", num_envs).append_transform(SkillPrimer(PRIOR))
+
+
+def build(seed: int = 0) -> SimpleNamespace:
+    torch.manual_seed(seed)
+    env = skill_env(16)
+    networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[64, 64])
+    sac_loss = SACLoss(
+        networks.actor, networks.critics, loss_function="l2", alpha_init=0.01, target_entropy=-1.0
+    )
+    return SimpleNamespace(
+        networks=networks,
+        metra_loss=METRALoss(networks.encoder, PRIOR, dual_init=10.0),
+        sac_loss=sac_loss,
+        trainer={
+            "collector": Collector(
+                env, networks.actor, frames_per_batch=1_600, total_frames=TOTAL_FRAMES
+            ),
+            "total_frames": TOTAL_FRAMES,
+            "optim_steps_per_batch": 50,
+            "loss_module": sac_loss,
+            "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(TOTAL_FRAMES), batch_size=256),
+            "progress_bar": False,
+        },
+    )
+
+
+def evaluate(actor: Any, metra_loss: METRALoss) -> SimpleNamespace:
+    """48 deterministic episodes with skills evenly spaced on the circle."""
+    rollouts = rollout_skills(skill_env(48), actor, PRIOR.grid(48))
+    with torch.no_grad():
+        latent, next_latent = metra_loss.encode_pair(rollouts)
+    position = rollouts["next", "position"]
+    return SimpleNamespace(
+        coverage=coverage(position),
+        sectors=sector_coverage(position[:, -1]),
+        alignment=skill_alignment(latent[:, 0], next_latent[:, -1], rollouts["skill"][:, 0]),
+        squared_step=F.squared_step(latent, next_latent, metra_loss.constraint_norm).mean().item(),
+    )
+
+
+def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) -> None:
+    assert abs(untrained.alignment) < 0.6, untrained
+    assert result.sectors >= 9, result
+    assert result.alignment >= 0.85, result
+    assert result.coverage >= 3 * untrained.coverage, (result, untrained)
+    assert result.squared_step <= 1.05, result
+
+
+def test_metra_trainer_learns_the_fan() -> None:
+    parts = build()
+    untrained = evaluate(parts.networks.actor, parts.metra_loss)
+    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-3, dual=3e-3)
+    METRATrainer(
+        **parts.trainer,
+        metra_loss=parts.metra_loss,
+        optimization_stepper=METRAOptimizationStepper(parts.metra_loss, optimizers),
+        min_buffer_size=1_600,
+    ).train()
+    assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)
+
+
+@pytest.mark.filterwarnings("ignore:SACTrainer is an experimental")
+def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
+    parts = build()
+    untrained = evaluate(parts.networks.actor, parts.metra_loss)
+    trainer = SACTrainer(
+        **parts.trainer,
+        frame_skip=1,
+        optimizer=optim.Adam(parts.sac_loss.parameters(), lr=1e-3),
+        target_net_updater=SoftUpdate(parts.sac_loss, eps=0.995),
+        log_rewards=False,
+    )
+    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-3, dual=3e-3)
+    METRAHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")}).register(
+        trainer
+    )
+    trainer.train()
+    assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)
+
+
+class TestAddMETRAToSAC:
+    source = (EXAMPLES / "add_metra_to_sac.py").read_text()
+
+    def test_at_most_15_marked_lines(self) -> None:
+        assert 5 < self.source.count("# METRA\n") <= 15
+
+    def test_learns_the_fan(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        script = __import__("add_metra_to_sac")
+        start = script.train(total_frames=1)
+        untrained = evaluate(start["actor"], start["metra_loss"])
+        parts = script.train(total_frames=TOTAL_FRAMES)
+        assert_learned_the_fan(evaluate(parts["actor"], parts["metra_loss"]), untrained)
+
+    def test_is_plain_sac_without_the_marked_lines(self, tmp_path: Path) -> None:
+        lines = [line for line in self.source.splitlines() if not line.endswith("# METRA")]
+        plain = "\n".join(lines).replace("from torchrl_metra", "from torchrl_metra.envs", 0)
+        plain = plain.split('if __name__ == "__main__"')[0]
+        plain = plain.replace('"metra_loss": metra_loss', "")
+        namespace: dict[str, Any] = {}
+        code = "from torchrl_metra import PointEnv\n" + plain
+        exec(compile(code, "plain_sac", "exec"), namespace)
+        parts = namespace["train"](total_frames=3_200)
+        assert parts["actor"].in_keys == ["observation"]
+        assert "skill" not in parts["env"].rollout(2).keys()
+
+
+def test_examples_are_importable_without_side_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    for name in ("ant", "half_cheetah", "point"):
+        assert callable(__import__(name).main)
+        sys.modules.pop(name)

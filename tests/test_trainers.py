@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_batch, make_losses
+from tensordict import TensorDict, TensorDictBase
+from torch import optim
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data.replay_buffers.samplers import PrioritizedSampler
+from torchrl.envs import ActionScaling, RewardSum, TransformedEnv
+from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.record.loggers import CSVLogger
+from torchrl.trainers import OptimizationStepper, Trainer
+from torchrl.trainers.algorithms import SACTrainer
+
+from torchrl_metra import (
+    METRAHook,
+    METRAOptimizationStepper,
+    METRATrainer,
+    OneHot,
+    PointEnv,
+    SkillPrimer,
+    make_env,
+    make_metra_optimizers,
+)
+from torchrl_metra.trainers import SkillEvaluation
+
+
+def skill_env(parts: SimpleNamespace, num_envs: int = 4) -> TransformedEnv:
+    return make_env("point", num_envs).append_transform(SkillPrimer(parts.prior))
+
+
+def build_trainer(parts: SimpleNamespace, **overrides: Any) -> METRATrainer:
+    collector = Collector(
+        skill_env(parts), parts.networks.actor, frames_per_batch=40, total_frames=10_000
+    )
+    keywords: dict[str, Any] = {
+        "collector": collector,
+        "total_frames": 120,
+        "optim_steps_per_batch": 3,
+        "loss_module": parts.sac_loss,
+        "metra_loss": parts.metra_loss,
+        "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(500), batch_size=16),
+        "progress_bar": False,
+    }
+    return METRATrainer(**{**keywords, **overrides})
+
+
+def weights(*modules: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for module in modules for p in module.parameters()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
+class TestStepper:
+    def step(self, parts: SimpleNamespace, optimizers: dict[str, Any]) -> TensorDictBase:
+        stepper = METRAOptimizationStepper(parts.metra_loss, optimizers)
+        trainer = SimpleNamespace(loss_module=parts.sac_loss, replay_buffer=None)
+        return stepper.step(trainer, make_batch(parts.prior, 16))
+
+    def test_every_part_moves_and_no_gradient_is_left(self) -> None:
+        parts = make_losses()
+        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+        before = weights(parts.metra_loss, parts.sac_loss)
+        metrics = self.step(parts, optimizers)
+        after = weights(parts.metra_loss, parts.sac_loss)
+        assert all(not a.equal(b) for a, b in zip(before, after, strict=True))
+        for parameter in (*parts.metra_loss.parameters(), *parts.sac_loss.parameters()):
+            assert parameter.grad is None
+        assert not any(value.requires_grad for value in metrics.values())
+        assert {"loss_encoder", "loss_dual", "loss_qvalue", "loss_actor", "loss_alpha"} <= set(
+            metrics.keys()
+        )
+
+    @pytest.mark.parametrize("part", ["dual", "alpha"])
+    def test_a_part_without_optimizer_is_held_fixed(self, part: str) -> None:
+        parts = make_losses()
+        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+        del optimizers[part]
+        fixed = parts.metra_loss.log_dual if part == "dual" else parts.sac_loss.log_alpha
+        before = fixed.item()
+        self.step(parts, optimizers)
+        assert fixed.item() == before
+        assert fixed.grad is None
+
+    def test_optimizers_of_fixed_parts_are_not_built(self) -> None:
+        parts = make_losses(fixed_dual=True)
+        sac_loss = SACLoss(
+            parts.networks.actor, parts.networks.critics, fixed_alpha=True, target_entropy=-1.0
+        )
+        optimizers = make_metra_optimizers(parts.metra_loss, sac_loss)
+        assert set(optimizers) == {"encoder", "qvalue", "actor"}
+        parts.sac_loss = sac_loss
+        self.step(parts, optimizers)
+
+    def test_learning_rates(self) -> None:
+        parts = make_losses()
+        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-3, dual=5e-3)
+        rates = {name: opt.param_groups[0]["lr"] for name, opt in optimizers.items()}
+        assert rates.pop("dual") == 5e-3
+        assert set(rates.values()) == {1e-3}
+        with pytest.raises(ValueError, match=r"\['phi'\].*'encoder'"):
+            make_metra_optimizers(parts.metra_loss, parts.sac_loss, phi=1e-3)
+
+    def test_missing_optimizer(self) -> None:
+        with pytest.raises(ValueError, match=r"\['actor', 'qvalue'\]"):
+            METRAOptimizationStepper(make_losses().metra_loss, {"encoder": None})  # type: ignore
+
+    def test_updates_priorities(self) -> None:
+        parts = make_losses()
+        priorities = []
+        # Stands for a prioritised buffer, whose C++ trees not every build of TorchRL has.
+        buffer = SimpleNamespace(
+            sampler=PrioritizedSampler.__new__(PrioritizedSampler),
+            update_tensordict_priority=lambda batch: priorities.append(batch["td_error"]),
+        )
+        stepper = METRAOptimizationStepper(
+            parts.metra_loss, make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+        )
+        trainer = SimpleNamespace(loss_module=parts.sac_loss, replay_buffer=buffer)
+        stepper.step(trainer, make_batch(parts.prior, 16))
+        assert priorities[0].shape == (16,)
+        assert (priorities[0] > 0).all()
+
+
+class RecordingStepper(OptimizationStepper):
+    """Returns 0, 1, 2, ... as its metrics."""
+
+    def __init__(self) -> None:
+        self.batches: list[TensorDictBase] = []
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        self.batches.append(sub_batch)
+        value = torch.tensor(float(len(self.batches) - 1))
+        return TensorDict({"dual": value, "intrinsic_reward": value.clone()})
+
+
+class TestTrainer:
+    def test_trains_every_network(self) -> None:
+        parts = make_losses()
+        before = weights(parts.metra_loss, parts.sac_loss)
+        targets = parts.sac_loss.target_qvalue_network_params.clone()
+        trainer = build_trainer(parts)
+        trainer.train()
+        assert trainer.collected_frames == 120
+        assert trainer._optim_count == 9
+        after = weights(parts.metra_loss, parts.sac_loss)
+        assert all(not a.equal(b) for a, b in zip(before, after, strict=True))
+        moved = parts.sac_loss.target_qvalue_network_params
+        assert not same(list(targets.values(True, True)), list(moved.values(True, True)))
+
+    def test_initial_policy_fills_the_buffer_before_the_first_update(self) -> None:
+        parts = make_losses()
+        stepper = RecordingStepper()
+        trainer = build_trainer(parts, min_buffer_size=100, optimization_stepper=stepper)
+        sizes = []
+        trainer.register_op("post_steps", lambda: sizes.append(len(stepper.batches)))
+        trainer.train()
+        assert sizes == [0, 0, 3]
+
+    def test_buffer_holds_what_the_losses_read_and_no_more(self) -> None:
+        trainer = build_trainer(make_losses(), optimization_stepper=RecordingStepper())
+        trainer.train()
+        assert len(trainer.replay_buffer) == 120
+        stored = trainer.replay_buffer.sample().keys(True, True)
+        assert {key for key in stored if key != "index"} == {
+            "observation",
+            "skill",
+            "action",
+            ("next", "observation"),
+            ("next", "done"),
+            ("next", "terminated"),
+        }
+
+    def test_metrics_are_averaged_over_all_inner_steps(self) -> None:
+        trainer = build_trainer(
+            make_losses(), total_frames=40, optimization_stepper=RecordingStepper()
+        )
+        trainer.train()
+        assert trainer._log_dict["dual"] == [1.0]
+        assert trainer._log_dict["λ"] == [1.0]
+
+    def test_policy_weights_reach_the_collector(self) -> None:
+        parts = make_losses()
+        env = skill_env(parts)
+        # A meta-device round trip stands for a policy that lives on another device.
+        collector = Collector(
+            env,
+            policy_factory=lambda: make_losses().networks.actor,
+            frames_per_batch=40,
+            total_frames=400,
+        )
+        build_trainer(parts, collector=collector).train()
+        assert same(weights(collector.policy), weights(parts.networks.actor))
+
+    def test_two_trainers_count_for_themselves(self) -> None:
+        first = build_trainer(make_losses())
+        first.train()
+        second = build_trainer(make_losses())
+        assert (first.collected_frames, first._optim_count) == (120, 9)
+        assert (second.collected_frames, second._optim_count) == (0, 0)
+        assert first._last_log is not second._last_log
+
+    def test_logs_rates_and_coverage_to_csv(self, tmp_path) -> None:
+        logger = CSVLogger(exp_name="run", log_dir=str(tmp_path))
+        trainer = build_trainer(make_losses(), logger=logger, log_interval=0)
+        trainer.train()
+        for name in ("frames_per_second", "updates_per_second", "total_coverage", "dual"):
+            file = tmp_path / "run" / "scalars" / f"{name}.csv"
+            assert file.exists(), name
+        assert float(file.read_text().split()[-1].split(",")[1]) == pytest.approx(30, rel=0.01)
+
+    def test_evaluation_hook(self) -> None:
+        parts = make_losses()
+        trainer = build_trainer(parts)
+        seen = []
+        evaluation = SkillEvaluation(
+            skill_env(parts, 3),
+            parts.networks.actor,
+            parts.prior.grid(5),
+            interval=80,
+            callback=lambda frames, rollouts: seen.append((frames, tuple(rollouts.shape))),
+        )
+        evaluation.register(trainer)
+        trainer.train()
+        assert seen == [(40, (5, 200)), (120, (5, 200))]
+        assert len(trainer._log_dict["policy_coverage"]) == 2
+
+    def test_nan_in_collected_data(self) -> None:
+        trainer = build_trainer(make_losses())
+        trainer.collector.postproc = None
+        batch = make_batch(trainer.metra_loss.prior, 8)
+        batch["next", "observation"][2, 1] = float("nan")
+        with pytest.raises(ValueError, match=r"1 values of \('next', 'observation'\).*NaN"):
+            trainer._process_batch_hook(batch)
+        assert len(trainer.replay_buffer) == 0
+
+    def test_state_dict_round_trip_continues_alike(self) -> None:
+        parts, other = make_losses(), make_losses()
+        trainer = build_trainer(parts)
+        states: list[Any] = []
+        trainer.register_op(
+            "post_steps", lambda: states.append(copy.deepcopy(trainer.state_dict()))
+        )
+        trainer.train()
+        restored = build_trainer(other)
+        restored.load_state_dict(states[-1])
+        assert restored.collected_frames == 120
+        batch = make_batch(parts.prior, 16)
+        metrics = []
+        for one in (trainer, restored):
+            torch.manual_seed(5)
+            one.optimization_stepper.step(one, batch.clone())
+            metrics.append(one.optimization_stepper.step(one, batch.clone()))
+        torch.testing.assert_close(*metrics)
+        assert same(weights(parts.metra_loss), weights(other.metra_loss))
+
+    def test_bad_input(self) -> None:
+        parts = make_losses()
+        with pytest.raises(TypeError, match=r"loss_module must be a SACLoss, got METRALoss"):
+            build_trainer(parts, loss_module=parts.metra_loss)
+        with pytest.raises(TypeError, match=r"metra_loss must be a METRALoss, got SACLoss"):
+            build_trainer(parts, metra_loss=parts.sac_loss)
+        with pytest.raises(ValueError, match="no batch size"):
+            build_trainer(parts, replay_buffer=ReplayBuffer(storage=LazyTensorStorage(10)))
+
+
+class TestHook:
+    def build(self, parts: SimpleNamespace, **overrides: Any) -> SACTrainer:
+        env = TransformedEnv(PointEnv(4), ActionScaling())
+        env.append_transform(SkillPrimer(parts.prior)).append_transform(RewardSum())
+        collector = Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=10_000)
+        keywords: dict[str, Any] = {
+            "collector": collector,
+            "total_frames": 120,
+            "frame_skip": 1,
+            "optim_steps_per_batch": 3,
+            "loss_module": parts.sac_loss,
+            "optimizer": optim.Adam(parts.sac_loss.parameters(), lr=1e-3),
+            "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(500), batch_size=16),
+            "target_net_updater": SoftUpdate(parts.sac_loss, eps=0.995),
+            "progress_bar": False,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SACTrainer(**{**keywords, **overrides})
+
+    def hook(self, parts: SimpleNamespace) -> METRAHook:
+        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+        return METRAHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")})
+
+    @pytest.mark.parametrize("reward_key", ["reward", "intrinsic_reward"])
+    def test_gives_the_loss_todays_reward(self, reward_key: str) -> None:
+        parts = make_losses(OneHot(3))
+        trainer = self.build(parts, reward_key=reward_key, log_rewards=False)
+        self.hook(parts).register(trainer)
+        seen = []
+        trainer.register_op("process_optim_batch", lambda batch: seen.append(batch.clone()))
+        before = weights(parts.metra_loss)
+        trainer.train()
+        assert len(seen) == 9
+        torch.testing.assert_close(
+            seen[-1]["next", reward_key], parts.metra_loss.reward(seen[-1]).detach()
+        )
+        assert all(not a.equal(b) for a, b in zip(before, weights(parts.metra_loss), strict=True))
+        assert len(trainer._log_dict["dual"]) == 3
+
+    def test_state_dict_round_trip(self) -> None:
+        parts, other = make_losses(), make_losses()
+        hook = self.hook(parts)
+        trainer = self.build(parts, log_rewards=False)
+        hook.register(trainer)
+        trainer.train()
+        restored = self.hook(other)
+        restored.load_state_dict(hook.state_dict())
+        assert same(weights(parts.metra_loss), weights(other.metra_loss))
+        state = restored.optimizers["encoder"].state_dict()["state"]
+        assert state[0]["step"] == 9
+
+    def test_remote_learner_is_refused(self) -> None:
+        trainer = SimpleNamespace(learner_backend="ray")
+        with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
+            self.hook(make_losses()).register(trainer)  # type: ignore[arg-type]
+
+    def test_missing_optimizer(self) -> None:
+        with pytest.raises(ValueError, match="lack 'encoder'"):
+            METRAHook(make_losses().metra_loss, {})
