@@ -17,7 +17,8 @@ from torchrl.envs import ActionScaling, TransformedEnv
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from torchrl_metra import METRALoss, PointEnv, SkillPrimer, UnitSphere  # METRA
+from torchrl_metra import METRALoss, SkillPrimer, UnitSphere  # METRA
+from torchrl_metra.envs import PointEnv
 
 
 def train(total_frames: int = 100_000, seed: int = 0) -> dict:
@@ -76,7 +77,9 @@ def train(total_frames: int = 100_000, seed: int = 0) -> dict:
             target_updater.step()
         collector.update_policy_weights_()
     collector.shutdown()
-    return {"env": env, "actor": actor, "metra_loss": metra_loss}
+    parts = {"env": env, "actor": actor}
+    parts["metra_loss"] = metra_loss  # METRA
+    return parts
 
 
 if __name__ == "__main__":

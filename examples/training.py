@@ -5,15 +5,14 @@ The scripts beside this file call :func:`train` with the settings of one environ
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import time
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from records import CoverageCurve, write_summary
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import SACLoss
@@ -113,6 +112,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     )
     on_evaluation(0, rollout_skills(evaluation_env, networks.actor, skills))
     evaluation.register(trainer)
+
+    # The first Ctrl-C ends training, not the evaluation that follows.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: trainer.request_stop("interrupted"))
     trainer.train()
 
     # What became of it.
@@ -124,42 +127,17 @@ def train(config: DictConfig) -> dict[str, Any]:
     title = f"{config.env}, {trainer.collected_frames:,} frames"
     plot_positions(rollouts["position"], episode_skills, output / "positions.png", title=title)
     plot_latents(latents.cpu(), episode_skills, output / "latents.png", title=title)
-    summary = curve.summary(trainer.collected_frames, OmegaConf.to_container(config))
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    results = {
+        "coverage_before": curve.cells[0],
+        "coverage_after": curve.cells[-1],
+        "frames": trainer.collected_frames,
+        "seconds": curve.seconds,
+    }
+    write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
     evaluation_env.close()
     print(
-        f"policy coverage of {NUM_EVALUATION_EPISODES} episodes: "
-        f"{summary['coverage_before']} cells before training, {summary['coverage_after']} after "
-        f"{summary['frames']:,} frames ({summary['seconds']:.0f} s). Written to {output}/"
+        f"policy coverage of {NUM_EVALUATION_EPISODES} episodes: {curve.cells[0]} cells before "
+        f"training, {curve.cells[-1]} after {trainer.collected_frames:,} frames "
+        f"({curve.seconds:.0f} s). Written to {output}/"
     )
-    return summary
-
-
-class CoverageCurve:
-    """Policy coverage against frames and seconds, on disk as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = time.perf_counter()
-        self.cells: list[int] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("frames,seconds,policy_coverage\n")
-
-    def append(self, frames: int, cells: int) -> None:
-        """Add a point."""
-        self.cells.append(cells)
-        with self.path.open("a") as file:
-            file.write(f"{frames},{time.perf_counter() - self.start:.1f},{cells}\n")
-
-    def summary(self, frames: int, config: Any) -> dict[str, Any]:
-        """The run in a few numbers, with what it takes to repeat it."""
-        return {
-            "coverage_before": self.cells[0],
-            "coverage_after": self.cells[-1],
-            "frames": frames,
-            "seconds": round(time.perf_counter() - self.start, 1),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "config": config,
-        }
+    return results

@@ -137,14 +137,10 @@ class TestAddMETRAToSAC:
         parts = script.train(total_frames=TOTAL_FRAMES)
         assert_learned_the_fan(evaluate(parts["actor"], parts["metra_loss"]), untrained)
 
-    def test_is_plain_sac_without_the_marked_lines(self, tmp_path: Path) -> None:
+    def test_is_plain_sac_without_the_marked_lines(self) -> None:
         lines = [line for line in self.source.splitlines() if not line.endswith("# METRA")]
-        plain = "\n".join(lines).replace("from torchrl_metra", "from torchrl_metra.envs", 0)
-        plain = plain.split('if __name__ == "__main__"')[0]
-        plain = plain.replace('"metra_loss": metra_loss', "")
-        namespace: dict[str, Any] = {}
-        code = "from torchrl_metra import PointEnv\n" + plain
-        exec(compile(code, "plain_sac", "exec"), namespace)
+        namespace: dict[str, Any] = {"__name__": "plain_sac"}
+        exec(compile("\n".join(lines), "plain_sac", "exec"), namespace)
         parts = namespace["train"](total_frames=3_200)
         assert parts["actor"].in_keys == ["observation"]
         assert "skill" not in parts["env"].rollout(2).keys()

@@ -182,11 +182,14 @@ class TestTrainer:
 
     def test_metrics_are_averaged_over_all_inner_steps(self) -> None:
         trainer = build_trainer(
-            make_losses(), total_frames=40, optimization_stepper=RecordingStepper()
+            make_losses(),
+            total_frames=40,
+            optimization_stepper=RecordingStepper(),
+            progress_bar=True,
         )
         trainer.train()
         assert trainer._log_dict["dual"] == [1.0]
-        assert trainer._log_dict["λ"] == [1.0]
+        assert trainer._pbar_str["λ"] == 1.0
 
     def test_policy_weights_reach_the_collector(self) -> None:
         parts = make_losses()

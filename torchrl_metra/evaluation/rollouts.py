@@ -55,6 +55,7 @@ def rollout_skills(
                 policy,
                 auto_reset=False,
                 tensordict=start,
+                auto_cast_to_device=True,
                 break_when_any_done=False,
                 break_when_all_done=True,
             )

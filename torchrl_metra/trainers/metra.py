@@ -221,7 +221,7 @@ class METRAHook(TrainerHookBase):
             return None
         means = {
             key: torch.stack([metrics[key] for metrics in self._metrics]).mean()
-            for key in self._metrics[0].keys()  # noqa: SIM118 (a TensorDict iterates its batch)
+            for key in self._metrics[0].keys()
         }
         self._metrics.clear()
         return means
@@ -339,7 +339,7 @@ class METRATrainer(Trainer):
             self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
             actor_weights = partial(TensorDict.from_module, loss_module.actor_network)
             UpdateWeights(collector, 1, policy_weights_getter=actor_weights).register(self)
-            self.register_op("post_optim_complete_log", _show_progress)
+            self.register_op("post_optim_complete_log", self._show_progress)
         LogRates(self).register(self)
         LogTotalCoverage().register(self)
 
@@ -351,18 +351,15 @@ class METRATrainer(Trainer):
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
         return self.replay_buffer.sample()
 
+    def _show_progress(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
+        if self.progress_bar and metrics is not None:
+            shown = {"λ": metrics["dual"], "reward": metrics["intrinsic_reward"]}
+            self._pbar_str.update({name: value.item() for name, value in shown.items()})
+
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Update ``optim_steps_per_batch`` times, once the replay buffer is filled enough."""
         if len(self.replay_buffer) >= self.min_buffer_size:
             super().optim_steps(batch)
-
-
-def _show_progress(optim_steps: int, metrics: TensorDictBase | None) -> dict[str, Any] | None:
-    """What the progress bar shows of a collection's gradient steps."""
-    if metrics is None:
-        return None
-    shown = {"λ": metrics["dual"].item(), "reward": metrics["intrinsic_reward"].item()}
-    return {**shown, "log_pbar": True}
 
 
 def _check_type(name: str, value: object, expected: type) -> None:

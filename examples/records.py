@@ -1,0 +1,65 @@
+"""What a run leaves behind besides its policy: its curve, and what it takes to repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CoverageCurve:
+    """Policy coverage against frames and seconds, on disk as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = time.perf_counter()
+        self.cells: list[int] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("frames,seconds,policy_coverage\n")
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return round(time.perf_counter() - self.start, 1)
+
+    def append(self, frames: int, cells: int) -> None:
+        """Add a point."""
+        self.cells.append(cells)
+        with self.path.open("a") as file:
+            file.write(f"{frames},{self.seconds},{cells}\n")
+
+
+def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:
+    """Write the results with command, commit, versions and hardware."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    record = {
+        **results,
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.stdout.strip() or None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": _gpu_name()},
+        "threads": torch.get_num_threads(),
+        "config": config,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
