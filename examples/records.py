@@ -1,17 +1,21 @@
-"""What a run leaves behind besides its policy: its curve, and what it takes to repeat it."""
+"""Around a run: its curve on disk, its end, and what it takes to repeat it."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchrl.trainers import Trainer
 
 
 class CoverageCurve:
@@ -34,6 +38,22 @@ class CoverageCurve:
         self.cells.append(cells)
         with self.path.open("a") as file:
             file.write(f"{frames},{self.seconds},{cells}\n")
+
+
+@contextmanager
+def stop_on_signal(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the training, but not the evaluation that follows it."""
+
+    def request_stop(number: int, frame: Any) -> None:
+        trainer.request_stop(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, request_stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
 
 
 def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:

@@ -6,13 +6,12 @@ The scripts beside this file call :func:`train` with the settings of one environ
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from records import CoverageCurve, write_summary
+from records import CoverageCurve, stop_on_signal, write_summary
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import SACLoss
@@ -113,10 +112,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     on_evaluation(0, rollout_skills(evaluation_env, networks.actor, skills))
     evaluation.register(trainer)
 
-    # The first Ctrl-C ends training, not the evaluation that follows.
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: trainer.request_stop("interrupted"))
-    trainer.train()
+    with stop_on_signal(trainer):
+        trainer.train()
 
     # What became of it.
     rollouts = rollout_skills(evaluation_env, networks.actor, skills)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +93,7 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
 def test_metra_trainer_learns_the_fan() -> None:
     parts = build()
     untrained = evaluate(parts.networks.actor, parts.metra_loss)
-    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-3, dual=3e-3)
+    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
     METRATrainer(
         **parts.trainer,
         metra_loss=parts.metra_loss,
@@ -115,7 +114,7 @@ def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
         target_net_updater=SoftUpdate(parts.sac_loss, eps=0.995),
         log_rewards=False,
     )
-    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-3, dual=3e-3)
+    optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
     METRAHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")}).register(
         trainer
     )
@@ -144,11 +143,3 @@ class TestAddMETRAToSAC:
         parts = namespace["train"](total_frames=3_200)
         assert parts["actor"].in_keys == ["observation"]
         assert "skill" not in parts["env"].rollout(2).keys()
-
-
-def test_examples_are_importable_without_side_effects(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in ("ant", "half_cheetah", "point"):
-        assert callable(__import__(name).main)
-        sys.modules.pop(name)
