@@ -170,6 +170,8 @@ def test_compiles_to_one_graph(autocast: bool) -> None:
         (out["loss_encoder"] + out["loss_dual"]).backward()
         gradients.append([p.grad.clone() for p in loss.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
+    compiled_reward = torch.compile(loss.reward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled_reward(batch), loss.reward(batch))
 
 
 def test_metrics_say_what_they_say() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.envs import EnvBase, ObservationNorm, TransformedEnv
+from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
 
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor
@@ -163,7 +163,8 @@ def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dic
 def _read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
     if not isinstance(env, TransformedEnv):
         return None
-    for transform in env.transform:
+    transforms = env.transform if isinstance(env.transform, Compose) else [env.transform]
+    for transform in transforms:
         if isinstance(transform, ObservationNorm) and "observation" in transform.in_keys:
             return {"loc": transform.loc.clone(), "scale": transform.scale.clone()}
     return None

@@ -226,10 +226,10 @@ class METRALoss(LossModule):
         }
         self._check_finite(losses["loss_encoder"])
         metrics = {
-            "intrinsic_reward": reward,
-            "constraint": constraint,
+            "intrinsic_reward": reward.detach(),
+            "constraint": constraint.detach(),
             "constraint_violation": (constraint < 0).to(reward.dtype),
-            "latent_step": F.squared_step(latent, next_latent).sqrt(),
+            "latent_step": (next_latent - latent).detach().norm(dim=-1),
         }
         return self._reduce(losses, metrics, tensordict)
 
@@ -313,12 +313,12 @@ class METRALoss(LossModule):
             for key, value in losses.items()
         }
         if self.reduction == "none":
-            out.update({key: value.detach() for key, value in metrics.items()})
+            out.update(metrics)
             out["dual"] = self.dual.expand(tensordict.batch_size)
             return TensorDict(out, batch_size=tensordict.batch_size)
         out.update(
             {
-                key: self._reduce_loss(value.detach(), tensordict, reduction="mean")
+                key: self._reduce_loss(value, tensordict, reduction="mean")
                 for key, value in metrics.items()
             }
         )

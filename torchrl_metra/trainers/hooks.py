@@ -45,6 +45,15 @@ class LogRates(TrainerHookBase):
 
     Args:
         trainer (Trainer): trainer whose counters to read.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> trainer = SimpleNamespace(collected_frames=0, _optim_count=0)
+        >>> log_rates = LogRates(trainer)
+        >>> log_rates(None)
+        >>> trainer.collected_frames += 100
+        >>> log_rates(None)["frames_per_second"] > 0
+        True
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -74,6 +83,11 @@ class LogTotalCoverage(TrainerHookBase):
 
     Args:
         cell_size (float, optional): edge of a cell, in metres. Defaults to 1.
+
+    Examples:
+        >>> from torchrl_metra import make_env
+        >>> LogTotalCoverage()(make_env("point", num_envs=2).rollout(3))["total_coverage"] > 0
+        True
     """
 
     def __init__(self, cell_size: float = 1.0) -> None:
@@ -114,6 +128,14 @@ class SkillEvaluation(TrainerHookBase):
     Keyword Args:
         callback (Callable, optional): called with the number of frames and the
             rollouts, to draw or to save them.
+
+    Examples:
+        >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
+        >>> prior = UnitSphere(2)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> evaluation = SkillEvaluation(env, networks.actor, prior.grid(8), interval=10_000)
+        >>> evaluation.register(trainer)  # doctest: +SKIP
     """
 
     _trainer: Trainer

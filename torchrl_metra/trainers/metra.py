@@ -86,6 +86,16 @@ class METRAOptimizationStepper(OptimizationStepper):
 
     Raises:
         ValueError: if ``optimizers`` lacks ``"encoder"``, ``"qvalue"`` or ``"actor"``.
+
+    Examples:
+        >>> from torchrl.objectives import SACLoss
+        >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
+        >>> prior = UnitSphere(2)
+        >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
+        >>> metra_loss = METRALoss(networks.encoder, prior)
+        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+        >>> optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=3e-4)
+        >>> stepper = METRAOptimizationStepper(metra_loss, optimizers)
     """
 
     updates_replay_priority = True
@@ -188,9 +198,30 @@ class METRAHook(TrainerHookBase):
 
     Examples:
         >>> from torch.optim import Adam
-        >>> from torchrl.modules import MLP
-        >>> from torchrl_metra import METRAHook, METRALoss, UnitSphere
-        >>> metra_loss = METRALoss(MLP(in_features=4, out_features=2), UnitSphere(2))
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl.objectives import SACLoss, SoftUpdate
+        >>> from torchrl.trainers.algorithms import SACTrainer
+        >>> from torchrl_metra import (
+        ...     METRAHook, METRALoss, SkillPrimer, UnitSphere, make_env, make_sac_networks
+        ... )
+        >>> prior = UnitSphere(2)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+        >>> trainer = SACTrainer(
+        ...     collector=Collector(env, networks.actor, frames_per_batch=80, total_frames=160),
+        ...     total_frames=160,
+        ...     frame_skip=1,
+        ...     optim_steps_per_batch=2,
+        ...     loss_module=sac_loss,
+        ...     optimizer=Adam(sac_loss.parameters()),
+        ...     replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
+        ...     target_net_updater=SoftUpdate(sac_loss, eps=0.995),
+        ...     log_rewards=False,
+        ...     progress_bar=False,
+        ... )
+        >>> metra_loss = METRALoss(networks.encoder, prior)
         >>> hook = METRAHook(
         ...     metra_loss,
         ...     {
@@ -198,7 +229,8 @@ class METRAHook(TrainerHookBase):
         ...         "dual": Adam([metra_loss.log_dual], lr=1e-4),
         ...     },
         ... )
-        >>> hook.register(trainer)  # doctest: +SKIP
+        >>> hook.register(trainer)
+        >>> trainer.train()
     """
 
     _trainer: Trainer
@@ -280,6 +312,29 @@ class METRATrainer(Trainer):
         TypeError: if a loss is of the wrong kind.
         ValueError: if the replay buffer has no batch size, or if a collected batch
             holds values that are not finite.
+
+    Examples:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl.objectives import SACLoss
+        >>> from torchrl_metra import (
+        ...     METRALoss, METRATrainer, SkillPrimer, UnitSphere, make_env, make_sac_networks
+        ... )
+        >>> prior = UnitSphere(2)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> trainer = METRATrainer(
+        ...     collector=Collector(env, networks.actor, frames_per_batch=80, total_frames=160),
+        ...     total_frames=160,
+        ...     optim_steps_per_batch=2,
+        ...     loss_module=SACLoss(networks.actor, networks.critics, target_entropy=-1.0),
+        ...     metra_loss=METRALoss(networks.encoder, prior),
+        ...     replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
+        ...     progress_bar=False,
+        ... )
+        >>> trainer.train()
+        >>> trainer.collected_frames
+        160
     """
 
     def __init__(
