@@ -58,6 +58,12 @@ def squared_step(latent: Tensor, next_latent: Tensor, norm: ConstraintNorm = "l2
 
     Raises:
         ValueError: if ``norm`` is unknown.
+
+    Examples:
+        >>> import torch
+        >>> latent, next_latent = torch.zeros(2), torch.tensor([3.0, 4.0])
+        >>> squared_step(latent, next_latent), squared_step(latent, next_latent, "rms")
+        (tensor(25.), tensor(12.5000))
     """
     if norm not in get_args(ConstraintNorm):
         raise ValueError(
@@ -91,6 +97,11 @@ def temporal_constraint(
 
     Returns:
         The constraint, of shape ``[*B]``.
+
+    Examples:
+        >>> import torch
+        >>> temporal_constraint(torch.zeros(2, 1), torch.tensor([[0.5], [2.0]]))
+        tensor([ 1.0000e-03, -3.0000e+00])
     """
     return (distance - squared_step(latent, next_latent, norm)).clamp(max=slack)
 
@@ -105,6 +116,11 @@ def encoder_loss(reward: Tensor, constraint: Tensor, dual: Tensor) -> Tensor:
 
     Returns:
         The loss, of shape ``[*B]``.
+
+    Examples:
+        >>> import torch
+        >>> encoder_loss(torch.tensor([1.0]), torch.tensor([-0.5]), torch.tensor(4.0))
+        tensor([1.])
     """
     return -(reward + dual.detach() * constraint)
 
@@ -121,5 +137,10 @@ def dual_loss(log_dual: Tensor, constraint: Tensor) -> Tensor:
 
     Returns:
         The loss, of shape ``[*B]``.
+
+    Examples:
+        >>> import torch
+        >>> dual_loss(torch.tensor(2.0), torch.tensor([-0.5]))
+        tensor([-1.])
     """
     return log_dual * torch.detach(constraint)
