@@ -270,8 +270,10 @@ class METRALoss(LossModule):
                 f"the encoder must map to the {self.prior.dim} dimensions of {self.prior!r}, "
                 f"but its output has shape {list(latents.shape)}."
             )
-        # Latents grow to hundreds while their differences stay near one: subtract in float32.
-        latent, next_latent = latents.float().unflatten(0, (2, *batch_size)).unbind(0)
+        # Latents grow to hundreds while their differences stay near one: under autocast, at
+        # least subtract in float32.
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        latent, next_latent = latents.unflatten(0, (2, *batch_size)).unbind(0)
         return latent, next_latent
 
     def _centered_skill(self, tensordict: TensorDictBase) -> Tensor:

@@ -42,7 +42,7 @@ def make_metra_optimizers(
         ValueError: if a learning rate is given for an unknown part.
 
     Examples:
-        >>> from torchrl.objectives import LossModule, SACLoss
+        >>> from torchrl.objectives import SACLoss
         >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
         >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
@@ -358,8 +358,8 @@ class METRATrainer(Trainer):
                 "the replay buffer has no batch size: build it with ReplayBuffer(batch_size=256, "
                 "...)."
             )
-        # TorchRL builds it at its first use; a checkpoint must find it before.
-        assert loss_module.value_estimator is not None
+        # TorchRL builds it at its first use, but a checkpoint must find it before that.
+        _ = loss_module.value_estimator
         if optimization_stepper is None:
             optimizers = make_metra_optimizers(metra_loss, loss_module)
             optimization_stepper = METRAOptimizationStepper(metra_loss, optimizers)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, expand_as_right
+from tensordict.utils import NestedKey
 from torchrl.data import Composite
 from torchrl.envs.transforms import TensorDictPrimer
-from torchrl.envs.transforms.utils import _get_reset
 
 from torchrl_metra.data import SkillPrior
 
@@ -71,16 +69,11 @@ class SkillPrimer(TensorDictPrimer):
     def _reset_func(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        device = tensordict_reset.device
         skill = tensordict.get(self.skill_key, default=None)
-        if skill is not None:
-            return tensordict_reset.set(self.skill_key, self.prior.validate(skill))
-        skill = self.prior.sample(tensordict_reset.batch_size, device=device)
-        # The environment keeps its own entries where `reset` is False; the skills there
-        # are not drawn for use, only to fill the tensor.
-        reset = _get_reset(self.reset_key, tensordict)
-        skill = torch.where(expand_as_right(reset, skill), skill, torch.zeros_like(skill))
-        return tensordict_reset.set(self.skill_key, skill)
+        if skill is None:
+            # One for every environment: TorchRL drops those of environments that go on.
+            skill = self.prior.sample(tensordict_reset.batch_size, device=tensordict_reset.device)
+        return tensordict_reset.set(self.skill_key, self.prior.validate(skill))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Refuse to run outside of an environment."""
