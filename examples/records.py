@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchrl.record.loggers import Logger, get_logger
 from torchrl.trainers import Trainer
+
+from torchrl_metra._extras import require
 
 
 class CoverageCurve:
@@ -24,7 +28,7 @@ class CoverageCurve:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.start = time.perf_counter()
-        self.cells: list[int] = []
+        self.rows: list[tuple[int, float, int]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("frames,seconds,policy_coverage\n")
 
@@ -35,9 +39,21 @@ class CoverageCurve:
 
     def append(self, frames: int, cells: int) -> None:
         """Add a point."""
-        self.cells.append(cells)
+        self.rows.append((frames, self.seconds, cells))
         with self.path.open("a") as file:
             file.write(f"{frames},{self.seconds},{cells}\n")
+
+    def points(self) -> torch.Tensor:
+        """Frames and cells, of shape ``[n, 2]``."""
+        return torch.tensor([(frames, cells) for frames, _, cells in self.rows])
+
+
+def make_logger(kind: str, output: Path) -> Logger:
+    """TorchRL's logger of that kind, in the run's folder, without what an older run left there."""
+    if kind != "csv":
+        require(kind, extra="logging")
+    shutil.rmtree(output / "log", ignore_errors=True)
+    return get_logger(kind, logger_name=str(output), experiment_name="log")
 
 
 @contextmanager

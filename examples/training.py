@@ -5,17 +5,15 @@ The scripts beside this file call :func:`train` with the settings of one environ
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from records import CoverageCurve, stop_on_signal, write_summary
+from records import CoverageCurve, make_logger, stop_on_signal, write_summary
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.objectives import SACLoss
-from torchrl.record.loggers import get_logger
 
 from torchrl_metra import (
     METRALoss,
@@ -28,7 +26,13 @@ from torchrl_metra import (
     make_metra_optimizers,
     make_sac_networks,
 )
-from torchrl_metra.evaluation import coverage, plot_latents, plot_positions, rollout_skills
+from torchrl_metra.evaluation import (
+    coverage,
+    plot_coverage,
+    plot_latents,
+    plot_positions,
+    rollout_skills,
+)
 from torchrl_metra.trainers import SkillEvaluation
 
 NUM_EVALUATION_EPISODES = 48
@@ -81,7 +85,6 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     # The algorithm.
     output = Path(config.output)
-    shutil.rmtree(output / "log", ignore_errors=True)
     optimizers = make_metra_optimizers(metra_loss, sac_loss, **config.learning_rate)
     trainer = METRATrainer(
         collector=collector,
@@ -92,7 +95,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         replay_buffer=replay_buffer,
         optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
         min_buffer_size=config.min_buffer_size,
-        logger=get_logger(config.logger, logger_name=str(output), experiment_name="log"),
+        logger=make_logger(config.logger, output),
         log_interval=0,
         seed=config.seed,
     )
@@ -124,17 +127,19 @@ def train(config: DictConfig) -> dict[str, Any]:
     title = f"{config.env}, {trainer.collected_frames:,} frames"
     plot_positions(rollouts["position"], episode_skills, output / "positions.png", title=title)
     plot_latents(latents.cpu(), episode_skills, output / "latents.png", title=title)
+    plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title)
+    before, after = curve.rows[0][-1], curve.rows[-1][-1]
     results = {
-        "coverage_before": curve.cells[0],
-        "coverage_after": curve.cells[-1],
+        "coverage_before": before,
+        "coverage_after": after,
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
     }
     write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
     evaluation_env.close()
     print(
-        f"policy coverage of {NUM_EVALUATION_EPISODES} episodes: {curve.cells[0]} cells before "
-        f"training, {curve.cells[-1]} after {trainer.collected_frames:,} frames "
+        f"policy coverage of {NUM_EVALUATION_EPISODES} episodes: {before} cells before "
+        f"training, {after} after {trainer.collected_frames:,} frames "
         f"({curve.seconds:.0f} s). Written to {output}/"
     )
     return results

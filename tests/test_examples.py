@@ -33,7 +33,7 @@ def compose(name: str, *overrides: str) -> Any:
 def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: Path) -> None:
     config = compose("point", f"output={tmp_path}", "total_frames=4800", "seed=3")
     results = training.train(config)
-    for name in ("positions.png", "latents.png"):
+    for name in ("positions.png", "latents.png", "coverage.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     curve = (tmp_path / "coverage.csv").read_text().splitlines()
     assert curve[0] == "frames,seconds,policy_coverage"
@@ -99,6 +99,14 @@ def test_the_papers_settings() -> None:
 def test_mistyped_setting_is_refused() -> None:
     with pytest.raises(hydra.errors.ConfigCompositionException, match="batchsize"):
         compose("ant", "batchsize=3")
+
+
+def test_missing_logger_names_the_extra(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"wandb.*torchrl-metra\[logging\]"):
+        training.train(compose("point", f"output={tmp_path}", "logger=wandb"))
 
 
 def test_scripts_have_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:

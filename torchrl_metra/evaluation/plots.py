@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,33 @@ from torch import Tensor
 
 from torchrl_metra._extras import require
 
-__all__ = ["plot_latents", "plot_positions"]
+__all__ = ["plot_coverage", "plot_latents", "plot_positions"]
+
+
+def plot_coverage(
+    curves: Mapping[str, Tensor], path: str | os.PathLike[str], *, title: str = ""
+) -> None:
+    """Draw coverage against environment steps, one line per run.
+
+    Args:
+        curves (mapping of str to Tensor): by name of the run, its points of shape
+            ``[n, 2]``: environment steps and cells.
+        path (path): picture to write; its suffix selects the format.
+
+    Keyword Args:
+        title (str, optional): title of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure, axes = _new_figure(title, ("environment steps", "policy coverage (cells)"))
+    for name, points in curves.items():
+        frames, cells = points.T.tolist()
+        axes.plot(frames, cells, label=name, marker=".")
+    axes.set_ylim(bottom=0)
+    if len(curves) > 1:
+        axes.legend(fontsize="small")
+    _save(figure, path)
 
 
 def plot_positions(
@@ -85,18 +112,27 @@ def _plot_lines(
     labels: tuple[str, str],
     equal: bool,
 ) -> None:
+    figure, axes = _new_figure(title, labels)
+    for line, color in zip(lines.tolist(), _colors(skills), strict=True):
+        axes.plot([p[0] for p in line], [p[1] for p in line], color=color, lw=1.0, alpha=0.8)
+    if equal:
+        axes.set_aspect("equal", adjustable="datalim")
+    _add_legend(axes, skills)
+    _save(figure, path)
+
+
+def _new_figure(title: str, labels: tuple[str, str]) -> tuple[Any, Any]:
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
-    for line, color in zip(lines.tolist(), _colors(skills), strict=True):
-        axes.plot([p[0] for p in line], [p[1] for p in line], color=color, lw=1.0, alpha=0.8)
-    if equal:
-        axes.set_aspect("equal", adjustable="datalim")
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     axes.grid(alpha=0.2)
-    _add_legend(axes, skills)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
