@@ -9,7 +9,7 @@ reward, to move in every direction of the plane.
 import argparse
 
 import torch
-from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn, optim
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
@@ -32,22 +32,18 @@ def train(total_frames: int = 100_000, seed: int = 0) -> dict:
     inputs, num_inputs = ["observation", "skill"], 4  # METRA
 
     # Networks
-    actor_network = nn.Sequential(
-        MLP(in_features=num_inputs, out_features=4, num_cells=[64, 64]), NormalParamExtractor()
-    )
+    hidden = {"num_cells": [64, 64], "activation_class": nn.ReLU}
     actor = ProbabilisticActor(
-        TensorDictModule(actor_network, in_keys=inputs, out_keys=["loc", "scale"]),
+        TensorDictSequential(
+            TensorDictModule(MLP(num_inputs, 4, **hidden), in_keys=inputs, out_keys=["param"]),
+            TensorDictModule(NormalParamExtractor(), ["param"], ["loc", "scale"]),
+        ),
         in_keys=["loc", "scale"],
         spec=env.action_spec,
         distribution_class=TanhNormal,
     )
-    qvalue_network = MLP(
-        in_features=num_inputs + 2, out_features=1, num_cells=[64, 64], activation_class=nn.ReLU
-    )
-    qvalue = ValueOperator(qvalue_network, in_keys=["action", *inputs])
-    encoder = MLP(
-        in_features=2, out_features=2, num_cells=[64, 64], activation_class=nn.ReLU
-    )  # METRA
+    qvalue = ValueOperator(MLP(num_inputs + 2, 1, **hidden), in_keys=["action", *inputs])
+    encoder = MLP(in_features=2, out_features=2, **hidden)  # METRA
 
     # Losses
     loss_module = SACLoss(actor, qvalue, loss_function="l2", alpha_init=0.01, target_entropy=-1.0)

@@ -33,13 +33,6 @@ PRIOR = UnitSphere(2)
 TOTAL_FRAMES = 100_000
 
 
-@pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def skill_env(num_envs: int):
     return make_env("point", num_envs).append_transform(SkillPrimer(PRIOR))
 
@@ -131,8 +124,8 @@ class TestAddMETRAToSAC:
     def test_learns_the_fan(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(EXAMPLES))
         script = __import__("add_metra_to_sac")
-        start = script.train(total_frames=1)
-        untrained = evaluate(start["actor"], start["metra_loss"])
+        reference = build()
+        untrained = evaluate(reference.networks.actor, reference.metra_loss)
         parts = script.train(total_frames=TOTAL_FRAMES)
         assert_learned_the_fan(evaluate(parts["actor"], parts["metra_loss"]), untrained)
 
