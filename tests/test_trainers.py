@@ -10,6 +10,7 @@ import torch
 from conftest import make_batch, make_losses
 from tensordict import TensorDict, TensorDictBase
 from torch import optim
+from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers.samplers import PrioritizedSampler
@@ -246,25 +247,40 @@ class TestTrainer:
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
 
-    def test_state_dict_round_trip_continues_alike(self) -> None:
-        parts, other = make_losses(), make_losses()
-        trainer = build_trainer(parts)
-        states: list[Any] = []
-        trainer.register_op(
-            "post_steps", lambda: states.append(copy.deepcopy(trainer.state_dict()))
-        )
-        trainer.train()
-        restored = build_trainer(other)
-        restored.load_state_dict(states[-1])
-        assert restored.collected_frames == 120
-        batch = make_batch(parts.prior, 16)
+    def continue_alike(
+        self, trainer: METRATrainer, restored: METRATrainer, batch: TensorDictBase
+    ) -> None:
+        """Two more steps each must give the same numbers: optimisers included."""
+        assert (restored.collected_frames, restored._optim_count) == (120, 9)
         metrics = []
         for one in (trainer, restored):
             torch.manual_seed(5)
             one.optimization_stepper.step(one, batch.clone())
             metrics.append(one.optimization_stepper.step(one, batch.clone()))
         torch.testing.assert_close(*metrics)
-        assert same(weights(parts.metra_loss), weights(other.metra_loss))
+        assert same(weights(trainer.metra_loss), weights(restored.metra_loss))
+
+    def test_state_dict_round_trip(self) -> None:
+        parts = make_losses()
+        trainer = build_trainer(parts)
+        states: list[Any] = []
+        trainer.register_op(
+            "post_steps", lambda: states.append(copy.deepcopy(trainer.state_dict()))
+        )
+        trainer.train()
+        restored = build_trainer(make_losses())
+        restored.load_state_dict(states[-1])
+        self.continue_alike(trainer, restored, make_batch(parts.prior, 16))
+
+    def test_torchrl_checkpoint_round_trip(self, tmp_path) -> None:
+        parts = make_losses()
+        saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "checkpoint"}
+        trainer = build_trainer(parts, **saving)
+        trainer.train()
+        restored = build_trainer(make_losses(), checkpoint=Checkpoint())
+        restored.load_from_file(tmp_path / "checkpoint")
+        assert len(restored.replay_buffer) == 120
+        self.continue_alike(trainer, restored, make_batch(parts.prior, 16))
 
     def test_bad_input(self) -> None:
         parts = make_losses()
