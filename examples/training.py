@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from records import CoverageCurve, make_logger, stop_on_signal, write_summary
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.objectives import SACLoss
 
 from torchrl_metra import (
+    BatchedSACLoss,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
@@ -52,7 +52,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     env.set_seed(config.seed)
     evaluation_env.set_seed(config.seed + 1_000)
 
-    # Networks and losses: METRA trains φ and λ, stock SAC the policy.
+    # Networks and losses: METRA trains φ and λ, SAC the policy.
     networks = make_sac_networks(
         env.observation_spec["observation"].shape[-1],
         env.action_spec,
@@ -60,7 +60,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         num_cells=config.num_cells,
     ).to(config.device)
     metra_loss = METRALoss(networks.encoder, prior, **config.metra)
-    sac_loss = SACLoss(
+    sac_loss = BatchedSACLoss(
         networks.actor,
         networks.critics,
         loss_function="l2",

@@ -3,7 +3,7 @@
 from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import IntrinsicRewardTransform, PointEnv, SkillPrimer, make_env
 from torchrl_metra.modules import SACNetworks, SkillConditionedActor, SkillPolicy, make_sac_networks
-from torchrl_metra.objectives import METRALoss
+from torchrl_metra.objectives import BatchedSACLoss, METRALoss
 from torchrl_metra.trainers import (
     METRAHook,
     METRAOptimizationStepper,
@@ -14,6 +14,7 @@ from torchrl_metra.trainers import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BatchedSACLoss",
     "IntrinsicRewardTransform",
     "METRAHook",
     "METRALoss",

@@ -1,5 +1,6 @@
 """Skill-discovery objectives."""
 
 from torchrl_metra.objectives.metra import METRALoss
+from torchrl_metra.objectives.sac import BatchedSACLoss
 
-__all__ = ["METRALoss"]
+__all__ = ["BatchedSACLoss", "METRALoss"]

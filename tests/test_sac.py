@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_batch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import SACLoss, SoftUpdate
+
+from torchrl_metra import BatchedSACLoss, UnitSphere, make_sac_networks
+
+PRIOR = UnitSphere(2)
+KEYWORDS = {"loss_function": "l2", "alpha_init": 0.1, "target_entropy": -1.0}
+
+
+def build(kind: type[SACLoss]) -> SACLoss:
+    torch.manual_seed(0)
+    networks = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[16, 16])
+    return kind(networks.actor, networks.critics, **KEYWORDS)
+
+
+@pytest.mark.parametrize("batch_size", [(32,), (4, 8)])
+def test_same_numbers_as_sac_loss(batch_size: tuple[int, ...]) -> None:
+    batch = make_batch(PRIOR, *batch_size)
+    batch["next", "reward"] = torch.randn(*batch_size, 1)
+    results = []
+    for kind in (SACLoss, BatchedSACLoss):
+        loss = build(kind)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        updater = SoftUpdate(loss, eps=0.9)
+        torch.manual_seed(1)
+        for _ in range(3):
+            data = batch.clone()
+            out = loss(data)
+            (out["loss_actor"] + out["loss_qvalue"] + out["loss_alpha"]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            updater.step()
+        results.append((out.detach(), data["td_error"], loss.state_dict()))
+    (out, error, state), (other_out, other_error, other_state) = results
+    torch.testing.assert_close(other_out, out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_error, error, rtol=1e-4, atol=1e-5)
+    assert state.keys() == other_state.keys()
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(other_state[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradient_from_the_policy_into_the_critics() -> None:
+    loss = build(BatchedSACLoss)
+    loss(make_batch(PRIOR, 8))["loss_actor"].backward()
+    assert all(p.grad is None for p in loss.qvalue_network_params.parameters())
+    assert all(p.grad is not None for p in loss.actor_network_params.parameters())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        MLP(in_features=6, out_features=1, num_cells=[8], norm_class=nn.LayerNorm,
+            norm_kwargs={"normalized_shape": 8}),
+        MLP(in_features=6, out_features=1, num_cells=[8], bias_last_layer=False),
+        nn.Bilinear(3, 3, 1),
+    ],
+    ids=["norm", "no bias", "no sequence"],
+)  # fmt: skip
+def test_other_critics_are_refused(network: nn.Module) -> None:
+    actor = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).actor
+    critic = ValueOperator(network, in_keys=["observation", "skill", "action"])
+    assert isinstance(critic, TensorDictModule)
+    with pytest.raises(TypeError, match=r"linear layers with biases.*Use SACLoss"):
+        BatchedSACLoss(actor, critic, **KEYWORDS)
