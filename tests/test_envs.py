@@ -187,7 +187,7 @@ class TestMakeEnv:
         with pytest.raises(ValueError, match=r"'walker'.*'point', 'ant', 'half_cheetah'"):
             make_env("walker")
         with pytest.raises(ValueError, match=r"backend 'gpu'.*'envpool'"):
-            make_env("ant", 2, backend="gpu")  # type: ignore[arg-type]
+            make_env("ant", 2, backend="gpu")
         with pytest.raises(ValueError, match="no backends"):
             make_env("point", backend="serial")
         with pytest.raises(ValueError, match="give num_envs"):
@@ -287,7 +287,7 @@ class TestSkillPrimer:
 
     def test_prior_must_be_a_prior(self) -> None:
         with pytest.raises(TypeError, match=r"SkillPrior.*got int"):
-            SkillPrimer(3)  # type: ignore[arg-type]
+            SkillPrimer(3)
 
 
 def rewarding_env(metra_loss: METRALoss) -> EnvBase:
@@ -361,4 +361,4 @@ class TestIntrinsicReward:
 
     def test_loss_without_reward_is_refused(self) -> None:
         with pytest.raises(TypeError, match=r"reward\(tensordict\).*Linear has none"):
-            IntrinsicRewardTransform(nn.Linear(2, 2))  # type: ignore[arg-type]
+            IntrinsicRewardTransform(nn.Linear(2, 2))

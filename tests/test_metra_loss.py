@@ -272,9 +272,9 @@ class TestBadInput:
 
     def test_arguments_of_the_wrong_type(self) -> None:
         with pytest.raises(TypeError, match=r"SkillPrior.*got int"):
-            METRALoss(nn.Linear(2, 2), 2)  # type: ignore[arg-type]
+            METRALoss(nn.Linear(2, 2), 2)
         with pytest.raises(TypeError, match=r"nn.Module.*got function"):
-            METRALoss(lambda x: x, UnitSphere(2))  # type: ignore[arg-type]
+            METRALoss(lambda x: x, UnitSphere(2))
 
     def test_wrong_skill_size(self, losses: SimpleNamespace, batch: TensorDict) -> None:
         batch["skill"] = torch.zeros(32, 3)

@@ -179,9 +179,13 @@ class TestSkillPolicy:
         torch.save(nn.Linear(2, 2), path)
         with pytest.raises(ValueError, match="not a skill policy file"):
             SkillPolicy.load(path)
-        path.write_bytes(b"no torch file at all")
-        with pytest.raises(ValueError, match="not a skill policy file"):
-            SkillPolicy.load(path)
+        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR).save(path)
+        complete = path.read_bytes()
+        for content in (b"no torch file at all", b"", complete[: len(complete) // 2]):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="not a skill policy file"):
+                SkillPolicy.load(path)
         with pytest.raises(FileNotFoundError):
             SkillPolicy.load(tmp_path / "missing.pt")
 

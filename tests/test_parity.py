@@ -153,13 +153,15 @@ def _record_gradients(
     gradients[name] = [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
 
 
-def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: dict[str, float]) -> None:
+def assert_matches(
+    actual: torch.Tensor, expected: torch.Tensor, tolerance: dict[str, float]
+) -> None:
     torch.testing.assert_close(actual.detach(), expected.reshape(actual.shape), **tolerance)
 
 
 def test_rewards(step: SimpleNamespace) -> None:
-    check(step.reward_before, step.golden["out/rewards_before"], EXACT)
-    check(step.batch["next", "reward"], step.golden["out/rewards_after"], EXACT)
+    assert_matches(step.reward_before, step.golden["out/rewards_before"], EXACT)
+    assert_matches(step.batch["next", "reward"], step.golden["out/rewards_after"], EXACT)
     # The relabelled rewards must really be others than those before the update.
     assert (step.batch["next", "reward"].squeeze(-1) - step.reward_before).abs().max() > 1e-3
 
@@ -168,14 +170,14 @@ def test_constraint(step: SimpleNamespace) -> None:
     expected = step.golden["out/cst_penalty"]
     assert (expected < 0).any()
     assert (expected > 0).any()
-    check(step.per_pair["constraint"], expected, EXACT)
-    check(-step.per_pair["loss_encoder"], step.golden["out/te_obj"], EXACT)
+    assert_matches(step.per_pair["constraint"], expected, EXACT)
+    assert_matches(-step.per_pair["loss_encoder"], step.golden["out/te_obj"], EXACT)
 
 
 def test_encoder_and_dual_losses(step: SimpleNamespace) -> None:
-    check(step.metrics["loss_encoder"], step.golden["out/LossTe"], EXACT)
-    check(step.metrics["loss_dual"], step.golden["out/LossDualLam"], EXACT)
-    check(step.metrics["dual"], step.golden["out/DualLam"], EXACT)
+    assert_matches(step.metrics["loss_encoder"], step.golden["out/LossTe"], EXACT)
+    assert_matches(step.metrics["loss_dual"], step.golden["out/LossDualLam"], EXACT)
+    assert_matches(step.metrics["dual"], step.golden["out/DualLam"], EXACT)
 
 
 def test_encoder_gradients(step: SimpleNamespace) -> None:
@@ -183,8 +185,8 @@ def test_encoder_gradients(step: SimpleNamespace) -> None:
     expected = step.golden.encoder("grad")
     assert len(names) == len(expected)
     for name, gradient in zip(names, step.gradients["encoder"], strict=True):
-        check(gradient, expected[name.removeprefix("module.")], EXACT)
-    check(step.gradients["dual"][0], step.golden["grad/dual_lam/param"], EXACT)
+        assert_matches(gradient, expected[name.removeprefix("module.")], EXACT)
+    assert_matches(step.gradients["dual"][0], step.golden["grad/dual_lam/param"], EXACT)
 
 
 def test_encoder_and_dual_after_one_step(step: SimpleNamespace) -> None:
@@ -192,23 +194,23 @@ def test_encoder_and_dual_after_one_step(step: SimpleNamespace) -> None:
         # The last bias cancels in φ(s') - φ(s): its gradient is rounding noise, which Adam
         # blows up to one learning rate in either direction.
         tolerance = {"rtol": 0, "atol": 2e-4} if name == "4.bias" else EXACT
-        check(step.networks.encoder.module.get_parameter(name), expected, tolerance)
-    check(step.metra_loss.log_dual, step.golden["after/dual_lam/param"], EXACT)
+        assert_matches(step.networks.encoder.module.get_parameter(name), expected, tolerance)
+    assert_matches(step.metra_loss.log_dual, step.golden["after/dual_lam/param"], EXACT)
 
 
 def test_critics(step: SimpleNamespace) -> None:
     # TorchRL's l2 is twice the authors' 0.5 · MSE, which Adam does not notice.
     expected = 2 * (step.golden["out/LossQf1"] + step.golden["out/LossQf2"])
-    check(step.metrics["loss_qvalue"], expected, LOG_PROB)
+    assert_matches(step.metrics["loss_qvalue"], expected, LOG_PROB)
     names = [key for key, _ in step.sac_loss.qvalue_network_params.named_parameters()]
     for index, critic in enumerate(("qf1", "qf2")):
         gradients = step.golden.critic("grad", critic)
         after = step.golden.critic("after", critic)
         for name, gradient in zip(names, step.gradients["qvalue"], strict=True):
             key = name.removeprefix("module.")
-            check(gradient[index] / 2, gradients[key], LOG_PROB)
+            assert_matches(gradient[index] / 2, gradients[key], LOG_PROB)
             parameter = step.sac_loss.qvalue_network_params.get(tuple(name.split(".")))
-            check(parameter[index], after[key], EXACT)
+            assert_matches(parameter[index], after[key], EXACT)
 
 
 def test_critic_target(step: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,21 +224,23 @@ def test_critic_target(step: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         "torch.distributions.normal._standard_normal", lambda *args, **kwargs: golden["next/eps"]
     )
-    check(step.sac_loss._compute_target_v2(step.batch), golden["out/q_target"], LOG_PROB)
+    assert_matches(step.sac_loss._compute_target_v2(step.batch), golden["out/q_target"], LOG_PROB)
 
 
 def test_actor_and_entropy_coefficient(step: SimpleNamespace) -> None:
-    check(step.metrics["loss_actor"], step.golden["out/LossSacp"], LOG_PROB)
-    check(step.metrics["loss_alpha"], step.golden["out/LossAlpha"], LOG_PROB)
-    check(-step.metrics["entropy"], step.golden["out/SacpNewActionLogProbMean"], LOG_PROB)
+    assert_matches(step.metrics["loss_actor"], step.golden["out/LossSacp"], LOG_PROB)
+    assert_matches(step.metrics["loss_alpha"], step.golden["out/LossAlpha"], LOG_PROB)
+    assert_matches(-step.metrics["entropy"], step.golden["out/SacpNewActionLogProbMean"], LOG_PROB)
     after = step.golden.actor("after")
     for name, expected in after.items():
-        check(step.networks.actor.module[0].module.get_parameter(name), expected, EXACT)
-    check(step.sac_loss.log_alpha, step.golden["after/log_alpha/param"], EXACT)
+        assert_matches(step.networks.actor.module[0].module.get_parameter(name), expected, EXACT)
+    assert_matches(step.sac_loss.log_alpha, step.golden["after/log_alpha/param"], EXACT)
 
 
 def test_target_networks(step: SimpleNamespace) -> None:
     for index, name in enumerate(("target_qf1", "target_qf2")):
         for key, expected in step.golden.critic("after", name).items():
             path = ("module", *key.split("."))
-            check(step.sac_loss.target_qvalue_network_params.get(path)[index], expected, EXACT)
+            assert_matches(
+                step.sac_loss.target_qvalue_network_params.get(path)[index], expected, EXACT
+            )

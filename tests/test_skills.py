@@ -44,7 +44,7 @@ class TestEveryPrior:
 @pytest.mark.parametrize("dim", [0, -1, 2.0, True])
 def test_number_of_dimensions_must_be_a_positive_integer(dim: object) -> None:
     with pytest.raises(ValueError, match="positive integer"):
-        OneHot(dim)  # type: ignore[arg-type]
+        OneHot(dim)
 
 
 def test_unknown_kind_names_the_known_ones() -> None:

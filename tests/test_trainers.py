@@ -113,7 +113,7 @@ class TestStepper:
 
     def test_missing_optimizer(self) -> None:
         with pytest.raises(ValueError, match=r"\['actor', 'qvalue'\]"):
-            METRAOptimizationStepper(make_losses().metra_loss, {"encoder": None})  # type: ignore
+            METRAOptimizationStepper(make_losses().metra_loss, {"encoder": None})
 
     def test_updates_priorities(self) -> None:
         parts = make_losses()
@@ -247,7 +247,7 @@ class TestTrainer:
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
 
-    def continue_alike(
+    def assert_continue_alike(
         self, trainer: METRATrainer, restored: METRATrainer, batch: TensorDictBase
     ) -> None:
         """Two more steps each must give the same numbers: optimisers included."""
@@ -270,7 +270,7 @@ class TestTrainer:
         trainer.train()
         restored = build_trainer(make_losses())
         restored.load_state_dict(states[-1])
-        self.continue_alike(trainer, restored, make_batch(parts.prior, 16))
+        self.assert_continue_alike(trainer, restored, make_batch(parts.prior, 16))
 
     def test_torchrl_checkpoint_round_trip(self, tmp_path) -> None:
         parts = make_losses()
@@ -280,7 +280,7 @@ class TestTrainer:
         restored = build_trainer(make_losses(), checkpoint=Checkpoint())
         restored.load_from_file(tmp_path / "checkpoint")
         assert len(restored.replay_buffer) == 120
-        self.continue_alike(trainer, restored, make_batch(parts.prior, 16))
+        self.assert_continue_alike(trainer, restored, make_batch(parts.prior, 16))
 
     def test_bad_input(self) -> None:
         parts = make_losses()
@@ -347,7 +347,7 @@ class TestHook:
     def test_remote_learner_is_refused(self) -> None:
         trainer = SimpleNamespace(learner_backend="ray")
         with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
-            self.hook(make_losses()).register(trainer)  # type: ignore[arg-type]
+            self.hook(make_losses()).register(trainer)
 
     def test_missing_optimizer(self) -> None:
         with pytest.raises(ValueError, match="lack 'encoder'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,9 +140,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as err:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
         raise ValueError(
             f"{path} is not a skill policy file: torch.load with weights_only=True failed with "
             f"{type(err).__name__}. Expected a file written by SkillPolicy.save."
