@@ -195,7 +195,7 @@ class TestTrainer:
     def test_policy_weights_reach_the_collector(self) -> None:
         parts = make_losses()
         env = skill_env(parts)
-        # A meta-device round trip stands for a policy that lives on another device.
+        # A policy of its own, as a collector on another device or in another process has.
         collector = Collector(
             env,
             policy_factory=lambda: make_losses().networks.actor,
@@ -240,7 +240,6 @@ class TestTrainer:
 
     def test_nan_in_collected_data(self) -> None:
         trainer = build_trainer(make_losses())
-        trainer.collector.postproc = None
         batch = make_batch(trainer.metra_loss.prior, 8)
         batch["next", "observation"][2, 1] = float("nan")
         with pytest.raises(ValueError, match=r"1 values of \('next', 'observation'\).*NaN"):

@@ -127,7 +127,8 @@ class SkillPolicy:
                 )
             architecture = Architecture(**content["architecture"])
             networks = architecture.build(prior).to(map_location)
-            actor, encoder = actor or networks.actor, encoder or networks.encoder
+            actor = networks.actor if actor is None else actor
+            encoder = networks.encoder if encoder is None else encoder
         actor.load_state_dict(content["actor"])
         encoder.load_state_dict(content["encoder"])
         return cls(actor, encoder, prior, content["observation_norm"], architecture)

@@ -43,25 +43,17 @@ def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
 class LogRates(TrainerHookBase):
     """Logs frames and updates per second, collection and learning included.
 
-    Args:
-        trainer (Trainer): trainer whose counters to read.
-
-    Examples:
-        >>> from types import SimpleNamespace
-        >>> trainer = SimpleNamespace(collected_frames=0, _optim_count=0)
-        >>> log_rates = LogRates(trainer)
-        >>> log_rates(None)
-        >>> trainer.collected_frames += 100
-        >>> log_rates(None)["frames_per_second"] > 0
-        True
+    :class:`~torchrl_metra.METRATrainer` registers one; on another trainer, do it with
+    ``LogRates().register(trainer)``.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    _trainer: Trainer
+
+    def __init__(self) -> None:
         self._last: tuple[float, int, int] | None = None
 
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        now = (time.perf_counter(), self.trainer.collected_frames, self.trainer._optim_count)
+        now = (time.perf_counter(), self._trainer.collected_frames, self._trainer._optim_count)
         last, self._last = self._last, now
         if last is None:
             return None
@@ -73,6 +65,7 @@ class LogRates(TrainerHookBase):
         }
 
     def register(self, trainer: Trainer, name: str = "log_rates") -> None:
+        self._trainer = trainer
         trainer.register_op("post_steps_log", self)
 
 
@@ -135,7 +128,8 @@ class SkillEvaluation(TrainerHookBase):
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
         >>> evaluation = SkillEvaluation(env, networks.actor, prior.grid(8), interval=10_000)
-        >>> evaluation.register(trainer)  # doctest: +SKIP
+
+        ``evaluation.register(trainer)`` then attaches it to a trainer.
     """
 
     _trainer: Trainer

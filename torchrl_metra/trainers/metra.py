@@ -395,7 +395,7 @@ class METRATrainer(Trainer):
             actor_weights = partial(TensorDict.from_module, loss_module.actor_network)
             UpdateWeights(collector, 1, policy_weights_getter=actor_weights).register(self)
             self.register_op("post_optim_complete_log", self._show_progress)
-        LogRates(self).register(self)
+        LogRates().register(self)
         LogTotalCoverage().register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
