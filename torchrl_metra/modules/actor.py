@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_metra.modules.linear import Float32Linear
+
 __all__ = ["NormalHead", "SkillConditionedActor"]
 
 
@@ -36,7 +38,7 @@ class NormalHead(nn.Module):
 
     def __init__(self, num_features: int, action_size: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(num_features, 2 * action_size)
+        self.linear = Float32Linear(num_features, 2 * action_size)
         # Mean and log σ are separate heads: each half has its own fan-out.
         for weight in self.linear.weight.detach().chunk(2):
             nn.init.xavier_normal_(weight, gain=0.1)

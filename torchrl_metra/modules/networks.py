@@ -14,6 +14,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
+from torchrl_metra.modules.linear import Float32Linear
 
 __all__ = ["Architecture", "SACNetworks", "make_sac_networks"]
 
@@ -80,7 +81,8 @@ def make_sac_networks(
 
     The authors' settings (Appendix F.1 and their implementation): a tanh trunk for
     the actor, ReLU for critics and encoder, zero biases, Xavier-normal weights in the
-    critics and Xavier-uniform ones elsewhere.
+    critics and Xavier-uniform ones elsewhere. First and last layers stay in float32
+    under autocast, see :class:`~torchrl_metra.modules.Float32Linear`.
 
     Args:
         observation_size (int): size of the observation vector.
@@ -113,6 +115,7 @@ def make_sac_networks(
         activation_class=nn.Tanh,
         activate_last_layer=True,
     )
+    _keep_float32(trunk, 0)
     encoder = _mlp(observation_size, prior.dim, num_cells)
     for module in (trunk, encoder):
         _initialize(module, nn.init.xavier_uniform_)
@@ -135,12 +138,20 @@ def make_sac_networks(
 
 
 def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
-    return MLP(
+    network = MLP(
         in_features=in_features,
         out_features=out_features,
         num_cells=list(num_cells),
         activation_class=nn.ReLU,
     )
+    _keep_float32(network, 0)
+    _keep_float32(network, -1)
+    return network
+
+
+def _keep_float32(network: MLP, index: int) -> None:
+    layer = network[index]
+    network[index] = Float32Linear(layer.in_features, layer.out_features)
 
 
 def _initialize(module: nn.Module, init_weight: Any) -> None:

@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictParams, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchrl.objectives.common import LossModule
 
 from torchrl_metra.data import SkillPrior
@@ -296,8 +297,9 @@ class METRALoss(LossModule):
 
     @staticmethod
     def _check_finite(loss: Tensor) -> None:
-        # On an accelerator this would stall the stream; trainers check what they collect.
-        if torch.compiler.is_compiling() or loss.device.type != "cpu":
+        # Graphs have no branches, and an accelerator would stall: there, trainers check.
+        is_traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
+        if is_traced or loss.device.type != "cpu":
             return
         if not loss.isfinite().all():
             raise ValueError(

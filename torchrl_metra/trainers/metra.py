@@ -8,176 +8,24 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, optim
+from torch import optim
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
-from torchrl.data.replay_buffers.samplers import PrioritizedSampler
-from torchrl.objectives import LossModule, SACLoss
+from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra.objectives import METRALoss
 from torchrl_metra.trainers.hooks import LogRates, LogTotalCoverage, check_finite
+from torchrl_metra.trainers.stepper import (
+    METRAOptimizationStepper,
+    make_metra_optimizers,
+    relabel,
+    step_encoder,
+)
 
-__all__ = ["METRAHook", "METRAOptimizationStepper", "METRATrainer", "make_metra_optimizers"]
-
-
-def make_metra_optimizers(
-    metra_loss: METRALoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
-) -> dict[str, optim.Optimizer]:
-    """One fused Adam per part, as the authors have it (Appendix F.1).
-
-    Args:
-        metra_loss (METRALoss): owns φ (``"encoder"``) and λ (``"dual"``).
-        sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
-            and the entropy coefficient (``"alpha"``).
-        lr (float, optional): learning rate. Defaults to 1e-4.
-        **lrs: learning rates of single parts, such as ``dual=3e-3``.
-
-    Returns:
-        The optimisers by part; parts held fixed have none.
-
-    Raises:
-        ValueError: if a learning rate is given for an unknown part.
-
-    Examples:
-        >>> from torchrl.objectives import SACLoss
-        >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
-        >>> prior = UnitSphere(2)
-        >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
-        >>> metra_loss = METRALoss(networks.encoder, prior)
-        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
-        >>> sorted(make_metra_optimizers(metra_loss, sac_loss, lr=3e-4, dual=1e-3))
-        ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
-    """
-    parts = {
-        "encoder": list(metra_loss.encoder_params.parameters()),
-        "dual": [metra_loss.log_dual],
-        "qvalue": list(sac_loss.qvalue_network_params.parameters()),
-        "actor": list(sac_loss.actor_network_params.parameters()),
-        "alpha": [sac_loss.log_alpha],
-    }
-    if unknown := lrs.keys() - parts.keys():
-        raise ValueError(
-            f"learning rates for unknown parts {sorted(unknown)}, expected {sorted(parts)}."
-        )
-    return {
-        name: optim.Adam(parameters, lr=lrs.get(name, lr), fused=True)
-        for name, parameters in parts.items()
-        if all(parameter.requires_grad for parameter in parameters)
-    }
-
-
-class METRAOptimizationStepper(OptimizationStepper):
-    """One gradient step of METRA, in the authors' order (Algorithm 1).
-
-    φ and λ, then the rewards anew with the φ just updated, then critics, policy
-    and entropy coefficient, each with an optimiser of its own. The target networks
-    follow in the trainer's ``post_optim`` stage, as everywhere in TorchRL.
-
-    The rewards go where the trainer's ``SACLoss`` reads them. Priorities of a
-    prioritised replay buffer are updated from the critics' error.
-
-    Args:
-        metra_loss (METRALoss): loss of φ and λ.
-        optimizers (mapping of str to Optimizer): see :func:`make_metra_optimizers`;
-            a part without an entry is held fixed.
-
-    Raises:
-        ValueError: if ``optimizers`` lacks ``"encoder"``, ``"qvalue"`` or ``"actor"``.
-
-    Examples:
-        >>> from torchrl.objectives import SACLoss
-        >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
-        >>> prior = UnitSphere(2)
-        >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
-        >>> metra_loss = METRALoss(networks.encoder, prior)
-        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
-        >>> optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=3e-4)
-        >>> stepper = METRAOptimizationStepper(metra_loss, optimizers)
-    """
-
-    updates_replay_priority = True
-
-    def __init__(self, metra_loss: METRALoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
-        if missing := {"encoder", "qvalue", "actor"} - optimizers.keys():
-            raise ValueError(
-                f"optimizers lack {sorted(missing)}; make_metra_optimizers builds them all."
-            )
-        self.metra_loss = metra_loss
-        self.optimizers = dict(optimizers)
-
-    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """Update every part once, in place; returns detached scalars to log."""
-        sac_loss = trainer.loss_module
-        metrics = _update_encoder(self.metra_loss, self.optimizers, sub_batch)
-        _relabel(self.metra_loss, sub_batch, sac_loss)
-
-        loss_qvalue, critic = sac_loss.qvalue_v2_loss(sub_batch)
-        self._descend(loss_qvalue, "qvalue")
-
-        loss_actor, actor = sac_loss.actor_loss(sub_batch)
-        self._descend(loss_actor, "actor")
-
-        loss_alpha = sac_loss.alpha_loss(actor["log_prob"]).mean()
-        self._descend(loss_alpha, "alpha")
-
-        self._update_priority(trainer, sub_batch, critic["td_error"])
-        return metrics.update(
-            {
-                "loss_qvalue": loss_qvalue.detach(),
-                "loss_actor": loss_actor.detach(),
-                "loss_alpha": loss_alpha.detach(),
-                "alpha": sac_loss.log_alpha.detach().exp(),
-                "entropy": -actor["log_prob"].mean(),
-            }
-        )
-
-    def _descend(self, loss: Tensor, part: str) -> None:
-        if part in self.optimizers:
-            loss.backward()
-            _step(self.optimizers[part])
-
-    def _update_priority(self, trainer: Trainer, batch: TensorDictBase, td_error: Tensor) -> None:
-        buffer = trainer.replay_buffer
-        if buffer is not None and isinstance(buffer.sampler, PrioritizedSampler):
-            batch.set(trainer.loss_module.tensor_keys.priority, td_error)
-            buffer.update_tensordict_priority(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state_dict[name])
-
-
-def _update_encoder(
-    metra_loss: METRALoss, optimizers: Mapping[str, optim.Optimizer], batch: TensorDictBase
-) -> TensorDictBase:
-    """One step of φ and of λ, both from the same constraint; returns detached scalars."""
-    losses = metra_loss(batch)
-    # Neither loss reaches the other's parameters, so one backward pass serves both.
-    parts = [name for name in ("encoder", "dual") if name in optimizers]
-    sum(losses[f"loss_{name}"] for name in parts).backward()
-    for name in parts:
-        _step(optimizers[name])
-    return losses.detach()
-
-
-def _relabel(metra_loss: METRALoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
-    """Write today's reward where the policy's loss reads it."""
-    skill_key = metra_loss.tensor_keys.skill
-    with torch.no_grad():
-        batch.set(("next", sac_loss.tensor_keys.reward), metra_loss.reward(batch))
-    # A skill lasts for the whole episode: no need to store it twice.
-    batch.set(("next", skill_key), batch.get(skill_key))
-
-
-def _step(optimizer: optim.Optimizer) -> None:
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+__all__ = ["METRAHook", "METRATrainer"]
 
 
 class METRAHook(TrainerHookBase):
@@ -243,8 +91,8 @@ class METRAHook(TrainerHookBase):
         self._metrics: list[TensorDictBase] = []
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        self._metrics.append(_update_encoder(self.metra_loss, self.optimizers, batch))
-        _relabel(self.metra_loss, batch, self._trainer.loss_module)
+        self._metrics.append(step_encoder(self.metra_loss(batch), self.optimizers))
+        relabel(self.metra_loss, batch, self._trainer.loss_module)
         return batch
 
     def log(self, optim_steps: int, losses: TensorDictBase | None) -> dict[str, Any] | None:
@@ -301,8 +149,8 @@ class METRATrainer(Trainer):
     Keyword Args:
         optimization_stepper (OptimizationStepper, optional): defaults to
             :class:`METRAOptimizationStepper` with the authors' optimisers.
-        target_net_updater (TargetNetUpdater, optional): defaults to the authors'
-            ``SoftUpdate(loss_module, eps=0.995)``.
+        target_net_updater (TargetNetUpdater, optional): defaults to the stepper's
+            own, and to the authors' ``SoftUpdate(loss_module, eps=0.995)`` without one.
         min_buffer_size (int, optional): transitions that the initial policy collects
             before the first update. Defaults to 0.
         **kwargs: passed on to :class:`~torchrl.trainers.Trainer` (``logger``,
@@ -310,8 +158,8 @@ class METRATrainer(Trainer):
 
     Raises:
         TypeError: if a loss is of the wrong kind.
-        ValueError: if the replay buffer has no batch size, or if a collected batch
-            holds values that are not finite.
+        ValueError: if the replay buffer has no batch size, if targets would be updated
+            twice, or if a collected batch or a loss is not finite.
 
     Examples:
         >>> from torchrl.collectors import Collector
@@ -363,8 +211,13 @@ class METRATrainer(Trainer):
         if optimization_stepper is None:
             optimizers = make_metra_optimizers(metra_loss, loss_module)
             optimization_stepper = METRAOptimizationStepper(metra_loss, optimizers)
-        if target_net_updater is None:
-            target_net_updater = SoftUpdate(loss_module, eps=0.995)
+        if getattr(optimization_stepper, "target_net_updater", None) is None:
+            target_net_updater = target_net_updater or SoftUpdate(loss_module, eps=0.995)
+        elif target_net_updater is not None:
+            raise ValueError(
+                "both the stepper and the trainer have a target_net_updater, which would move the "
+                "targets twice: give it to one of them."
+            )
         kwargs.setdefault("frame_skip", 1)
         super().__init__(
             collector=collector,
@@ -391,9 +244,11 @@ class METRATrainer(Trainer):
         self.register_op("batch_process", self._store)
         if self.learner_backend == "local":
             self.register_op("process_optim_batch", self._sample)
-            self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
+            if target_net_updater is not None:
+                self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
             actor_weights = partial(TensorDict.from_module, loss_module.actor_network)
             UpdateWeights(collector, 1, policy_weights_getter=actor_weights).register(self)
+            self.register_op("post_optim_complete_log", self._check_metrics)
             self.register_op("post_optim_complete_log", self._show_progress)
         LogRates().register(self)
         LogTotalCoverage().register(self)
@@ -405,6 +260,14 @@ class METRATrainer(Trainer):
 
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
         return self.replay_buffer.sample()
+
+    def _check_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
+        for name, value in metrics.items():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"training has diverged: {name!r} is not finite after {optim_steps} gradient "
+                    "steps. Lower the learning rates, or go on in float32 if autocast is on."
+                )
 
     def _show_progress(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
         if self.progress_bar and metrics is not None:

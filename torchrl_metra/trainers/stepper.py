@@ -1,0 +1,254 @@
+"""One gradient step of METRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, optim
+from torchrl.data.replay_buffers.samplers import PrioritizedSampler
+from torchrl.objectives import LossModule, SACLoss
+from torchrl.objectives.utils import SoftUpdate
+from torchrl.trainers import OptimizationStepper, Trainer
+
+from torchrl_metra.objectives import METRALoss
+from torchrl_metra.trainers.graph import UpdateGraph
+
+__all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step_encoder"]
+
+
+def make_metra_optimizers(
+    metra_loss: METRALoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
+) -> dict[str, optim.Optimizer]:
+    """One fused Adam per part, as the authors have it (Appendix F.1).
+
+    Args:
+        metra_loss (METRALoss): owns φ (``"encoder"``) and λ (``"dual"``).
+        sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
+            and the entropy coefficient (``"alpha"``).
+        lr (float, optional): learning rate. Defaults to 1e-4.
+        **lrs: learning rates of single parts, such as ``dual=3e-3``.
+
+    Returns:
+        The optimisers by part; parts held fixed have none.
+
+    Raises:
+        ValueError: if a learning rate is given for an unknown part.
+
+    Examples:
+        >>> from torchrl.objectives import SACLoss
+        >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
+        >>> prior = UnitSphere(2)
+        >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
+        >>> metra_loss = METRALoss(networks.encoder, prior)
+        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+        >>> sorted(make_metra_optimizers(metra_loss, sac_loss, lr=3e-4, dual=1e-3))
+        ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
+    """
+    parts = {
+        "encoder": list(metra_loss.encoder_params.parameters()),
+        "dual": [metra_loss.log_dual],
+        "qvalue": list(sac_loss.qvalue_network_params.parameters()),
+        "actor": list(sac_loss.actor_network_params.parameters()),
+        "alpha": [sac_loss.log_alpha],
+    }
+    if unknown := lrs.keys() - parts.keys():
+        raise ValueError(
+            f"learning rates for unknown parts {sorted(unknown)}, expected {sorted(parts)}."
+        )
+    return {
+        # On CUDA the count of steps lives there too: nothing to wait for, and graphs can be made.
+        name: optim.Adam(
+            parameters, lr=lrs.get(name, lr), fused=True, capturable=parameters[0].is_cuda
+        )
+        for name, parameters in parts.items()
+        if all(parameter.requires_grad for parameter in parameters)
+    }
+
+
+class METRAOptimizationStepper(OptimizationStepper):
+    """One gradient step of METRA, in the authors' order (Algorithm 1).
+
+    φ and λ, then the rewards anew with the φ just updated, then critics, policy
+    and entropy coefficient, each with an optimiser of its own, then the targets.
+
+    The rewards go where the trainer's ``SACLoss`` reads them. Priorities of a
+    prioritised replay buffer are updated from the critics' error.
+
+    Args:
+        metra_loss (METRALoss): loss of φ and λ.
+        optimizers (mapping of str to Optimizer): see :func:`make_metra_optimizers`;
+            a part without an entry is held fixed.
+
+    Keyword Args:
+        target_net_updater (SoftUpdate, optional): updates the target networks as
+            part of the step. Without one that is left to the trainer.
+        compile (bool or dict, optional): compile the whole step into one graph, see
+            :class:`~torchrl_metra.trainers.UpdateGraph`; a dict holds arguments of
+            ``torch.compile``. The second step takes half a minute. Defaults to ``False``.
+        cudagraphs (bool, optional): replay the step as a CUDA graph. Without CUDA it
+            runs as before, with a warning. Defaults to ``False``.
+        autocast (torch.dtype, optional): compute the losses under autocast in this
+            type, ``torch.bfloat16``. Weights, optimisers and latents stay in float32.
+
+    Raises:
+        ValueError: if ``optimizers`` lacks ``"encoder"``, ``"qvalue"`` or ``"actor"``.
+        TypeError: if ``target_net_updater`` is no ``SoftUpdate``.
+
+    Examples:
+        >>> from torchrl.objectives import SACLoss
+        >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
+        >>> prior = UnitSphere(2)
+        >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
+        >>> metra_loss = METRALoss(networks.encoder, prior)
+        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+        >>> optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=3e-4)
+        >>> stepper = METRAOptimizationStepper(metra_loss, optimizers, autocast=torch.bfloat16)
+    """
+
+    updates_replay_priority = True
+
+    def __init__(
+        self,
+        metra_loss: METRALoss,
+        optimizers: Mapping[str, optim.Optimizer],
+        *,
+        target_net_updater: SoftUpdate | None = None,
+        compile: bool | dict[str, Any] = False,
+        cudagraphs: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        if missing := {"encoder", "qvalue", "actor"} - optimizers.keys():
+            raise ValueError(
+                f"optimizers lack {sorted(missing)}; make_metra_optimizers builds them all."
+            )
+        if not isinstance(target_net_updater, SoftUpdate | None):
+            raise TypeError(
+                "target_net_updater must be a SoftUpdate, got "
+                f"{type(target_net_updater).__name__}: give others to the trainer."
+            )
+        self.metra_loss = metra_loss
+        self.optimizers = dict(optimizers)
+        self.target_net_updater = target_net_updater
+        self.compile = compile
+        self.cudagraphs = cudagraphs
+        self.autocast = autocast
+        self._graph: UpdateGraph | None = None
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Update every part once; returns detached scalars to log."""
+        if not (self.compile or self.cudagraphs):
+            metrics = self.update(trainer.loss_module, sub_batch)
+        else:
+            if self._graph is None:
+                self._graph = self._make_graph(trainer.loss_module)
+            metrics = self._graph(sub_batch)
+        self._update_priority(trainer, sub_batch, metrics.pop("td_error"))
+        return metrics
+
+    def update(self, sac_loss: SACLoss, batch: TensorDictBase) -> TensorDictBase:
+        """One gradient step of every part; the batch stays as it is.
+
+        Args:
+            sac_loss (SACLoss): loss of critics, policy and entropy coefficient.
+            batch (TensorDictBase): transitions with skills, of batch size ``*B``.
+
+        Returns:
+            Detached scalars, and ``"td_error"`` of shape ``[*B]``.
+        """
+        batch = batch.copy()
+        with self._autocast():
+            losses = self.metra_loss(batch)
+        metrics = step_encoder(losses, self.optimizers)
+
+        with self._autocast():
+            relabel(self.metra_loss, batch, sac_loss)
+
+        with self._autocast():
+            loss_qvalue, critic = sac_loss.qvalue_v2_loss(batch)
+        self._descend(loss_qvalue, "qvalue")
+
+        with self._autocast():
+            loss_actor, actor = sac_loss.actor_loss(batch)
+        self._descend(loss_actor, "actor")
+
+        loss_alpha = sac_loss.alpha_loss(actor["log_prob"]).mean()
+        self._descend(loss_alpha, "alpha")
+
+        if self.target_net_updater is not None:
+            self.target_net_updater.step()
+        return metrics.update(
+            {
+                "loss_qvalue": loss_qvalue.detach(),
+                "loss_actor": loss_actor.detach(),
+                "loss_alpha": loss_alpha.detach(),
+                "alpha": sac_loss.log_alpha.detach().exp(),
+                "entropy": -actor["log_prob"].mean(),
+                "td_error": critic["td_error"],
+            }
+        )
+
+    def _make_graph(self, sac_loss: SACLoss) -> UpdateGraph:
+        in_keys = {*self.metra_loss.in_keys, *sac_loss.in_keys}
+        in_keys |= {loss.tensor_keys.priority_weight for loss in (self.metra_loss, sac_loss)}
+        return UpdateGraph(
+            partial(self.update, sac_loss),
+            self.optimizers,
+            sorted(in_keys, key=str),
+            compile=self.compile,
+            cudagraphs=self.cudagraphs,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        # The cache would outlive the weights, which change between two losses.
+        device = self.metra_loss.log_dual.device.type
+        return torch.autocast(
+            device, self.autocast, enabled=self.autocast is not None, cache_enabled=False
+        )
+
+    def _descend(self, loss: Tensor, part: str) -> None:
+        if part in self.optimizers:
+            loss.backward()
+            _step(self.optimizers[part])
+
+    def _update_priority(self, trainer: Trainer, batch: TensorDictBase, td_error: Tensor) -> None:
+        buffer = trainer.replay_buffer
+        if buffer is not None and isinstance(buffer.sampler, PrioritizedSampler):
+            batch.set(trainer.loss_module.tensor_keys.priority, td_error)
+            buffer.update_tensordict_priority(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict[name])
+
+
+def step_encoder(
+    losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer]
+) -> TensorDictBase:
+    """One step of φ and of λ on METRA's losses; returns them detached."""
+    # Neither loss reaches the other's parameters, so one backward pass serves both.
+    parts = [name for name in ("encoder", "dual") if name in optimizers]
+    sum(losses[f"loss_{name}"] for name in parts).backward()
+    for name in parts:
+        _step(optimizers[name])
+    return losses.detach()
+
+
+def relabel(metra_loss: METRALoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
+    """Write today's reward where the policy's loss reads it."""
+    skill_key = metra_loss.tensor_keys.skill
+    with torch.no_grad():
+        batch.set(("next", sac_loss.tensor_keys.reward), metra_loss.reward(batch))
+    # A skill lasts for the whole episode: no need to store it twice.
+    batch.set(("next", skill_key), batch.get(skill_key))
+
+
+def _step(optimizer: optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
