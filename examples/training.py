@@ -5,14 +5,19 @@ The scripts beside this file call :func:`train` with the settings of one environ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from records import CoverageCurve, make_logger, stop_on_signal, write_summary
-from torchrl.collectors import Collector
+from torch import nn
+from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
@@ -33,24 +38,34 @@ from torchrl_metra.evaluation import (
     plot_positions,
     rollout_skills,
 )
+from torchrl_metra.modules import SACNetworks
 from torchrl_metra.trainers import SkillEvaluation
 
 NUM_EVALUATION_EPISODES = 48
 
 
-def train(config: DictConfig) -> dict[str, Any]:
-    """Train, evaluate, write pictures and the skill policy; returns a summary."""
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    prior: SkillPrior
+    networks: SACNetworks
+    trainer: METRATrainer
+
+
+def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
+    """The environment of a run, with a skill for every episode."""
+    env = make_env(config.env, num_envs, backend=config.backend)
+    env = env.append_transform(SkillPrimer(SkillPrior.from_config(config.skill)))
+    env.set_seed(seed)
+    return env
+
+
+def build(config: DictConfig) -> Parts:
+    """Everything that trains, from the settings."""
     torch.manual_seed(config.seed)
     prior = SkillPrior.from_config(config.skill)
-
-    def make_skill_env(num_envs: int):
-        env = make_env(config.env, num_envs, backend=config.backend)
-        return env.append_transform(SkillPrimer(prior))
-
-    # Environments: one to collect, one to evaluate.
-    env, evaluation_env = make_skill_env(config.num_envs), make_skill_env(NUM_EVALUATION_EPISODES)
-    env.set_seed(config.seed)
-    evaluation_env.set_seed(config.seed + 1_000)
+    env = make_skill_env(config, config.num_envs, config.seed)
 
     # Networks and losses: METRA trains φ and λ, SAC the policy.
     networks = make_sac_networks(
@@ -70,39 +85,70 @@ def train(config: DictConfig) -> dict[str, Any]:
     sac_loss.make_value_estimator(gamma=config.gamma)
 
     # Data: the policy collects on the CPU, the replay buffer lives beside the learner.
-    collector = Collector(
-        env,
-        networks.actor,
-        frames_per_batch=config.frames_per_batch,
-        total_frames=config.total_frames,
-        policy_device="cpu",
-        storing_device="cpu",
-    )
     replay_buffer = ReplayBuffer(
         storage=LazyTensorStorage(config.buffer_size, device=config.device),
         batch_size=config.batch_size,
     )
 
     # The algorithm.
-    output = Path(config.output)
-    optimizers = make_metra_optimizers(metra_loss, sac_loss, **config.learning_rate)
+    stepper = METRAOptimizationStepper(
+        metra_loss,
+        make_metra_optimizers(metra_loss, sac_loss, **config.learning_rate),
+        target_net_updater=SoftUpdate(sac_loss, eps=0.995),
+        compile=config.compile,
+        cudagraphs=config.cudagraphs,
+        autocast=getattr(torch, config.autocast) if config.autocast else None,
+    )
     trainer = METRATrainer(
-        collector=collector,
+        collector=make_collector(config, env, networks.actor),
         total_frames=config.total_frames,
         optim_steps_per_batch=config.optim_steps_per_batch,
         loss_module=sac_loss,
         metra_loss=metra_loss,
         replay_buffer=replay_buffer,
-        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
+        optimization_stepper=stepper,
         min_buffer_size=config.min_buffer_size,
-        logger=make_logger(config.logger, output),
+        logger=make_logger(config.logger, Path(config.output)),
         log_interval=0,
         seed=config.seed,
     )
+    return Parts(prior, networks, trainer)
+
+
+def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseCollector:
+    """Collect in turns with the learner, or all the while in a process of its own."""
+    options = {
+        "frames_per_batch": config.frames_per_batch,
+        "total_frames": config.total_frames,
+        "policy_device": "cpu",
+        "storing_device": "cpu",
+    }
+    if config.asynchronous:
+        env.close()
+        make = partial(make_skill_env, config, config.num_envs, config.seed)
+        return MultiAsyncCollector([make], policy, **options)
+    # Environments step in threads of their own, with which those of torch would quarrel.
+    learner_threads = torch.get_num_threads()
+    return Collector(
+        env,
+        policy,
+        track_traj_ids=False,
+        pre_collect_hook=lambda: torch.set_num_threads(1),
+        post_collect_hook=lambda batch: torch.set_num_threads(learner_threads),
+        **options,
+    )
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train, evaluate, write pictures and the skill policy; returns a summary."""
+    parts = build(config)
+    prior, networks, trainer = parts.prior, parts.networks, parts.trainer
+    output = Path(config.output)
 
     # What to look at while it trains.
     skills = prior.grid(NUM_EVALUATION_EPISODES)
-    policy = SkillPolicy.from_networks(networks, prior, env)
+    evaluation_env = make_skill_env(config, NUM_EVALUATION_EPISODES, config.seed + 1_000)
+    policy = SkillPolicy.from_networks(networks, prior, evaluation_env)
     curve = CoverageCurve(output / "coverage.csv")
 
     def on_evaluation(frames: int, rollouts) -> None:

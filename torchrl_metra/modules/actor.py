@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_metra.modules.linear import Float32Linear
@@ -114,6 +117,33 @@ class SkillConditionedActor(ProbabilisticActor):
             distribution_class=TanhNormal,
             distribution_kwargs={} if is_unit else {"low": low, "high": high},
         )
+        self._bounds = None if is_unit else (low, high)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Write ``"loc"``, ``"scale"`` and ``"action"``, as any ``ProbabilisticActor`` does."""
+        exploration = exploration_type()
+        if (
+            len(args) != 1
+            or kwargs
+            or torch.is_grad_enabled()
+            or exploration not in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC)
+        ):
+            return super().forward(*args, **kwargs)
+        # Collectors come here at every step: half of their time would go into building a
+        # distribution to draw a single sample of.
+        (tensordict,) = args
+        network = self.module[0]
+        loc, scale = network.module(*[tensordict.get(key) for key in network.in_keys])
+        action = loc
+        if exploration is ExplorationType.RANDOM:
+            action = torch.addcmul(loc, scale, torch.randn_like(loc))
+        # TanhNormal too keeps clear of the bounds.
+        limit = 1 - torch.finfo(loc.dtype).resolution
+        action = action.tanh().clamp(-limit, limit)
+        if self._bounds is not None:
+            low, high = (bound.to(action.device) for bound in self._bounds)
+            action = (high + low) / 2 + action * (high - low) / 2
+        return tensordict.update({"loc": loc, "scale": scale, "action": action})
 
 
 class _NormalNetwork(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,8 +81,9 @@ def make_sac_networks(
 
     The authors' settings (Appendix F.1 and their implementation): a tanh trunk for
     the actor, ReLU for critics and encoder, zero biases, Xavier-normal weights in the
-    critics and Xavier-uniform ones elsewhere. First and last layers stay in float32
-    under autocast, see :class:`~torchrl_metra.modules.Float32Linear`.
+    critics and Xavier-uniform ones elsewhere. Under autocast all of the encoder, and
+    the first and last layers of the others, keep their outputs in float32, see
+    :class:`~torchrl_metra.modules.Float32Linear`.
 
     Args:
         observation_size (int): size of the observation vector.
@@ -115,13 +116,15 @@ def make_sac_networks(
         activation_class=nn.Tanh,
         activate_last_layer=True,
     )
-    _keep_float32(trunk, 0)
+    _keep_float32(trunk, [0])
     encoder = _mlp(observation_size, prior.dim, num_cells)
+    _keep_float32(encoder, range(0, len(encoder), 2))
     for module in (trunk, encoder):
         _initialize(module, nn.init.xavier_uniform_)
     critics = []
     for _ in range(2):
         critic = _mlp(state_size + spec.shape[-1], 1, num_cells)
+        _keep_float32(critic, [0, -1])
         _initialize(critic, nn.init.xavier_normal_)
         critics.append(ValueOperator(critic, in_keys=["observation", "skill", "action"]))
     return SACNetworks(
@@ -138,20 +141,18 @@ def make_sac_networks(
 
 
 def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
-    network = MLP(
+    return MLP(
         in_features=in_features,
         out_features=out_features,
         num_cells=list(num_cells),
         activation_class=nn.ReLU,
     )
-    _keep_float32(network, 0)
-    _keep_float32(network, -1)
-    return network
 
 
-def _keep_float32(network: MLP, index: int) -> None:
-    layer = network[index]
-    network[index] = Float32Linear(layer.in_features, layer.out_features)
+def _keep_float32(network: MLP, layers: Iterable[int]) -> None:
+    for index in layers:
+        layer = network[index]
+        network[index] = Float32Linear(layer.in_features, layer.out_features)
 
 
 def _initialize(module: nn.Module, init_weight: Any) -> None:
