@@ -1,4 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv on their first call.
+# `make bench` measures; leave the machine alone meanwhile.
 
 PYTHON ?= python3
 # What pip installs as torch. By default the light CPU build; for CUDA on Linux:
@@ -8,7 +9,7 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart test bench format clean
 
 quickstart: .venv/.installed
 	$(BIN)/python examples/half_cheetah.py +experiment=quickstart
@@ -18,6 +19,9 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/run.py
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,108 @@
+"""What all measurements share: side-by-side timing, results, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SECONDS_PER_ROUND = 1.0
+
+
+@dataclass
+class Result:
+    """A measurement beside its yardstick.
+
+    Attributes:
+        name (str): what was measured, such as ``"learner/1024/eager"``.
+        unit (str): of ``value`` and ``yardstick``.
+        value (float): what this package takes or gives.
+        yardstick (float, optional): what the yardstick takes or gives.
+        ratio (float, optional): value / yardstick, the median over rounds where there are any.
+    """
+
+    name: str
+    unit: str
+    value: float
+    yardstick: float | None = None
+    ratio: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """With four significant digits."""
+        digits = {k: float(f"{v:.4g}") for k, v in asdict(self).items() if isinstance(v, float)}
+        return {**asdict(self), **digits}
+
+
+def in_turns(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 5
+) -> dict[str, list[float]]:
+    """Seconds per call of each function, round by round, one after the other in each round.
+
+    A machine that slows down slows all of them: only ratios within a round mean something.
+    """
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            seconds[name].append(seconds_per_call(function))
+    return seconds
+
+
+def seconds_per_call(function: Callable[[], object], duration: float = SECONDS_PER_ROUND) -> float:
+    """Mean time of a call, over at least ``duration`` seconds."""
+    synchronize()
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < duration:
+        function()
+        calls += 1
+    synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def synchronize() -> None:
+    """Wait for an accelerator, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(name: str, unit: str, value: list[float], yardstick: list[float]) -> Result:
+    """Medians of two series, and the median of their ratios."""
+    ratios = [a / b for a, b in zip(value, yardstick, strict=True)]
+    medians = map(statistics.median, (value, yardstick, ratios))
+    return Result(name, unit, *medians)
+
+
+def environment() -> dict[str, Any]:
+    """What the results hold for."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    packages = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "envpool")
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.stdout.strip() or None,
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,98 @@
+"""Measure everything: ``make bench``, or ``python benchmarks/run.py learner collection``.
+
+Prints a table and writes ``benchmarks/results/latest.json``. Each measurement runs in a process
+of its own, one after the other; let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from measuring import Result, environment
+
+OUTPUT = Path(__file__).parent / "results" / "latest.json"
+WIDTHS = (256, 512, 1024)
+# Idle threads of PyTorch wait by spinning, which a learner gains from and simulators lose by.
+VARIABLES = {"collection": {"OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
+    """Calls of each module's ``measure``, and of ``measure_cuda`` where there is a GPU."""
+    calls: dict[str, list[tuple[Any, ...]]] = {
+        "learner": [("measure", width, threads) for threads in (2, 1) for width in WIDTHS],
+        "collection": [
+            ("measure", task, backend, width)
+            for task in ("half_cheetah", "ant")
+            for backend, width in (
+                ("envpool", 256),
+                ("envpool", 1024),
+                ("serial", 256),
+                ("parallel", 256),
+            )
+        ],
+        "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")],
+        "replay": [("measure",)],
+    }
+    if has_cuda:
+        calls["learner"] += [("measure_cuda", width) for width in WIDTHS]
+        calls["end_to_end"] += [("measure", switches, "cuda") for switches in ("fp32", "best")]
+    return calls
+
+
+def run(module: str, function: str, *args: Any) -> list[Result]:
+    """One measurement, in this process."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
+    return getattr(importlib.import_module(module), function)(*args)
+
+
+def in_own_process(*call: Any) -> list[Result]:
+    """One measurement, in a fresh process: nothing is warm, and memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(run, *call).result()
+
+
+def main() -> None:
+    """Measure what the command line names, or everything."""
+    has_cuda = importlib.import_module("torch").cuda.is_available()
+    calls = plan(has_cuda)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", choices=[[], *calls], help="default: all")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    results = []
+    print(f"{'':42} {'ours':>10} {'yardstick':>10} {'ratio':>6}")
+    for module in arguments.modules or calls:
+        os.environ.update(VARIABLES.get(module, {}))
+        for call in calls[module]:
+            for result in in_own_process(module, *call):
+                results.append(result.to_json())
+                print(row(result), flush=True)
+        for variable in VARIABLES.get(module, {}):
+            del os.environ[variable]
+    record = {"environment": environment(), "results": results}
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {arguments.output}")
+
+
+def row(result: Result) -> str:
+    """A line of the table."""
+    if result.yardstick is None or result.ratio is None:
+        return f"{result.name:42} {result.value:>10.4g} {'':>17}  {result.unit}"
+    return (
+        f"{result.name:42} {result.value:>10.4g} {result.yardstick:>10.4g} "
+        f"{result.ratio:>6.2f}  {result.unit}"
+    )
+
+
+if __name__ == "__main__":
+    main()
