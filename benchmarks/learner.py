@@ -22,7 +22,7 @@ from torchrl_metra import (
     make_sac_networks,
 )
 
-ROUNDS = 7
+ROUNDS = 5
 SWITCHES = {
     "eager": {},
     "bfloat16": {"autocast": torch.bfloat16},
@@ -91,8 +91,10 @@ def make_transitions(sizes: Sizes, prior: UnitSphere) -> TensorDict:
 def measure(width: int, threads: int) -> list[Result]:
     """All switches at one width, on the CPU."""
     torch.set_num_threads(threads)
-    suffix = "" if threads == 2 else f"/{threads}_thread"
-    return _measure(Sizes(width), "cpu", SWITCHES, f"learner/{width}", suffix)
+    if threads == 2:
+        return _measure(Sizes(width), "cpu", SWITCHES, f"learner/{width}", "")
+    switches = {name: SWITCHES[name] for name in ("eager", "compiled", "best")}
+    return _measure(Sizes(width), "cpu", switches, f"learner/{width}", f"/{threads}_thread")
 
 
 def measure_cuda(width: int) -> list[Result]:

@@ -1,6 +1,6 @@
 """Measure everything: ``make bench``, or ``python benchmarks/run.py learner collection``.
 
-Prints a table and writes ``benchmarks/results/latest.json``. Each measurement runs in a process
+Prints a table; a whole run writes ``benchmarks/results/latest.json`` as well. Each measurement runs in a process
 of its own, one after the other; let nothing else run meanwhile.
 """
 
@@ -67,8 +67,9 @@ def main() -> None:
     calls = plan(has_cuda)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", choices=[[], *calls], help="default: all")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help=f"default of a whole run: {OUTPUT}")
     arguments = parser.parse_args()
+    output = arguments.output or (None if arguments.modules else OUTPUT)
     results = []
     print(f"{'':42} {'ours':>10} {'yardstick':>10} {'ratio':>6}")
     for module in arguments.modules or calls:
@@ -79,9 +80,10 @@ def main() -> None:
                 print(row(result), flush=True)
         for variable in VARIABLES.get(module, {}):
             del os.environ[variable]
-    record = {"environment": environment(), "results": results}
-    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {arguments.output}")
+    if output is not None:
+        record = {"environment": environment(), "results": results}
+        output.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"written to {output}")
 
 
 def row(result: Result) -> str:

@@ -114,3 +114,13 @@ def test_scripts_have_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ant", "half_cheetah", "point"):
         assert callable(__import__(name).main)
         sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [["asynchronous=true"], ["autocast=bfloat16", "compile={backend: aot_eager}"]],
+    ids=["asynchronous", "compiled+bfloat16"],
+)
+def test_switches(training: Any, tmp_path: Path, switches: list[str]) -> None:
+    config = compose("point", f"output={tmp_path}", "total_frames=4800", *switches)
+    assert training.train(config)["frames"] >= 4_800

@@ -83,14 +83,30 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
     assert result.squared_step <= 1.05, result
 
 
-def test_metra_trainer_learns_the_fan() -> None:
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"compile": True},
+        {"compile": True, "autocast": torch.bfloat16},
+        {"cudagraphs": True, "autocast": torch.bfloat16},
+    ],
+    ids=["eager", "compiled", "compiled+bfloat16", "graphs+bfloat16"],
+)
+def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
     parts = build()
     untrained = evaluate(parts.networks.actor, parts.metra_loss)
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
+    stepper = METRAOptimizationStepper(
+        parts.metra_loss,
+        optimizers,
+        target_net_updater=SoftUpdate(parts.sac_loss, eps=0.995),
+        **switches,
+    )
     METRATrainer(
         **parts.trainer,
         metra_loss=parts.metra_loss,
-        optimization_stepper=METRAOptimizationStepper(parts.metra_loss, optimizers),
+        optimization_stepper=stepper,
         min_buffer_size=1_600,
     ).train()
     assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)

@@ -19,9 +19,10 @@ from torchrl_metra import (
     make_env,
     make_sac_networks,
 )
-from torchrl_metra.modules import NormalHead
+from torchrl_metra.modules import Float32Linear, NormalHead
 
 PRIOR = UnitSphere(3)
+ACTION_SPEC = Bounded(-1, 1, (2,))
 
 
 def states(batch: int = 6) -> TensorDict:
@@ -197,3 +198,74 @@ class TestSkillPolicy:
         torch.save({**content, "format_version": 99}, path)
         with pytest.raises(ValueError, match=r"version 99.*Upgrade"):
             SkillPolicy.load(path)
+
+
+class TestFloat32Linear:
+    def test_output_is_exact_under_autocast_and_gradients_are_close(self) -> None:
+        layer = Float32Linear(5, 3)
+        results = []
+        for enabled in (False, True):
+            inputs = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+            inputs.requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                output = layer(inputs)
+            output.square().sum().backward()
+            results.append((output, inputs.grad, layer.weight.grad, layer.bias.grad))
+            layer.zero_grad()
+        (exact, *gradients), (output, *low) = results
+        assert output.dtype == torch.float32
+        assert output.equal(exact)
+        for gradient, other in zip(gradients, low, strict=True):
+            assert other.dtype == torch.float32
+            torch.testing.assert_close(other, gradient, rtol=3e-2, atol=3e-2)
+        assert not low[0].equal(gradients[0]), "the products of gradients are still in float32"
+
+    def test_latents_far_from_the_origin_keep_their_differences(self) -> None:
+        encoder = make_sac_networks(2, ACTION_SPEC, UnitSphere(2), num_cells=[64, 64]).encoder
+        state = torch.tensor([[100.0, 50.0]])
+        step = torch.tensor([[0.05, 0.0]])
+        with torch.no_grad():
+            exact = encoder.module(state + step) - encoder.module(state)
+            with torch.autocast("cpu", torch.bfloat16):
+                mixed = encoder.module(state + step) - encoder.module(state)
+        torch.testing.assert_close(mixed, exact, rtol=1e-3, atol=1e-5)
+
+
+class TestFastActor:
+    """Without gradients the actor draws its actions itself: as TanhNormal would."""
+
+    @pytest.mark.parametrize("high", [1.0, 3.0])
+    def test_deterministic_actions_are_the_same(self, high: float) -> None:
+        actor = make_sac_networks(2, Bounded(-1, high, (2,)), UnitSphere(2), num_cells=[16]).actor
+        states = TensorDict({"observation": torch.randn(7, 2), "skill": torch.randn(7, 2)}, [7])
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            stock = actor(states.copy())
+            with torch.no_grad():
+                fast = actor(states.copy())
+        assert set(fast.keys()) == set(stock.keys())
+        torch.testing.assert_close(fast["action"], stock["action"])
+
+    def test_random_actions_have_the_same_distribution(self) -> None:
+        actor = make_sac_networks(2, Bounded(-1, 3, (2,)), UnitSphere(2), num_cells=[16]).actor
+        state = TensorDict({"observation": torch.randn(2), "skill": torch.randn(2)})
+        states = state.expand(20_000)
+        with set_exploration_type(ExplorationType.RANDOM):
+            stock = actor(states.copy())["action"].detach()
+            with torch.no_grad():
+                fast = actor(states.copy())["action"]
+        assert not fast.equal(stock)
+        quantiles = torch.linspace(0.02, 0.98, 13)
+        torch.testing.assert_close(
+            fast.quantile(quantiles, dim=0), stock.quantile(quantiles, dim=0), rtol=0, atol=0.08
+        )
+        assert fast.max() < 3
+        assert fast.min() > -1
+
+    def test_saturated_actions_stay_off_the_bounds(self) -> None:
+        actor = make_sac_networks(2, ACTION_SPEC, UnitSphere(2), num_cells=[16]).actor
+        torch.nn.init.constant_(actor.module[0].module.head.linear.bias, 50.0)
+        state = TensorDict({"observation": torch.randn(3, 2), "skill": torch.randn(3, 2)}, [3])
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            action = actor(state)["action"]
+        assert (action < 1).all()
+        assert (action > 0.999).all()

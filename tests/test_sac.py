@@ -60,12 +60,31 @@ def test_no_gradient_from_the_policy_into_the_critics() -> None:
         MLP(in_features=6, out_features=1, num_cells=[8], norm_class=nn.LayerNorm,
             norm_kwargs={"normalized_shape": 8}),
         MLP(in_features=6, out_features=1, num_cells=[8], bias_last_layer=False),
+        MLP(in_features=6, out_features=1, num_cells=[8], activation_class=nn.Softmax,
+            activation_kwargs={"dim": -1}),
         nn.Bilinear(3, 3, 1),
     ],
-    ids=["norm", "no bias", "no sequence"],
+    ids=["norm", "no bias", "not elementwise", "no sequence"],
 )  # fmt: skip
 def test_other_critics_are_refused(network: nn.Module) -> None:
     actor = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).actor
     critic = ValueOperator(network, in_keys=["observation", "skill", "action"])
-    with pytest.raises(TypeError, match=r"linear layers with biases.*Use SACLoss"):
+    with pytest.raises(
+        TypeError, match=r"linear layers with biases and of elementwise.*Use SACLoss"
+    ):
         BatchedSACLoss(actor, critic, **KEYWORDS)
+
+
+def test_first_and_last_layers_stay_in_float32_under_autocast() -> None:
+    loss = build(BatchedSACLoss)
+    batch = make_batch(PRIOR, 32)
+    batch["observation"] += 1_000 * torch.tensor([1.0, -1.0])
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
+            values = loss._vmap_qnetworkN0(batch, loss.qvalue_network_params)
+        results.append(values["state_action_value"])
+    exact, mixed = results
+    assert mixed.dtype == torch.float32
+    assert not mixed.equal(exact)
+    torch.testing.assert_close(mixed, exact, rtol=2e-2, atol=0.5)

@@ -246,6 +246,31 @@ class TestTrainer:
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
 
+    def test_a_diverged_loss_stops_the_training(self) -> None:
+        parts = make_losses()
+        trainer = build_trainer(parts)
+        with torch.no_grad():
+            parts.sac_loss.log_alpha.fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"diverged: 'loss_\w+' is not finite after 3"):
+            trainer.train()
+
+    def test_targets_are_updated_once_by_the_stepper_or_by_the_trainer(self) -> None:
+        parts = make_losses()
+        calls = []
+
+        class CountingUpdate(SoftUpdate):
+            def step(self) -> None:
+                calls.append(self)
+                super().step()
+
+        updater = CountingUpdate(parts.sac_loss, eps=0.9)
+        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+        stepper = METRAOptimizationStepper(parts.metra_loss, optimizers, target_net_updater=updater)
+        build_trainer(parts, optimization_stepper=stepper).train()
+        assert len(calls) == 9
+        with pytest.raises(ValueError, match="twice"):
+            build_trainer(parts, optimization_stepper=stepper, target_net_updater=updater)
+
     def assert_continue_alike(
         self, trainer: METRATrainer, restored: METRATrainer, batch: TensorDictBase
     ) -> None:

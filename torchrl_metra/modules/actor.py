@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -132,8 +133,7 @@ class SkillConditionedActor(ProbabilisticActor):
         # Collectors come here at every step: half of their time would go into building a
         # distribution to draw a single sample of.
         (tensordict,) = args
-        network = self.module[0]
-        loc, scale = network.module(*[tensordict.get(key) for key in network.in_keys])
+        loc, scale = self._loc_and_scale(tensordict)
         action = loc
         if exploration is ExplorationType.RANDOM:
             action = torch.addcmul(loc, scale, torch.randn_like(loc))
@@ -144,6 +144,16 @@ class SkillConditionedActor(ProbabilisticActor):
             low, high = (bound.to(action.device) for bound in self._bounds)
             action = (high + low) / 2 + action * (high - low) / 2
         return tensordict.update({"loc": loc, "scale": scale, "action": action})
+
+    def get_dist(self, tensordict: TensorDictBase, **kwargs: Any) -> TanhNormal:
+        """The policy's distribution of actions in these states."""
+        # Without the detour of writing its parameters into the tensordict.
+        low, high = self._bounds or (-1.0, 1.0)
+        return TanhNormal(*self._loc_and_scale(tensordict), low=low, high=high)
+
+    def _loc_and_scale(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        network = self.module[0]
+        return network.module(*[tensordict.get(key) for key in network.in_keys])
 
 
 class _NormalNetwork(nn.Module):

@@ -257,15 +257,14 @@ class METRALoss(LossModule):
             φ(s) and φ(s'), each of shape ``[*B, D]``.
         """
         batch_size = tensordict.batch_size
-        pair = {
-            key: torch.stack(
-                [self._get(tensordict, key), self._get(tensordict, ("next", key))]
-            ).flatten(0, len(batch_size))
+        pair = [
+            torch.stack([self._get(tensordict, key), self._get(tensordict, ("next", key))]).flatten(
+                0, len(batch_size)
+            )
             for key in self.encoder.in_keys
-        }
-        inputs = TensorDict(pair, batch_size=[2 * batch_size.numel()])
+        ]
         with self.encoder_params.to_module(self.encoder):
-            latents = self.encoder(inputs).get(self.tensor_keys.latent)
+            latents = self._encode(pair)
         if latents.shape[-1] != self.prior.dim:
             raise ValueError(
                 f"the encoder must map to the {self.prior.dim} dimensions of {self.prior!r}, "
@@ -276,6 +275,15 @@ class METRALoss(LossModule):
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
         latent, next_latent = latents.unflatten(0, (2, *batch_size)).unbind(0)
         return latent, next_latent
+
+    def _encode(self, inputs: list[Tensor]) -> Tensor:
+        if type(self.encoder) is TensorDictModule and len(self.encoder.out_keys) == 1:
+            # What it would write is read once: no need for a tensordict.
+            return self.encoder.module(*inputs)
+        states = TensorDict(
+            dict(zip(self.encoder.in_keys, inputs, strict=True)), batch_size=[len(inputs[0])]
+        )
+        return self.encoder(states).get(self.tensor_keys.latent)
 
     def _centered_skill(self, tensordict: TensorDictBase) -> Tensor:
         skill = self._get(tensordict, self.tensor_keys.skill)

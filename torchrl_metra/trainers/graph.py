@@ -93,8 +93,7 @@ class UpdateGraph:
             return self._record(batch)
         if batch.batch_size != self._batch_size:
             return self._update(batch)
-        with torch.no_grad():
-            values = self._graph(*[batch.get(key) for key in self._keys])
+        values = self._graph(*[batch.get(key) for key in self._keys])
         return TensorDict(dict(zip(self._out_keys, values, strict=True)))
 
     def _record(self, batch: TensorDictBase) -> TensorDictBase:
@@ -114,7 +113,10 @@ class UpdateGraph:
         if self._compile:
             record = make_fx(update, decomposition_table=_DECOMPOSITIONS)(*leaves)
             options = {} if self._compile is True else self._compile
-            update = torch.compile(_without_profiling(record), fullgraph=True, **options)
+            # Its backward passes are operations like others by now.
+            update = torch.no_grad()(
+                torch.compile(_without_profiling(record), fullgraph=True, **options)
+            )
         else:
             update(*leaves)
         self._graph = CudaGraphModule(update) if self._cudagraphs else update

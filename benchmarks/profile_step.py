@@ -1,0 +1,61 @@
+"""Where the time of a gradient step goes: a table in Markdown, for docs/performance.md.
+
+python benchmarks/profile_step.py
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+from bare_loop import BareLoop, Sizes
+from learner import make_step
+from measuring import in_turns
+from torch.profiler import ProfilerActivity, profile
+from torchrl.objectives import SACLoss
+
+STEPS = 30
+PARTS = {
+    "matrix products": {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"},
+    "Adam": {"aten::_fused_adam_"},
+    "copies": {"aten::copy_"},
+}
+
+
+def main() -> None:
+    """Profile the bare loop, the stock loss, ours, and ours with all switches."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
+    torch.set_num_threads(2)
+    for width in (256, 1024):
+        sizes = Sizes(width)
+        steps = {
+            "bare loop": BareLoop(sizes).step,
+            "stock `SACLoss`": make_step(sizes, sac=SACLoss),
+            "`BatchedSACLoss`": make_step(sizes),
+            "compiled": make_step(sizes, compile=True),
+            "compiled, bfloat16": make_step(sizes, compile=True, autocast=torch.bfloat16),
+        }
+        seconds = in_turns(steps, rounds=5)
+        print(f"\n| width {width}, ms | step | {' | '.join(PARTS)} | all else |")
+        print("|---" * (len(PARTS) + 3) + "|")
+        for name, step in steps.items():
+            total = 1e3 * sorted(seconds[name])[2]
+            parts = milliseconds_of_parts(step)
+            cells = [total, *parts, total - sum(parts)]
+            print(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+
+
+def milliseconds_of_parts(step: Callable[[], object]) -> list[float]:
+    """Time of a step inside the operators of each part."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(STEPS):
+            step()
+    times = {event.key: event.self_cpu_time_total / 1e3 for event in profiler.key_averages()}
+    return [sum(times.get(key, 0.0) for key in keys) / STEPS for keys in PARTS.values()]
+
+
+if __name__ == "__main__":
+    main()

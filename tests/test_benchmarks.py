@@ -1,0 +1,81 @@
+"""The benchmarks measure what they say; how fast it is, they tell, not the tests."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield __import__
+    for name in ("bare_loop", "learner", "measuring", "replay", "run", "collection"):
+        sys.modules.pop(name, None)
+
+
+def test_the_bare_loop_trains_every_part_as_the_package_does(benchmark: Any) -> None:
+    bare_loop, learner = benchmark("bare_loop"), benchmark("learner")
+    sizes = bare_loop.Sizes(width=16, replay=512)
+    bare = bare_loop.BareLoop(sizes)
+    networks = {
+        "encoder": [bare.encoder],
+        "actor": [bare.actor],
+        "critics": bare.critics,
+        "targets": bare.targets,
+    }
+    before = {
+        name: [p.clone() for module in modules for p in module.parameters()]
+        for name, modules in networks.items()
+    }
+    for _ in range(3):
+        bare.step()
+    for name, modules in networks.items():
+        after = [p for module in modules for p in module.parameters()]
+        assert all(not a.equal(b) for a, b in zip(before[name], after, strict=True)), name
+    assert bare.log_dual != math.log(30)
+    assert bare.log_alpha != math.log(0.01)
+    # The same number of weights on either side: neither does less work than the other.
+    step = learner.make_step(sizes)
+    stepper = next(
+        cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "update")
+    )
+    for part, modules in (("encoder", [bare.encoder]), ("qvalue", bare.critics)):
+        ours = sum(p.numel() for p in stepper.optimizers[part].param_groups[0]["params"])
+        assert ours == sum(p.numel() for module in modules for p in module.parameters())
+
+
+def test_series_are_compared_round_by_round(benchmark: Any) -> None:
+    measuring = benchmark("measuring")
+    # The machine slows down threefold in the second round: the ratios do not notice.
+    result = measuring.compare("name", "ms", [2.0, 6.0, 2.2], [1.0, 3.0, 1.1])
+    assert result.ratio == pytest.approx(2.0)
+    assert result.value == 2.2
+
+
+def test_a_run_is_written_and_printed(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    run = benchmark("run")
+    output = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["run.py", "replay", "--output", str(output)])
+    monkeypatch.setattr(run, "in_own_process", run.run)
+    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
+    threads = torch.get_num_threads()
+    run.main()
+    torch.set_num_threads(threads)
+    record = json.loads(output.read_text())
+    assert {"commit", "cpu", "cores", "torch"} <= record["environment"].keys()
+    names = {result["name"]: result for result in record["results"]}
+    bytes_per_transition = names["replay/state/bytes"]
+    # Two observations of 29 floats, an action of 8, a skill of 2, two flags.
+    assert bytes_per_transition["value"] == 4 * (29 + 29 + 8 + 2) + 2
+    assert "replay/state/samples" in capsys.readouterr().out
