@@ -1,7 +1,7 @@
 """Measure everything: ``make bench``, or ``python benchmarks/run.py learner collection``.
 
-Prints a table; a whole run writes ``benchmarks/results/latest.json`` as well. Each measurement runs in a process
-of its own, one after the other; let nothing else run meanwhile.
+Prints a table; a whole run writes ``benchmarks/results/latest.json`` as well. Each measurement
+runs in a process of its own, one after the other; let nothing else run meanwhile.
 """
 
 from __future__ import annotations
