@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
 from torchrl_metra import METRALoss, SkillPrior, UnitSphere, make_env, make_sac_networks
@@ -19,10 +20,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def make_losses(prior: SkillPrior | None = None, **metra: object) -> SimpleNamespace:
+def make_losses(
+    prior: SkillPrior | None = None, action_spec: Bounded | None = None, **metra: object
+) -> SimpleNamespace:
     """METRA and SAC on PointEnv with small networks."""
     prior = UnitSphere(2) if prior is None else prior
-    action_spec = make_env("point").action_spec
+    action_spec = make_env("point").action_spec if action_spec is None else action_spec
     networks = make_sac_networks(2, action_spec, prior, num_cells=[16, 16])
     return SimpleNamespace(
         prior=prior,

@@ -11,6 +11,7 @@ import torch
 from conftest import make_batch, make_losses
 from tensordict import TensorDict
 from torch import nn, optim
+from torchrl.data import Bounded
 from torchrl.objectives.utils import HardUpdate, SoftUpdate
 
 from torchrl_metra import METRAOptimizationStepper, make_metra_optimizers
@@ -20,9 +21,9 @@ from torchrl_metra.trainers import UpdateGraph
 FAST = {"backend": "aot_eager"}
 
 
-def build(**switches: Any) -> SimpleNamespace:
+def build(action_high: float = 1.0, **switches: Any) -> SimpleNamespace:
     torch.manual_seed(0)
-    parts = make_losses()
+    parts = make_losses(action_spec=Bounded(-1, action_high, (2,)))
     parts.optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-2)
     parts.stepper = METRAOptimizationStepper(
         parts.metra_loss,
@@ -57,12 +58,13 @@ def assert_same(first: SimpleNamespace, second: SimpleNamespace, atol: float = 1
         {"compile": FAST, "cudagraphs": True},
         {"cudagraphs": True},
         {"compile": FAST, "autocast": torch.bfloat16},
+        {"compile": FAST, "action_high": 3.0},
     ],
-    ids=["compile", "compile+graphs", "graphs", "compile+bfloat16"],
+    ids=["compile", "compile+graphs", "graphs", "compile+bfloat16", "compile+bounds"],
 )
 @pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA")
 def test_same_training_as_without_graph(switches: dict[str, Any]) -> None:
-    plain = build(autocast=switches.get("autocast"))
+    plain = build(switches.get("action_high", 1.0), autocast=switches.get("autocast"))
     graph = build(**switches)
     metrics = run(plain, 8)
     torch.testing.assert_close(run(graph, 8), metrics, rtol=1e-3, atol=1e-4)

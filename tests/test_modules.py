@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import MLP
+from torchrl.modules import MLP, TanhNormal
 
 from torchrl_metra import (
     OneHot,
@@ -269,3 +269,18 @@ class TestFastActor:
             action = actor(state)["action"]
         assert (action < 1).all()
         assert (action > 0.999).all()
+
+    @pytest.mark.parametrize("high", [1.0, 3.0])
+    def test_its_distribution_is_the_stock_one(self, high: float) -> None:
+        actor = make_sac_networks(2, Bounded(-1, high, (2,)), UnitSphere(2), num_cells=[16]).actor
+        states = TensorDict({"observation": torch.randn(7, 2), "skill": torch.randn(7, 2)}, [7])
+        dist = actor.get_dist(states)
+        loc, scale = (dist.root_dist.loc, dist.root_dist.scale)
+        stock = TanhNormal(loc, scale, low=-1.0, high=high)
+        torch.manual_seed(0)
+        action, log_prob = dist.rsample_and_log_prob()
+        torch.manual_seed(0)
+        expected = stock.rsample_and_log_prob()
+        torch.testing.assert_close((action, log_prob), expected)
+        torch.testing.assert_close(dist.log_prob(action), stock.log_prob(action))
+        torch.testing.assert_close(dist.deterministic_sample, stock.deterministic_sample)

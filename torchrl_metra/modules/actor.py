@@ -11,9 +11,11 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torch.distributions import AffineTransform, ComposeTransform
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.modules.distributions.continuous import SafeTanhTransform
 
 from torchrl_metra.modules.linear import Float32Linear
 
@@ -140,20 +142,45 @@ class SkillConditionedActor(ProbabilisticActor):
         # TanhNormal too keeps clear of the bounds.
         limit = 1 - torch.finfo(loc.dtype).resolution
         action = action.tanh().clamp(-limit, limit)
-        if self._bounds is not None:
-            low, high = (bound.to(action.device) for bound in self._bounds)
+        bounds = self._bounds_on(action.device)
+        if bounds is not None:
+            low, high = bounds
             action = (high + low) / 2 + action * (high - low) / 2
         return tensordict.update({"loc": loc, "scale": scale, "action": action})
 
     def get_dist(self, tensordict: TensorDictBase, **kwargs: Any) -> TanhNormal:
         """The policy's distribution of actions in these states."""
         # Without the detour of writing its parameters into the tensordict.
-        low, high = self._bounds or (-1.0, 1.0)
-        return TanhNormal(*self._loc_and_scale(tensordict), low=low, high=high)
+        loc, scale = self._loc_and_scale(tensordict)
+        return _CheckedTanhNormal(loc, scale, self._bounds_on(loc.device))
+
+    def _bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self._bounds is not None and self._bounds[0].device != device:
+            low, high = self._bounds
+            self._bounds = low.to(device), high.to(device)
+        return self._bounds
 
     def _loc_and_scale(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         network = self.module[0]
         return network.module(*[tensordict.get(key) for key in network.in_keys])
+
+
+class _CheckedTanhNormal(TanhNormal):
+    """TanhNormal whose bounds were checked when the policy was built.
+
+    It looks at no value, so that it can become part of a graph and does not wait for a GPU.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
+        self.tanh_loc, self._event_dims, self.device = False, min(1, loc.ndim), loc.device
+        self.low: Tensor | float = -1.0
+        self.high: Tensor | float = 1.0
+        self._t = SafeTanhTransform()
+        if bounds is not None:
+            self.low, self.high = low, high = bounds
+            affine = AffineTransform((high + low) / 2, (high - low) / 2)
+            self._t = ComposeTransform([self._t, affine])
+        self.update(loc, scale)
 
 
 class _NormalNetwork(nn.Module):
