@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -13,6 +15,11 @@ from torchrl_metra import METRALoss, SkillPrior, UnitSphere, make_env, make_sac_
 
 # Small tensors: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile needs a C++ compiler on CPUs",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import needs_compiler
 from torch import optim
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
@@ -87,8 +88,8 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
     "switches",
     [
         {},
-        {"compile": True},
-        {"compile": True, "autocast": torch.bfloat16},
+        pytest.param({"compile": True}, marks=needs_compiler),
+        pytest.param({"compile": True, "autocast": torch.bfloat16}, marks=needs_compiler),
         {"cudagraphs": True, "autocast": torch.bfloat16},
     ],
     ids=["eager", "compiled", "compiled+bfloat16", "graphs+bfloat16"],

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import needs_compiler
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
@@ -94,7 +95,7 @@ SWITCHES = {
     "graphs": {"compile": {"backend": "aot_eager"}, "cudagraphs": True},
     "bfloat16": {"autocast": torch.bfloat16},
 }
-EXACT_PATHS = ["eager", "compiled", "graphs"]
+EXACT_PATHS = ["eager", pytest.param("compiled", marks=needs_compiler), "graphs"]
 
 
 def run_step(kind: str, path: str) -> SimpleNamespace:

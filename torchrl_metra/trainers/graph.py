@@ -39,7 +39,7 @@ class UpdateGraph:
 
     Keyword Args:
         compile (bool or dict, optional): compile the record; a dict holds arguments of
-            ``torch.compile``. Defaults to ``True``.
+            ``torch.compile``. On a CPU that takes a C++ compiler. Defaults to ``True``.
         cudagraphs (bool, optional): replay as CUDA graph through TensorDict's
             ``CudaGraphModule``. Defaults to ``False``.
 
@@ -172,7 +172,7 @@ def _define_fused_adam(overload: str, lr: str) -> Callable[..., None]:
 
     torch.library.impl(name, ("CPU", "CUDA"))(fused_adam)
     torch.library.register_fake(name)(lambda *tensors, **hyperparameters: None)
-    return torch.ops.torchrl_metra.__getattr__(f"fused_adam_{overload}")
+    return getattr(torch.ops.torchrl_metra, f"fused_adam_{overload}")
 
 
 _DECOMPOSITIONS = {
