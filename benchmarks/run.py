@@ -40,11 +40,23 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
             )
         ],
         "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")],
-        "replay": [("measure",)],
+        "replay": [("measure",), ("measure_pixels",)],
+        "rendering": [("measure", task) for task in ("quadruped", "humanoid", "kitchen")],
+        "pixel_learner": [
+            ("measure", shared, switches)
+            for shared in (False, True)
+            for switches in ("fp32", "bfloat16")
+        ],
     }
     if has_cuda:
         calls["learner"] += [("measure_cuda", width) for width in WIDTHS]
         calls["end_to_end"] += [("measure", switches, "cuda") for switches in ("fp32", "best")]
+        calls["replay"] += [("measure_pixels", 100_000, "cuda")]
+        calls["pixel_learner"] += [
+            ("measure", shared, switches, "cuda")
+            for shared in (False, True)
+            for switches in ("fp32", "best")
+        ]
     return calls
 
 

@@ -1,7 +1,7 @@
 """METRA on HalfCheetah.
 
-python examples/half_cheetah.py                            # the paper's settings
-python examples/half_cheetah.py --config-name quickstart   # minutes on two CPU cores
+python examples/half_cheetah.py                          # the paper's settings
+python examples/half_cheetah.py +experiment=quickstart   # minutes on two CPU cores
 """
 
 import hydra

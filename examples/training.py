@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from records import CoverageCurve, make_logger, stop_on_signal, write_summary
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.envs import EnvBase
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
+from torchrl.envs import DeviceCastTransform, EnvBase
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
@@ -29,19 +30,21 @@ from torchrl_metra import (
     SkillPrior,
     make_env,
     make_metra_optimizers,
+    make_pixel_sac_networks,
     make_sac_networks,
 )
+from torchrl_metra.data import FrameStackStorage
+from torchrl_metra.envs import PixelOptions
 from torchrl_metra.evaluation import (
-    coverage,
     plot_coverage,
     plot_latents,
     plot_positions,
     rollout_skills,
+    visited,
+    write_video,
 )
 from torchrl_metra.modules import SACNetworks
 from torchrl_metra.trainers import SkillEvaluation
-
-NUM_EVALUATION_EPISODES = 48
 
 
 @dataclass
@@ -55,7 +58,8 @@ class Parts:
 
 def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
     """The environment of a run, with a skill for every episode."""
-    env = make_env(config.env, num_envs, backend=config.backend)
+    pixels = PixelOptions(**config.pixels) if config.pixels else None
+    env = make_env(config.env, num_envs, backend=config.backend, pixels=pixels)
     env = env.append_transform(SkillPrimer(SkillPrior.from_config(config.skill)))
     env.set_seed(seed)
     return env
@@ -68,12 +72,7 @@ def build(config: DictConfig) -> Parts:
     env = make_skill_env(config, config.num_envs, config.seed)
 
     # Networks and losses: METRA trains φ and λ, SAC the policy.
-    networks = make_sac_networks(
-        env.observation_spec["observation"].shape[-1],
-        env.action_spec,
-        prior,
-        num_cells=config.num_cells,
-    ).to(config.device)
+    networks = make_networks(config, env, prior).to(config.device)
     metra_loss = METRALoss(networks.encoder, prior, **config.metra)
     sac_loss = BatchedSACLoss(
         networks.actor,
@@ -84,12 +83,6 @@ def build(config: DictConfig) -> Parts:
     )
     sac_loss.make_value_estimator(gamma=config.gamma)
 
-    # Data: the policy collects on the CPU, the replay buffer lives beside the learner.
-    replay_buffer = ReplayBuffer(
-        storage=LazyTensorStorage(config.buffer_size, device=config.device),
-        batch_size=config.batch_size,
-    )
-
     # The algorithm.
     stepper = METRAOptimizationStepper(
         metra_loss,
@@ -98,14 +91,15 @@ def build(config: DictConfig) -> Parts:
         compile=config.compile,
         cudagraphs=config.cudagraphs,
         autocast=getattr(torch, config.autocast) if config.autocast else None,
+        shared_encoder=networks.shared_encoder,
     )
     trainer = METRATrainer(
-        collector=make_collector(config, env, networks.actor),
+        collector=make_collector(config, env, networks.policy),
         total_frames=config.total_frames,
         optim_steps_per_batch=config.optim_steps_per_batch,
         loss_module=sac_loss,
         metra_loss=metra_loss,
-        replay_buffer=replay_buffer,
+        replay_buffer=make_replay_buffer(config),
         optimization_stepper=stepper,
         min_buffer_size=config.min_buffer_size,
         logger=make_logger(config.logger, Path(config.output)),
@@ -113,6 +107,33 @@ def build(config: DictConfig) -> Parts:
         seed=config.seed,
     )
     return Parts(prior, networks, trainer)
+
+
+def make_networks(config: DictConfig, env: EnvBase, prior: SkillPrior) -> SACNetworks:
+    """The paper's networks for what the environment shows: pictures or vectors."""
+    if config.pixels:
+        shape = env.observation_spec["pixels"].shape[-3:]
+        return make_pixel_sac_networks(
+            shape, env.action_spec, prior, num_cells=config.num_cells, **config.encoder
+        )
+    size = env.observation_spec["observation"].shape[-1]
+    return make_sac_networks(size, env.action_spec, prior, num_cells=config.num_cells)
+
+
+def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
+    """Transitions on a device or, memory-mapped, in a folder; single frames for pictures."""
+    is_device = config.storage == "cpu" or config.storage.startswith("cuda")
+    place = {"device": config.storage} if is_device else {"scratch_dir": config.storage}
+    if config.pixels:
+        storage = FrameStackStorage(config.buffer_size, num_frames=config.pixels.frames, **place)
+    elif is_device:
+        storage = LazyTensorStorage(config.buffer_size, **place)
+    else:
+        storage = LazyMemmapStorage(config.buffer_size, **place)
+    buffer = ReplayBuffer(storage=storage, batch_size=config.batch_size)
+    if torch.device(config.device).type != torch.device(place.get("device", "cpu")).type:
+        buffer.append_transform(DeviceCastTransform(config.device))
+    return buffer
 
 
 def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseCollector:
@@ -146,34 +167,33 @@ def train(config: DictConfig) -> dict[str, Any]:
     output = Path(config.output)
 
     # What to look at while it trains.
-    skills = prior.grid(NUM_EVALUATION_EPISODES)
-    evaluation_env = make_skill_env(config, NUM_EVALUATION_EPISODES, config.seed + 1_000)
+    skills = prior.grid(config.evaluation_episodes)
+    num_envs = config.evaluation_num_envs or config.evaluation_episodes
+    evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
     policy = SkillPolicy.from_networks(networks, prior, evaluation_env)
     curve = CoverageCurve(output / "coverage.csv")
 
-    def on_evaluation(frames: int, rollouts) -> None:
-        curve.append(frames, coverage(rollouts["next", "position"]))
+    def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
+        curve.append(frames, len(visited(rollouts).unique(dim=0)))
         policy.save(output / "skill_policy.pt")
 
     evaluation = SkillEvaluation(
-        evaluation_env, networks.actor, skills, config.evaluation_interval, callback=on_evaluation
+        evaluation_env, networks.policy, skills, config.evaluation_interval, callback=on_evaluation
     )
-    on_evaluation(0, rollout_skills(evaluation_env, networks.actor, skills))
+    on_evaluation(0, rollout_skills(evaluation_env, networks.policy, skills))
     evaluation.register(trainer)
 
     with stop_on_signal(trainer):
         trainer.train()
 
     # What became of it.
-    rollouts = rollout_skills(evaluation_env, networks.actor, skills)
+    rollouts = rollout_skills(evaluation_env, networks.policy, skills)
+    evaluation_env.close()
     on_evaluation(trainer.collected_frames, rollouts)
-    with torch.no_grad():
-        latents = networks.encoder(rollouts.select("observation").to(config.device))["latent"]
-    episode_skills = rollouts["skill"][:, 0]
+    unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
-    plot_positions(rollouts["position"], episode_skills, output / "positions.png", title=title)
-    plot_latents(latents.cpu(), episode_skills, output / "latents.png", title=title)
-    plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title)
+    draw(rollouts, networks, output, title)
+    plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title, unit=unit)
     before, after = curve.rows[0][-1], curve.rows[-1][-1]
     results = {
         "coverage_before": before,
@@ -182,10 +202,26 @@ def train(config: DictConfig) -> dict[str, Any]:
         "seconds": curve.seconds,
     }
     write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
-    evaluation_env.close()
     print(
-        f"policy coverage of {NUM_EVALUATION_EPISODES} episodes: {before} cells before "
+        f"policy coverage of {config.evaluation_episodes} episodes: {before} {unit} before "
         f"training, {after} after {trainer.collected_frames:,} frames "
         f"({curve.seconds:.0f} s). Written to {output}/"
     )
     return results
+
+
+def draw(rollouts: TensorDictBase, networks: SACNetworks, output: Path, title: str) -> None:
+    """Pictures and, where there is something to see, a video of skills."""
+    skills = rollouts["skill"][:, 0]
+    if "position" in rollouts.keys():
+        plot_positions(rollouts["position"], skills, output / "positions.png", title=title)
+    states = rollouts.select(*networks.encoder.in_keys)
+    device = next(networks.encoder.parameters()).device
+    with torch.no_grad():
+        # An episode at a time: those of pictures are large.
+        latents = [
+            networks.encoder(states[i : i + 1].to(device))["latent"] for i in range(len(states))
+        ]
+    plot_latents(torch.cat(latents).cpu(), skills, output / "latents.png", title=title)
+    if "pixels" in rollouts.keys():
+        write_video(rollouts["pixels"], output / "skills.mp4")

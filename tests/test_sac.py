@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_batch
+from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
-from torchrl_metra import BatchedSACLoss, UnitSphere, make_sac_networks
+from torchrl_metra import BatchedSACLoss, UnitSphere, make_pixel_sac_networks, make_sac_networks
 
 PRIOR = UnitSphere(2)
 KEYWORDS = {"loss_function": "l2", "alpha_init": 0.1, "target_entropy": -1.0}
@@ -45,6 +46,30 @@ def test_same_numbers_as_sac_loss(batch_size: tuple[int, ...]) -> None:
     for key, value in state.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(other_state[key], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [(6,), (2, 3)])
+def test_same_numbers_as_sac_loss_from_pixels(batch_size: tuple[int, ...]) -> None:
+    batch = make_batch(PRIOR, *batch_size)
+    for entry in (batch, batch["next"]):
+        entry["pixels"] = torch.randint(256, (*batch_size, 3, 32, 32), dtype=torch.uint8)
+    results = []
+    for kind, options in ((SACLoss, {"deactivate_vmap": True}), (BatchedSACLoss, {})):
+        torch.manual_seed(0)
+        networks = make_pixel_sac_networks(
+            (3, 32, 32), Bounded(-1, 1, (2,)), PRIOR, num_cells=[16], channels=4
+        )
+        loss = kind(networks.actor, networks.critics, **KEYWORDS, **options)
+        torch.manual_seed(1)
+        out = loss(batch.clone())
+        (out["loss_actor"] + out["loss_qvalue"]).backward()
+        results.append((out.detach(), TensorDict.from_module(loss)["qvalue_network_params"]))
+    (out, params), (other_out, other_params) = results
+    torch.testing.assert_close(other_out, out, rtol=1e-4, atol=1e-5)
+    for key, value in params.items(True, True):
+        if isinstance(value, nn.Parameter):
+            assert value.grad.abs().sum() > 0
+            torch.testing.assert_close(other_params[key].grad, value.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_no_gradient_from_the_policy_into_the_critics() -> None:

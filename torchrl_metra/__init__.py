@@ -2,7 +2,13 @@
 
 from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import IntrinsicRewardTransform, PointEnv, SkillPrimer, make_env
-from torchrl_metra.modules import SACNetworks, SkillConditionedActor, SkillPolicy, make_sac_networks
+from torchrl_metra.modules import (
+    SACNetworks,
+    SkillConditionedActor,
+    SkillPolicy,
+    make_pixel_sac_networks,
+    make_sac_networks,
+)
 from torchrl_metra.objectives import BatchedSACLoss, METRALoss
 from torchrl_metra.trainers import (
     METRAHook,
@@ -31,5 +37,6 @@ __all__ = [
     "UnitSphere",
     "make_env",
     "make_metra_optimizers",
+    "make_pixel_sac_networks",
     "make_sac_networks",
 ]

@@ -1,5 +1,6 @@
-"""Skill priors."""
+"""Skill priors, and a replay memory for pictures."""
 
+from torchrl_metra.data.frames import FrameStackStorage
 from torchrl_metra.data.skills import OneHot, SkillPrior, StandardNormal, UnitSphere
 
-__all__ = ["OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
+__all__ = ["FrameStackStorage", "OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import torch
-from torchrl.envs import ActionScaling, TransformedEnv
+from torchrl.envs import ActionScaling, Compose, EnvBase, TransformedEnv
 
+from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
+from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.mujoco import TASKS, Backend, make_mujoco_env
-from torchrl_metra.envs.point import PointEnv
+from torchrl_metra.envs.pixels import PixelOptions, make_pixel_env, pixel_transforms
+from torchrl_metra.envs.point import DrawPoint, PointEnv
 
 __all__ = ["make_env"]
+
+PIXEL_TASKS = (*LOCOMOTION, "kitchen")
 
 
 def make_env(
@@ -19,43 +25,70 @@ def make_env(
     *,
     backend: Backend | None = None,
     device: torch.device | str | None = None,
+    pixels: PixelOptions | None = None,
 ) -> TransformedEnv:
     """Build an environment of the paper, ready for METRA.
 
-    All of them have actions in [-1, 1], a normalised ``float32`` ``"observation"``,
-    the raw ``"position"`` in metres for evaluation, and episodes of 200 steps that
-    end by truncation only.
+    All of them have ``float32`` actions in [-1, 1] and episodes that end by truncation
+    only, after 200 steps (kitchen: 50). State tasks have a normalised ``float32``
+    ``"observation"``; pixel tasks have ``"pixels"``, ``uint8`` of shape
+    ``[3 * frames, resolution, resolution]``, channels first and the newest frame last. For
+    evaluation there is the raw ``"position"`` in metres, in the kitchen ``"tasks"``, see
+    :data:`~torchrl_metra.envs.KITCHEN_TASKS`.
 
     Args:
-        name (str): ``"point"``, ``"ant"`` or ``"half_cheetah"``.
+        name (str): ``"point"``, ``"ant"`` or ``"half_cheetah"``, observed by their state;
+            ``"quadruped"``, ``"humanoid"``, ``"kitchen"`` or ``"point_pixels"``, observed
+            by pixels.
         num_envs (int, optional): number of environments side by side. ``None``
             (default) builds a single one without a batch dimension.
 
     Keyword Args:
-        backend (str, optional): how the MuJoCo tasks are stepped: ``"envpool"``
-            (C++ threads), ``"serial"`` (gymnasium, in this process) or
-            ``"parallel"`` (gymnasium, a process each). Defaults to EnvPool where it
-            is installed and ``num_envs`` is given, else to ``"serial"``.
+        backend (str, optional): what steps the environments: ``"serial"`` (this process),
+            ``"parallel"`` (a process each) or, for Ant and HalfCheetah, ``"envpool"``
+            (C++ threads). Defaults to EnvPool where it serves and is installed, else to
+            ``"serial"``; for pixel tasks with ``num_envs`` to ``"parallel"``.
         device (torch.device, optional): device of the tensors.
+        pixels (PixelOptions, optional): resolution, number of frames and quality of the
+            pictures of a pixel task. Defaults to three frames of 64 x 64.
 
     Returns:
         The environment. Append a :class:`~torchrl_metra.SkillPrimer` to it.
 
     Raises:
-        ValueError: if the name or the backend is unknown.
+        ValueError: if the name, the backend or their combination is unknown, or if
+            ``pixels`` is given for a state task.
         ImportError: if the backend is not installed; names the extra to install.
 
     Examples:
         >>> make_env("point", num_envs=4).rollout(3)["observation"].shape
         torch.Size([4, 3, 2])
+
+        Pixel tasks need OpenGL and draw in their worker processes:
+
+        >>> env = make_env("kitchen", 4, pixels=PixelOptions(resolution=128))  # doctest: +SKIP
+        >>> env.reset()["pixels"].shape  # doctest: +SKIP
+        torch.Size([4, 9, 128, 128])
     """
+    if name == "point_pixels":
+        pixels = pixels or PixelOptions()
+        transforms = [DrawPoint(pixels.resolution), *pixel_transforms(pixels.frames)]
+        return TransformedEnv(_make_point(name, num_envs, backend, device), Compose(*transforms))
+    if name in PIXEL_TASKS:
+        env = _make_pixel_task(name, num_envs, backend, pixels or PixelOptions())
+        return env if device is None else env.to(device)
+    if name not in ("point", *TASKS):
+        raise ValueError(
+            f"unknown environment {name!r}, expected one of "
+            f"{['point', *TASKS, 'point_pixels', *PIXEL_TASKS]}."
+        )
+    if pixels is not None:
+        raise ValueError(
+            f"{name!r} is observed by its state, but pixels={pixels} was given. "
+            f"Pixel tasks are {['point_pixels', *PIXEL_TASKS]}."
+        )
     if name == "point":
-        if backend is not None:
-            raise ValueError(f"'point' has no backends, but backend={backend!r} was given.")
-        point = PointEnv(num_envs, device=device)
-        return TransformedEnv(point, ActionScaling())
-    if name not in TASKS:
-        raise ValueError(f"unknown environment {name!r}, expected one of {['point', *TASKS]}.")
+        return TransformedEnv(_make_point(name, num_envs, backend, device), ActionScaling())
     if backend is None:
         has_envpool = importlib.util.find_spec("envpool") is not None
         backend = "envpool" if has_envpool and num_envs is not None else "serial"
@@ -65,3 +98,29 @@ def make_env(
         )
     env = make_mujoco_env(TASKS[name], num_envs, backend)
     return env if device is None else env.to(device)
+
+
+def _make_point(
+    name: str,
+    num_envs: int | None,
+    backend: Backend | None,
+    device: torch.device | str | None,
+) -> PointEnv:
+    if backend is not None:
+        raise ValueError(f"{name!r} has no backends, but backend={backend!r} was given.")
+    return PointEnv(num_envs, device=device)
+
+
+def _make_pixel_task(
+    name: str, num_envs: int | None, backend: Backend | None, pixels: PixelOptions
+) -> TransformedEnv:
+    if backend == "envpool":
+        raise ValueError(f"EnvPool renders no pixels: {name!r} has backend 'serial' or 'parallel'.")
+    if backend not in (None, "serial", "parallel"):
+        raise ValueError(f"unknown backend {backend!r}, expected 'serial' or 'parallel'.")
+    make: partial[EnvBase]
+    if name == "kitchen":
+        make = partial(make_kitchen, pixels)
+    else:
+        make = partial(make_locomotion, LOCOMOTION[name], pixels)
+    return make_pixel_env(make, num_envs, backend or "parallel", pixels.frames)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, Transform
 
-__all__ = ["PointEnv"]
+__all__ = ["DrawPoint", "PointEnv"]
 
 
 class PointEnv(EnvBase):
@@ -97,3 +98,58 @@ class PointEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         # Nothing here is random.
         del seed
+
+
+class DrawPoint(Transform):
+    """Draws what a camera above the point sees: ground whose colour tells the position.
+
+    As in the paper's pixel tasks, red grows with x and green with y; here over ±40 m,
+    as far as a point comes in 200 steps. The picture shows 16 m by 16 m, with a
+    chequered pattern of 2 m squares in blue and the point as a white disc.
+
+    Args:
+        resolution (int, optional): width and height in pixels. Defaults to 64.
+
+    Examples:
+        >>> from torchrl.envs import TransformedEnv
+        >>> env = TransformedEnv(PointEnv(num_envs=3), DrawPoint())
+        >>> env.reset()["pixels"].shape
+        torch.Size([3, 3, 64, 64])
+    """
+
+    extent = 40.0
+    view = 8.0
+    square = 2.0
+
+    def __init__(self, resolution: int = 64) -> None:
+        if resolution < 1:
+            raise ValueError(f"resolution must be positive, got {resolution}.")
+        super().__init__(in_keys=["position"], out_keys=["pixels"])
+        self.resolution = resolution
+        offset = (torch.arange(resolution) + 0.5) / resolution * 2 * self.view - self.view
+        self.register_buffer("offset", offset)
+
+    def _apply_transform(self, position: Tensor) -> Tensor:
+        # Rows are y, upwards; columns are x.
+        x = position[..., :1, None] + self.offset
+        y = position[..., 1:, None] - self.offset[:, None]
+        shape = torch.broadcast_shapes(x.shape, y.shape)
+        red, green = (((axis + self.extent) / (2 * self.extent)).expand(shape) for axis in (x, y))
+        odd = ((x / self.square).floor() + (y / self.square).floor()) % 2
+        picture = torch.stack([red, green, 0.4 + 0.2 * odd], dim=-3)
+        disc = self.offset.square() + self.offset[:, None].square() < 0.5**2
+        picture = picture.masked_fill(disc, 1.0)
+        return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Add the pictures' spec."""
+        shape = (*observation_spec.shape, 3, self.resolution, self.resolution)
+        observation_spec["pixels"] = Bounded(
+            0, 255, shape=shape, dtype=torch.uint8, device=observation_spec.device
+        )
+        return observation_spec

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["coverage", "sector_coverage", "skill_alignment"]
+__all__ = ["coverage", "sector_coverage", "skill_alignment", "visited"]
 
 
 def coverage(position: Tensor, cell_size: float = 1.0) -> int:
@@ -22,8 +23,40 @@ def coverage(position: Tensor, cell_size: float = 1.0) -> int:
         >>> coverage(torch.tensor([[0.2, 0.1], [0.9, 0.8], [-0.1, 0.0]]))
         2
     """
-    cells = (position.reshape(-1, position.shape[-1]) / cell_size).floor()
-    return cells.unique(dim=0).shape[0]
+    return _cells(position, cell_size).unique(dim=0).shape[0]
+
+
+def visited(transitions: TensorDictBase, cell_size: float = 1.0) -> Tensor | None:
+    """Where transitions led, in the terms in which an environment counts coverage.
+
+    Cells of the plane by ``("next", "position")`` or, in the kitchen, the solved tasks by
+    ``("next", "tasks")`` (Section 5.2). The number of distinct rows is the coverage.
+
+    Args:
+        transitions (TensorDictBase): transitions of any batch size.
+        cell_size (float, optional): edge of a square cell, in metres. Defaults to 1.
+
+    Returns:
+        A tensor of shape ``[n, k]``: the cell of each transition, or the number of each
+        task that a transition found solved; ``None`` where the environment gives neither.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> tasks = torch.tensor([[False, True, True], [False, True, False]])
+        >>> visited(TensorDict({"next": {"tasks": tasks}}, [2])).unique(dim=0)
+        tensor([[1],
+                [2]])
+    """
+    tasks = transitions.get(("next", "tasks"), default=None)
+    if tasks is not None:
+        return tasks.nonzero()[:, -1:]
+    position = transitions.get(("next", "position"), default=None)
+    return None if position is None else _cells(position, cell_size)
+
+
+def _cells(position: Tensor, cell_size: float) -> Tensor:
+    return (position.reshape(-1, position.shape[-1]) / cell_size).floor().int()
 
 
 def sector_coverage(position: Tensor, num_sectors: int = 16) -> int:

@@ -17,22 +17,27 @@ __all__ = ["plot_coverage", "plot_latents", "plot_positions"]
 
 
 def plot_coverage(
-    curves: Mapping[str, Tensor], path: str | os.PathLike[str], *, title: str = ""
+    curves: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    unit: str = "cells",
 ) -> None:
     """Draw coverage against environment steps, one line per run.
 
     Args:
         curves (mapping of str to Tensor): by name of the run, its points of shape
-            ``[n, 2]``: environment steps and cells.
+            ``[n, 2]``: environment steps and coverage.
         path (path): picture to write; its suffix selects the format.
 
     Keyword Args:
         title (str, optional): title of the picture.
+        unit (str, optional): what coverage counts. Defaults to ``"cells"``.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    figure, axes = _new_figure(title, ("environment steps", "policy coverage (cells)"))
+    figure, axes = _new_figure(title, ("environment steps", f"policy coverage ({unit})"))
     for name, points in curves.items():
         frames, cells = points.T.tolist()
         axes.plot(frames, cells, label=name, marker=".")

@@ -2,15 +2,26 @@
 
 from torchrl_metra.modules.actor import NormalHead, SkillConditionedActor
 from torchrl_metra.modules.linear import Float32Linear
-from torchrl_metra.modules.networks import Architecture, SACNetworks, make_sac_networks
+from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks, make_sac_networks
+from torchrl_metra.modules.pixels import (
+    PixelArchitecture,
+    PixelEncoder,
+    PixelNetwork,
+    make_pixel_sac_networks,
+)
 from torchrl_metra.modules.skill_policy import SkillPolicy
 
 __all__ = [
     "Architecture",
     "Float32Linear",
     "NormalHead",
+    "PixelArchitecture",
+    "PixelEncoder",
+    "PixelNetwork",
+    "Recipe",
     "SACNetworks",
     "SkillConditionedActor",
     "SkillPolicy",
+    "make_pixel_sac_networks",
     "make_sac_networks",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
@@ -17,6 +17,16 @@ from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spe
 from torchrl_metra.modules.linear import Float32Linear
 
 __all__ = ["Architecture", "SACNetworks", "make_sac_networks"]
+
+
+class Recipe(Protocol):
+    """What a :class:`~torchrl_metra.SkillPolicy` file keeps to build its networks again."""
+
+    def to_config(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+
+    def build(self, prior: SkillPrior) -> SACNetworks:
+        """Networks with fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,23 @@ class SACNetworks:
         actor (SkillConditionedActor): policy π(a | s, z).
         critics (list of ValueOperator): twin critics Q(s, z, a), as ``SACLoss`` takes them.
         encoder (TensorDictModule): φ(s), from ``"observation"`` to ``"latent"``.
-        architecture (Architecture): recipe of the networks.
+        architecture (Recipe): what it takes to build them again.
+        shared_encoder (TensorDictModule, optional): the part of φ whose features
+            actor and critics read, if they share one.
     """
 
     actor: SkillConditionedActor
     critics: list[ValueOperator]
-    encoder: TensorDictModule
-    architecture: Architecture
+    encoder: TensorDictModuleBase
+    architecture: Recipe
+    shared_encoder: TensorDictModule | None = None
+
+    @property
+    def policy(self) -> TensorDictModuleBase:
+        """The actor, with all that it takes to act: what collects and what is evaluated."""
+        if self.shared_encoder is None:
+            return self.actor
+        return TensorDictSequential(self.shared_encoder, self.actor)
 
     def to(self, device: torch.device | str) -> SACNetworks:
         """Move all networks to a device."""
@@ -104,32 +124,16 @@ def make_sac_networks(
         >>> networks.encoder(env.reset())["latent"].shape
         torch.Size([4, 2])
     """
-    if not num_cells:
-        raise ValueError("num_cells must name at least one hidden layer, got none.")
     state_size = observation_size + prior.dim
     spec = single_action_spec(action_spec)
-    *inner, last = num_cells
-    trunk = MLP(
-        in_features=state_size,
-        out_features=last,
-        num_cells=inner,
-        activation_class=nn.Tanh,
-        activate_last_layer=True,
-    )
-    _keep_float32(trunk, [0])
-    encoder = _mlp(observation_size, prior.dim, num_cells)
-    _keep_float32(encoder, range(0, len(encoder), 2))
-    for module in (trunk, encoder):
-        _initialize(module, nn.init.xavier_uniform_)
-    critics = []
-    for _ in range(2):
-        critic = _mlp(state_size + spec.shape[-1], 1, num_cells)
-        _keep_float32(critic, [0, -1])
-        _initialize(critic, nn.init.xavier_normal_)
-        critics.append(ValueOperator(critic, in_keys=["observation", "skill", "action"]))
+    trunk = make_trunk(state_size, num_cells)
+    critics = [make_critic(state_size + spec.shape[-1], num_cells) for _ in range(2)]
+    encoder = make_encoder(observation_size, prior.dim, num_cells)
     return SACNetworks(
-        actor=SkillConditionedActor(trunk, last, action_spec),
-        critics=critics,
+        actor=SkillConditionedActor(trunk, num_cells[-1], action_spec),
+        critics=[
+            ValueOperator(critic, in_keys=["observation", "skill", "action"]) for critic in critics
+        ],
         encoder=TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"]),
         architecture=Architecture(
             observation_size=observation_size,
@@ -138,6 +142,36 @@ def make_sac_networks(
             num_cells=tuple(num_cells),
         ),
     )
+
+
+def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
+    """The policy's hidden layers."""
+    if not num_cells:
+        raise ValueError("num_cells must name at least one hidden layer, got none.")
+    *inner, last = num_cells
+    trunk = MLP(
+        in_features=in_features,
+        out_features=last,
+        num_cells=inner,
+        activation_class=nn.Tanh,
+        activate_last_layer=True,
+    )
+    _keep_float32(trunk, [0])
+    return _initialize(trunk, nn.init.xavier_uniform_)
+
+
+def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
+    """φ, or what of it follows the convolutions."""
+    encoder = _mlp(in_features, out_features, num_cells)
+    _keep_float32(encoder, range(0, len(encoder), 2))
+    return _initialize(encoder, nn.init.xavier_uniform_)
+
+
+def make_critic(in_features: int, num_cells: Sequence[int]) -> MLP:
+    """A critic, or what of it follows the convolutions."""
+    critic = _mlp(in_features, 1, num_cells)
+    _keep_float32(critic, [0, -1])
+    return _initialize(critic, nn.init.xavier_normal_)
 
 
 def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
@@ -155,8 +189,9 @@ def _keep_float32(network: MLP, layers: Iterable[int]) -> None:
         network[index] = Float32Linear(layer.in_features, layer.out_features)
 
 
-def _initialize(module: nn.Module, init_weight: Any) -> None:
-    for layer in module.modules():
+def _initialize(network: MLP, init_weight: Any) -> MLP:
+    for layer in network:
         if isinstance(layer, nn.Linear):
             init_weight(layer.weight)
             nn.init.zeros_(layer.bias)
+    return network

@@ -16,7 +16,8 @@ from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
 
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor
-from torchrl_metra.modules.networks import Architecture, SACNetworks
+from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks
+from torchrl_metra.modules.pixels import PixelArchitecture
 
 __all__ = ["SkillPolicy"]
 
@@ -35,8 +36,9 @@ class SkillPolicy:
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
             :class:`~torchrl.envs.ObservationNorm` that the networks expect to have
             been applied, or ``None``.
-        architecture (Architecture, optional): recipe of the networks, if
-            :func:`~torchrl_metra.make_sac_networks` built them.
+        architecture (Recipe, optional): what it takes to build the networks again, if
+            :func:`~torchrl_metra.make_sac_networks` or
+            :func:`~torchrl_metra.make_pixel_sac_networks` built them.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -53,7 +55,7 @@ class SkillPolicy:
     encoder: TensorDictModule | nn.Module
     prior: SkillPrior
     observation_norm: dict[str, Tensor] | None = None
-    architecture: Architecture | None = None
+    architecture: Recipe | None = None
 
     @classmethod
     def from_networks(
@@ -61,7 +63,7 @@ class SkillPolicy:
     ) -> SkillPolicy:
         """Collect the parts, the normalisation from the environment's transforms."""
         return cls(
-            actor=networks.actor,
+            actor=networks.policy,
             encoder=networks.encoder,
             prior=prior,
             observation_norm=None if env is None else _read_observation_norm(env),
@@ -108,7 +110,7 @@ class SkillPolicy:
 
         Keyword Args:
             actor (nn.Module, optional): policy to load the weights into; needed
-                for networks that :func:`~torchrl_metra.make_sac_networks` did not build.
+                for networks that this package did not build.
             encoder (nn.Module, optional): encoder to load the weights into, likewise.
             map_location (torch.device, optional): device of the weights.
 
@@ -122,16 +124,20 @@ class SkillPolicy:
         if actor is None or encoder is None:
             if content["architecture"] is None:
                 raise ValueError(
-                    f"{path} holds networks that were not built by make_sac_networks: build them "
+                    f"{path} holds networks that were not built by this package: build them "
                     "yourself and pass them as `actor` and `encoder`."
                 )
-            architecture = Architecture(**content["architecture"])
+            architecture = _recipe(content["architecture"])
             networks = architecture.build(prior).to(map_location)
-            actor = networks.actor if actor is None else actor
+            actor = networks.policy if actor is None else actor
             encoder = networks.encoder if encoder is None else encoder
         actor.load_state_dict(content["actor"])
         encoder.load_state_dict(content["encoder"])
         return cls(actor, encoder, prior, content["observation_norm"], architecture)
+
+
+def _recipe(config: dict[str, Any]) -> Recipe:
+    return PixelArchitecture(**config) if "pixel_shape" in config else Architecture(**config)
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ class METRALoss(LossModule):
         Attributes:
             skill (NestedKey): where the skill is read. Defaults to ``"skill"``.
             latent (NestedKey): where the encoder writes its output. Defaults to
-                the first out-key of the encoder, ``"latent"`` for a plain module.
+                ``"latent"``, or to the encoder's first out-key if it has none of that name.
             priority_weight (NestedKey): where the weights of a prioritised replay
                 buffer are read, if there are any. Defaults to ``"priority_weight"``.
         """
@@ -164,7 +164,8 @@ class METRALoss(LossModule):
 
         if not isinstance(encoder, TensorDictModuleBase):
             encoder = TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
-        self.tensor_keys.latent = encoder.out_keys[0]
+        if self.tensor_keys.latent not in encoder.out_keys:
+            self.tensor_keys.latent = encoder.out_keys[0]
         self.convert_to_functional(encoder, "encoder")
         self.prior = prior
         self.constraint_norm = constraint_norm

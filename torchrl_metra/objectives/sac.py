@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchrl.objectives import SACLoss
 
-from torchrl_metra.modules import Float32Linear
+from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
 
 __all__ = ["BatchedSACLoss"]
 
@@ -18,8 +19,10 @@ class BatchedSACLoss(SACLoss):
     """TorchRL's ``SACLoss``, faster where the critics are multilayer perceptrons.
 
     Evaluates all critics by one batched matrix product per layer in place of
-    :func:`torch.vmap`, whose overhead weighs on small networks. Arguments, keys,
-    state_dict, outputs and numbers are those of :class:`~torchrl.objectives.SACLoss`.
+    :func:`torch.vmap`, whose overhead weighs on small networks. Convolutions before
+    them, which ``vmap`` would turn into slow grouped ones, run for one critic after
+    another. Arguments, keys, state_dict, outputs and numbers are those of
+    :class:`~torchrl.objectives.SACLoss`.
 
     Args:
         *args: see :class:`~torchrl.objectives.SACLoss`.
@@ -27,7 +30,8 @@ class BatchedSACLoss(SACLoss):
 
     Raises:
         TypeError: if a critic is not an ``nn.Sequential`` of linear layers with
-            biases and of elementwise activations, such as TorchRL's ``MLP``.
+            biases and of elementwise activations, such as TorchRL's ``MLP``, or a
+            :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
 
     Examples:
         >>> from torchrl_metra import BatchedSACLoss, UnitSphere, make_env, make_sac_networks
@@ -39,6 +43,8 @@ class BatchedSACLoss(SACLoss):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         network = getattr(self.qvalue_network, "module", None)
+        if isinstance(network, PixelNetwork):
+            network = network.head
         if not isinstance(network, nn.Sequential) or not all(map(_is_supported, network)):
             raise TypeError(
                 "BatchedSACLoss needs critics that are an nn.Sequential of linear layers with "
@@ -51,12 +57,17 @@ class BatchedSACLoss(SACLoss):
 
     def _vmap_qnetworkN0(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
         inputs = [tensordict.get(key) for key in self.qvalue_network.in_keys]
+        network, params, features = self.qvalue_network.module, params.get("module"), None
+        if isinstance(network, PixelNetwork):
+            features = _encode(network.encoder, params.get("encoder"), inputs.pop(0))
+            network, params = network.head, params.get("head")
         # Features before batch: weight @ hidden then gives gradients in the weights' own layout,
         # where hidden @ weight.T would have each of them copied.
         hidden = torch.cat(inputs, dim=-1).flatten(0, -2).t()
         hidden = hidden.expand(self.num_qvalue_nets, *hidden.shape)
-        params = params.get("module")
-        for name, layer in self.qvalue_network.module.named_children():
+        if features is not None:
+            hidden = torch.cat([features.flatten(1, -2).mT, hidden], dim=1)
+        for name, layer in network.named_children():
             if isinstance(layer, nn.Linear):
                 hidden = _batched_linear(layer, params.get(name), hidden)
             else:
@@ -64,6 +75,18 @@ class BatchedSACLoss(SACLoss):
         batch_size = (self.num_qvalue_nets, *tensordict.batch_size)
         value = hidden.mT.reshape(*batch_size, -1)
         return TensorDict({self.tensor_keys.state_action_value: value}, batch_size=batch_size)
+
+
+def _encode(encoder: PixelEncoder, params: TensorDictBase, pixels: Tensor) -> Tensor:
+    """The features that each critic sees, of shape ``[N, *B, F]``."""
+    weights = {name: value.unbind(0) for name, value in params.flatten_keys(".").items()}
+    num_critics = params.batch_size[0]
+    return torch.stack(
+        [
+            functional_call(encoder, {name: value[i] for name, value in weights.items()}, pixels)
+            for i in range(num_critics)
+        ]
+    )
 
 
 def _batched_linear(layer: nn.Linear, params: TensorDictBase, hidden: Tensor) -> Tensor:

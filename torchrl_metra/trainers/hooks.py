@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import TrainerHookBase
 
-from torchrl_metra.evaluation import coverage, rollout_skills
+from torchrl_metra.evaluation import rollout_skills, visited
 
 __all__ = ["LogRates", "LogTotalCoverage", "SkillEvaluation", "check_finite"]
 
@@ -72,7 +72,8 @@ class LogRates(TrainerHookBase):
 class LogTotalCoverage(TrainerHookBase):
     """Logs the number of cells visited in all of training (Section 5.2).
 
-    Silent where the environment gives no ``"position"``.
+    In the kitchen, the number of tasks solved. Silent where the environment gives
+    neither ``"position"`` nor ``"tasks"``.
 
     Args:
         cell_size (float, optional): edge of a cell, in metres. Defaults to 1.
@@ -88,10 +89,10 @@ class LogTotalCoverage(TrainerHookBase):
         self._cells: Tensor | None = None
 
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        position = None if batch is None else batch.get(("next", "position"), default=None)
-        if position is None:
+        cells = None if batch is None else visited(batch, self.cell_size)
+        if cells is None:
             return None
-        cells = (position.flatten(0, -2) / self.cell_size).floor().int().cpu()
+        cells = cells.cpu()
         if self._cells is not None:
             cells = torch.cat([self._cells, cells])
         self._cells = cells.unique(dim=0)
@@ -110,6 +111,9 @@ class LogTotalCoverage(TrainerHookBase):
 
 class SkillEvaluation(TrainerHookBase):
     """Rolls out a grid of skills at intervals and logs their coverage (Section 5.2).
+
+    Coverage is counted as :func:`~torchrl_metra.evaluation.visited` does, and not where the
+    environment gives nothing to count.
 
     Args:
         env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, not
@@ -158,10 +162,10 @@ class SkillEvaluation(TrainerHookBase):
         rollouts = rollout_skills(self.env, self.policy, self.skills)
         if self.callback is not None:
             self.callback(frames, rollouts)
-        return {
-            "policy_coverage": coverage(rollouts["next", "position"]),
-            "log_pbar": True,
-        }
+        cells = visited(rollouts)
+        if cells is None:
+            return None
+        return {"policy_coverage": len(cells.unique(dim=0)), "log_pbar": True}
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next}

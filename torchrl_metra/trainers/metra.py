@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictSequential
+from tensordict.utils import unravel_key
 from torch import optim
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
@@ -240,14 +242,20 @@ class METRATrainer(Trainer):
             ("next", metra_loss.tensor_keys.skill),
             ("next", loss_module.tensor_keys.reward),
         }
+        policy = loss_module.actor_network
+        shared_encoder = getattr(optimization_stepper, "shared_encoder", None)
+        if shared_encoder is not None:
+            policy = TensorDictSequential(shared_encoder, policy)
+            for key in shared_encoder.out_keys:
+                self._replay_keys -= {key, unravel_key(("next", key))}
         self.register_module("metra_loss", metra_loss)
         self.register_op("batch_process", self._store)
         if self.learner_backend == "local":
             self.register_op("process_optim_batch", self._sample)
             if target_net_updater is not None:
                 self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
-            actor_weights = partial(TensorDict.from_module, loss_module.actor_network)
-            UpdateWeights(collector, 1, policy_weights_getter=actor_weights).register(self)
+            weights = partial(TensorDict.from_module, policy)
+            UpdateWeights(collector, 1, policy_weights_getter=weights).register(self)
             self.register_op("post_optim_complete_log", self._check_metrics)
             self.register_op("post_optim_complete_log", self._show_progress)
         LogRates().register(self)

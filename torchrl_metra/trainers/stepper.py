@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, optim
 from torchrl.data.replay_buffers.samplers import PrioritizedSampler
 from torchrl.objectives import LossModule, SACLoss
@@ -93,6 +94,9 @@ class METRAOptimizationStepper(OptimizationStepper):
             runs as before, with a warning. Defaults to ``False``.
         autocast (torch.dtype, optional): compute the losses under autocast in this
             type, ``torch.bfloat16``. Weights, optimisers and latents stay in float32.
+        shared_encoder (TensorDictModule, optional): a part of φ whose output policy and
+            critics read, see :func:`~torchrl_metra.make_pixel_sac_networks`. Without
+            gradient, it adds its ``out_keys`` to both ends of each transition.
 
     Raises:
         ValueError: if ``optimizers`` lacks ``"encoder"``, ``"qvalue"`` or ``"actor"``.
@@ -120,6 +124,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         compile: bool | dict[str, Any] = False,
         cudagraphs: bool = False,
         autocast: torch.dtype | None = None,
+        shared_encoder: TensorDictModule | None = None,
     ) -> None:
         if missing := {"encoder", "qvalue", "actor"} - optimizers.keys():
             raise ValueError(
@@ -136,6 +141,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         self.compile = compile
         self.cudagraphs = cudagraphs
         self.autocast = autocast
+        self.shared_encoder = shared_encoder
         self._graph: UpdateGraph | None = None
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
@@ -166,6 +172,8 @@ class METRAOptimizationStepper(OptimizationStepper):
 
         with self._autocast():
             relabel(self.metra_loss, batch, sac_loss)
+            if self.shared_encoder is not None:
+                add_features(self.shared_encoder, batch)
 
         with self._autocast():
             loss_qvalue, critic = sac_loss.qvalue_v2_loss(batch)
@@ -247,6 +255,16 @@ def relabel(metra_loss: METRALoss, batch: TensorDictBase, sac_loss: LossModule) 
         batch.set(("next", sac_loss.tensor_keys.reward), metra_loss.reward(batch))
     # A skill lasts for the whole episode: no need to store it twice.
     batch.set(("next", skill_key), batch.get(skill_key))
+
+
+@torch.no_grad()
+def add_features(shared_encoder: TensorDictModule, batch: TensorDictBase) -> None:
+    """Write what policy and critics read of a shared encoder, for both ends of each transition."""
+    ends = [end.select(*shared_encoder.in_keys) for end in (batch, batch.get("next"))]
+    features = shared_encoder(torch.stack(ends).flatten(0, batch.ndim))
+    features = features.select(*shared_encoder.out_keys).unflatten(0, (2, *batch.batch_size))
+    batch.update(features[0])
+    batch.get("next").update(features[1])
 
 
 def _step(optimizer: optim.Optimizer) -> None:

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_metra.envs import KITCHEN_TASKS, PixelOptions, make_env, rendering_available
+from torchrl_metra.envs.dm_control import LOCOMOTION, LocomotionPixelEnv, make_locomotion
+from torchrl_metra.envs.kitchen import KitchenPixelEnv, make_kitchen
+from torchrl_metra.envs.pixels import make_pixel_env
+from torchrl_metra.envs.rendering import _open_renderers
+
+needs_renderer = pytest.mark.skipif(
+    not rendering_available(), reason="no OpenGL backend of MuJoCo works here"
+)
+SMALL = PixelOptions(resolution=16)
+
+
+def robot(name: str, options: PixelOptions = SMALL, max_steps: int = 4) -> LocomotionPixelEnv:
+    pytest.importorskip("dm_control")
+    return make_locomotion(LOCOMOTION[name], options, max_steps=max_steps)
+
+
+def stacked(num_envs: int | None, frames: int = 3, max_steps: int = 4) -> EnvBase:
+    return make_pixel_env(
+        partial(robot, "quadruped", max_steps=max_steps), num_envs, "serial", frames
+    )
+
+
+@pytest.fixture(scope="module", params=list(LOCOMOTION))
+def scene(request: pytest.FixtureRequest) -> Iterator[LocomotionPixelEnv]:
+    env = robot(request.param, PixelOptions())
+    env.set_seed(0)
+    env.reset()
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def kitchen() -> Iterator[KitchenPixelEnv]:
+    pytest.importorskip("gymnasium_robotics")
+    env = make_kitchen(PixelOptions(), max_steps=3)
+    yield env
+    env.close()
+
+
+def floor_colour(picture: Tensor) -> Tensor:
+    """Red, green and blue in the lower corners, where no robot is."""
+    corners = torch.cat([picture[:, -6:, :6], picture[:, -6:, -6:]], dim=-1)
+    return corners.float().mean((1, 2))
+
+
+def robot_mask(picture: Tensor) -> Tensor:
+    """Where the picture has the orange of the suite's robots."""
+    red, green, blue = picture.int()
+    return (red > green + 20) & (green > blue + 15)
+
+
+@needs_renderer
+class TestLocomotion:
+    def test_each_metre_along_x_and_y_shows(self, scene: LocomotionPixelEnv) -> None:
+        places = (-10.0, -9.0, -1.0, 0.0, 1.0, 9.0, 10.0)
+        colours = torch.stack(
+            [torch.stack([floor_colour(scene.frame_at(x, y)) for y in places]) for x in places]
+        )
+        red, green, _ = colours.unbind(-1)
+        metres = torch.tensor(places).diff()
+        # Green grows with x wherever y is, red falls with y wherever x is: x and y can be
+        # read off. A metre is worth at least three of 255 levels.
+        assert (green.diff(dim=0) > 3 * metres[:, None]).all()
+        assert (red.diff(dim=1) < -3 * metres).all()
+
+    def test_frame_at_changes_nothing(self, scene: LocomotionPixelEnv) -> None:
+        here = scene.reset()
+        scene.frame_at(5.0, 5.0)
+        x, y = here["position"].tolist()
+        assert scene.frame_at(x, y).equal(here["pixels"])
+
+    def test_fast_pictures_show_what_full_ones_do(self, scene: LocomotionPixelEnv) -> None:
+        name = {"Move": "quadruped", "Humanoid": "humanoid"}[type(scene._env.task).__name__]
+        full = robot(name, PixelOptions(quality="full"))
+        frames = []
+        for env in (scene, full):
+            env.set_seed(3)
+            frames.append(env.frame_at(2.0, 1.0))
+        full.close()
+        difference = (frames[0].int() - frames[1].int()).abs().float().mean()
+        assert 0 < difference < 25
+        masks = [robot_mask(frame) for frame in frames]
+        assert masks[0].sum() > 40
+        assert (masks[0] & masks[1]).sum() > 0.6 * (masks[0] | masks[1]).sum()
+
+    def test_nothing_is_drawn_beyond_the_floor(self, scene: LocomotionPixelEnv) -> None:
+        inside, outside = (floor_colour(scene.frame_at(place, place)) for place in (0.0, 40.0))
+        assert (inside - outside).abs().max() > 30
+        assert floor_colour(scene.frame_at(60.0, 60.0)).sub(outside).abs().max() < 10
+
+    @pytest.mark.parametrize("name", list(LOCOMOTION))
+    def test_position_is_the_torso_in_metres(self, name: str) -> None:
+        env = robot(name)
+        env.reset()
+        env._env.physics.data.qpos[:2] = 3.0, -2.0
+        position = env.rand_step()["next", "position"]
+        assert position.dtype == torch.float32
+        torch.testing.assert_close(position, torch.tensor([3.0, -2.0]), atol=0.3, rtol=0)
+        env.close()
+
+    @pytest.mark.parametrize("name", list(LOCOMOTION))
+    def test_one_step_is_two_of_the_suite(self, name: str) -> None:
+        env = robot(name)
+        env.reset()
+        before = env._env.physics.time()
+        env.rand_step()
+        elapsed = env._env.physics.time() - before
+        assert elapsed == pytest.approx(2 * env._env.control_timestep())
+        env.close()
+
+    @pytest.mark.parametrize("name", list(LOCOMOTION))
+    def test_truncated_after_200_steps(self, name: str) -> None:
+        env = robot(name, max_steps=200)
+        env.reset()
+        assert env._env._step_limit == pytest.approx(400)
+        env.close()
+
+    def test_a_diverging_simulation_is_truncated(self) -> None:
+        env = stacked(2, max_steps=20)
+        first = env.reset()
+        broken = env.base_env._envs[1]
+        broken._env.physics.data.qvel[0] = np.nan
+        with pytest.warns(RuntimeWarning, match="diverged"):
+            data, following = env.step_and_maybe_reset(env.rand_action(first.clone()))
+        ended = data["next"]
+        assert ended["truncated"].flatten().tolist() == [False, True]
+        assert ended["done"].flatten().tolist() == [False, True]
+        assert not ended["terminated"].any()
+        assert ended["reward"][1] == 0
+        assert ended["pixels"][1, -3:].equal(first["pixels"][1, -3:])
+        assert ended["position"][1].equal(first["position"][1])
+        # The episode that follows is as any other.
+        rollout = env.rollout(5, auto_reset=False, tensordict=following)
+        assert rollout["next", "position"].isfinite().all()
+        assert not rollout["next", "done"].any()
+        env.close()
+
+    def test_actions_that_are_not_finite(self) -> None:
+        env = stacked(None)
+        data = env.reset()
+        data["action"] = torch.full(env.action_spec.shape, torch.nan)
+        with pytest.raises(ValueError, match="finite"):
+            env.step(data)
+        env.close()
+
+
+@needs_renderer
+class TestStackedFrames:
+    @pytest.mark.parametrize("num_envs", [None, 2])
+    def test_specs(self, num_envs: int | None) -> None:
+        env = stacked(num_envs)
+        check_env_specs(env)
+        batch = () if num_envs is None else (num_envs,)
+        assert env.observation_spec["pixels"].shape == (*batch, 9, 16, 16)
+        assert env.observation_spec["pixels"].dtype == torch.uint8
+        assert env.action_spec.shape == (*batch, 12)
+        assert env.action_spec.dtype == torch.float32
+        assert (env.action_spec.space.low == -1).all()
+        assert (env.action_spec.space.high == 1).all()
+        env.close()
+
+    def test_shift_by_one_frame_each_step(self) -> None:
+        env = stacked(2)
+        rollout = env.rollout(10)
+        assert rollout.shape == (2, 4)
+        now, after = rollout["pixels"], rollout["next", "pixels"]
+        assert now.dtype == after.dtype == torch.uint8
+        assert after[:, :, :6].equal(now[:, :, 3:])
+        assert now[:, 1:].equal(after[:, :-1])
+        assert not after[:, :, 6:].equal(now[:, :, 6:])
+        first = now[:, 0].unflatten(1, (3, 3))
+        assert (first == first[:, :1]).all()
+        assert rollout["next", "truncated"][:, -1].all()
+        assert not rollout["next", "truncated"][:, :-1].any()
+        assert not rollout["next", "terminated"].any()
+        assert rollout["next", "reward"].dtype == torch.float32
+        env.close()
+
+    def test_partial_reset(self) -> None:
+        env = stacked(2)
+        last = env.rollout(3)["next"][:, -1]
+        reset = env.reset(last.clone().set("_reset", torch.tensor([[False], [True]])))
+        assert reset["pixels"][0].equal(last["pixels"][0])
+        first = reset["pixels"][1].unflatten(0, (3, 3))
+        assert (first == first[:1]).all()
+        assert not first[-1].equal(last["pixels"][1, -3:])
+        following = env.step(env.rand_action(reset))["next", "pixels"]
+        assert following[:, :6].equal(reset["pixels"][:, 3:])
+        env.close()
+
+    def test_number_of_frames(self) -> None:
+        env = stacked(None, frames=1)
+        assert env.rollout(2)["pixels"].shape == (2, 3, 16, 16)
+        env.close()
+
+    def test_actions_span_the_range_of_the_robot(self) -> None:
+        env = stacked(None)
+        data = env.reset()
+        data["action"] = torch.ones(12)
+        env.step(data)
+        limits = env.base_env._env.physics.model.actuator_ctrlrange
+        assert limits.max() > 1
+        np.testing.assert_allclose(env.base_env._env.physics.data.ctrl, limits[:, 1], rtol=1e-6)
+        env.close()
+
+    def test_seed(self) -> None:
+        env = stacked(2)
+        rollouts = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(0)
+            env.set_seed(seed)
+            rollouts.append(env.rollout(3)["next", "pixels"])
+        assert rollouts[0].equal(rollouts[1])
+        assert not rollouts[0].equal(rollouts[2])
+        assert not rollouts[0][0].equal(rollouts[0][1])
+        env.close()
+
+    def test_close_frees_contexts(self) -> None:
+        before = set(_open_renderers)
+        env = stacked(2)
+        env.reset()
+        assert len(set(_open_renderers) - before) == 2
+        opened = set(_open_renderers) - before
+        env.close()
+        assert not any(renderer.is_open for renderer in opened)
+
+
+@needs_renderer
+class TestKitchen:
+    def test_specs_and_end(self, kitchen: KitchenPixelEnv) -> None:
+        env = make_pixel_env(lambda: kitchen, None, "serial", 3)
+        check_env_specs(env)
+        rollout = env.rollout(10)
+        assert rollout["next", "truncated"].flatten().tolist() == [False, False, True]
+        assert not rollout["next", "terminated"].any()
+        assert rollout["pixels"].shape == (3, 9, 64, 64)
+        assert rollout["pixels"].dtype == torch.uint8
+        assert rollout["action"].shape == (3, 9)
+        assert rollout["tasks"].dtype == torch.bool
+        assert rollout["tasks"].shape == (3, len(KITCHEN_TASKS))
+        assert not rollout["tasks"].any()
+
+    @pytest.mark.parametrize(
+        ("task", "joint", "solved", "unsolved"),
+        [
+            ("bottom burner", "knob_Joint_2", [-0.4], [-0.36]),
+            ("light switch", "light_switch", [-0.27], [-0.23]),
+            ("slide cabinet", "slide_cabinet", [0.28], [0.26]),
+            ("hinge cabinet", "right_hinge_cabinet", [0.31], [0.29]),
+            ("microwave", "microwave", [-0.69], [-0.71]),
+            ("kettle", "kettle", [-0.23, 0.56], [-0.09, 0.6]),
+        ],
+    )
+    def test_each_joint_solves_its_task_alone(
+        self,
+        kitchen: KitchenPixelEnv,
+        task: str,
+        joint: str,
+        solved: list[float],
+        unsolved: list[float],
+    ) -> None:
+        kitchen.reset()
+        data = kitchen._env.unwrapped.data
+        data.joint(joint).qpos[: len(unsolved)] = unsolved
+        assert not kitchen._read_state()["tasks"].any()
+        data.joint(joint).qpos[: len(solved)] = solved
+        assert kitchen._read_state()["tasks"].tolist() == [name == task for name in KITCHEN_TASKS]
+
+    def test_pictures_show_the_tasks(self, kitchen: KitchenPixelEnv) -> None:
+        mujoco = pytest.importorskip("mujoco")
+        before = kitchen.reset()["pixels"].int()
+        simulator = kitchen._env.unwrapped
+        simulator.data.joint("kettle").qpos[:2] = -0.23, 0.75
+        mujoco.mj_forward(simulator.model, simulator.data)
+        after = kitchen.read_obs(None)["pixels"].int()
+        assert ((after - before).abs().amax(0) > 30).sum() > 40
+
+    def test_fast_pictures_show_what_full_ones_do(self, kitchen: KitchenPixelEnv) -> None:
+        full = make_kitchen(PixelOptions(quality="full"))
+        pictures = [env.reset()["pixels"].int() for env in (kitchen, full)]
+        full.close()
+        difference = (pictures[0] - pictures[1]).abs().float().mean()
+        assert 0 < difference < 20
+
+    def test_simplifying_leaves_the_simulation(self, kitchen: KitchenPixelEnv) -> None:
+        full = make_kitchen(PixelOptions(quality="full", resolution=4))
+        states = []
+        for env in (kitchen, full):
+            env.set_seed(0)
+            simulator = env._env.unwrapped
+            for _ in range(2):
+                simulator.step(np.ones(9))
+            states.append(simulator.data.qpos.copy())
+        full.close()
+        np.testing.assert_array_equal(*states)
+
+    def test_fifty_steps(self) -> None:
+        pytest.importorskip("gymnasium_robotics")
+        env = make_kitchen(SMALL)
+        assert env._env.spec.max_episode_steps == 50
+        env.close()
+
+
+class TestMakeEnv:
+    @needs_renderer
+    def test_worker_processes_draw_the_same(self) -> None:
+        pytest.importorskip("dm_control")
+        pixels = PixelOptions(resolution=16, frames=2)
+        frames, processes = [], len(multiprocessing.active_children())
+        for backend in ("serial", "parallel"):
+            env = make_env("quadruped", 2, backend=backend, pixels=pixels)
+            env.set_seed(0)
+            torch.manual_seed(0)
+            frames.append(env.rollout(3)["next", "pixels"])
+            env.close()
+        assert frames[0].shape == (2, 3, 6, 16, 16)
+        assert frames[0].equal(frames[1])
+        assert len(multiprocessing.active_children()) == processes
+
+    @needs_renderer
+    @pytest.mark.parametrize("resolution", [64, 128, 256])
+    def test_resolution(self, resolution: int) -> None:
+        pytest.importorskip("dm_control")
+        env = make_env("humanoid", pixels=PixelOptions(resolution=resolution))
+        assert env.reset()["pixels"].shape == (9, resolution, resolution)
+        env.close()
+
+    def test_bad_options(self) -> None:
+        with pytest.raises(ValueError, match="resolution must be positive, got 0"):
+            PixelOptions(resolution=0)
+        with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+            PixelOptions(frames=0)
+        with pytest.raises(ValueError, match="'best', expected 'fast' or 'full'"):
+            PixelOptions(quality="best")
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(ValueError, match="'ant' is observed by its state"):
+            make_env("ant", pixels=PixelOptions())
+        with pytest.raises(ValueError, match=r"EnvPool renders no pixels.*'serial' or 'parallel'"):
+            make_env("quadruped", 2, backend="envpool")
+        with pytest.raises(ValueError, match=r"'gpu', expected 'serial' or 'parallel'"):
+            make_env("kitchen", 2, backend="gpu")
+        with pytest.raises(ValueError, match=r"'walker', expected one of .*'humanoid', 'kitchen'"):
+            make_env("walker", pixels=PixelOptions())
+
+    @pytest.mark.parametrize(
+        ("name", "module", "extra"),
+        [
+            ("quadruped", "dm_control.suite", "dm-control"),
+            ("kitchen", "gymnasium_robotics", "kitchen"),
+        ],
+    )
+    def test_missing_dependency_names_the_extra(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=rf"{module}.*torchrl-metra\[{extra}\]"):
+            make_env(name)

@@ -1,0 +1,131 @@
+"""The paper's kitchen: a robot arm, seen from above, with six things to move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchrl.data import Categorical
+from torchrl.envs import GymWrapper
+
+from torchrl_metra._extras import require
+from torchrl_metra.envs.pixels import PixelObservation, PixelOptions
+from torchrl_metra.envs.rendering import FreeCamera, Renderer
+
+if TYPE_CHECKING:
+    import mujoco
+
+__all__ = ["KITCHEN_TASKS", "KitchenPixelEnv", "make_kitchen"]
+
+KITCHEN_TASKS: tuple[str, ...] = (
+    "bottom burner",
+    "light switch",
+    "slide cabinet",
+    "hinge cabinet",
+    "microwave",
+    "kettle",
+)
+
+EPISODE_STEPS = 50
+
+CAMERA = FreeCamera(distance=1.86, lookat=(-0.3, 0.5, 2.0), azimuth=90.0, elevation=-60.0)
+
+
+class KitchenPixelEnv(PixelObservation, GymWrapper):
+    """gymnasium-robotics' ``FrankaKitchen-v1``, seen from above.
+
+    Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"tasks"``,
+    ``bool`` of shape ``[6]``: which of :data:`KITCHEN_TASKS` the present state solves.
+    The reward is the environment's own, the number of its seven tasks solved now.
+    Build it by :func:`make_kitchen`.
+
+    .. note:: The action is the velocity of nine joints. The authors of the paper moved the
+        end effector instead, in a kitchen that is no longer maintained; its numbers and
+        these are not to be compared one to one.
+    """
+
+    def _simulation(self) -> mujoco.MjData:
+        return self._env.unwrapped.data
+
+    def _read_state(self) -> dict[str, Tensor]:
+        return {"tasks": torch.tensor(_solved_tasks(self._simulation()))}
+
+    def _state_spec(self) -> dict[str, Any]:
+        return {"tasks": Categorical(2, shape=(len(KITCHEN_TASKS),), dtype=torch.bool)}
+
+
+def make_kitchen(options: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> KitchenPixelEnv:
+    """Build one kitchen; its first picture opens an OpenGL context.
+
+    Args:
+        options (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
+
+    Keyword Args:
+        max_steps (int, optional): length of an episode, which ends by truncation.
+            Defaults to 50.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ImportError: if gymnasium-robotics is not installed; names the extra.
+    """
+    robotics = require("gymnasium_robotics", "kitchen")
+    gymnasium = require("gymnasium", "kitchen")
+    gymnasium.register_envs(robotics)
+    env = gymnasium.make(
+        "FrankaKitchen-v1",
+        max_episode_steps=max_steps,
+        terminate_on_tasks_completed=False,
+        remove_task_when_completed=False,
+        disable_env_checker=True,
+    )
+    model = env.unwrapped.model
+    if options.quality == "fast":
+        simplify(model)
+    renderer = Renderer(
+        model, options.resolution, options.resolution, CAMERA, quality=options.quality
+    )
+    return KitchenPixelEnv(env, renderer)
+
+
+def _solved_tasks(data: mujoco.MjData) -> list[bool]:
+    """Which of the six tasks a state solves, by the rules of the paper's evaluation."""
+
+    def joint(name: str) -> float:
+        return float(data.joint(name).qpos[0])
+
+    kettle_x, kettle_y = data.joint("kettle").qpos[:2]
+    return [
+        joint("knob_Joint_2") < -0.38,
+        joint("light_switch") < -0.25,
+        abs(joint("slide_cabinet") - 0.37) < 0.1,
+        abs(joint("right_hinge_cabinet") - 0.5) < 0.2,
+        abs(joint("microwave") + 0.5) < 0.2,
+        bool((kettle_x + 0.23) ** 2 + (kettle_y - 0.75) ** 2 < 0.2**2),
+    ]
+
+
+def simplify(model: mujoco.MjModel) -> None:
+    """Make a kitchen cheap to draw, and the simulation stays as it is.
+
+    The arm's visual meshes hold 95 % of the kitchen's 142 000 triangles, far more than a
+    small picture has pixels: it is drawn by the meshes of its contacts instead, which have
+    the same outline. The lamp in the hood goes out, because without shadows it would shine
+    through the hood and wash out the burners.
+
+    Args:
+        model (mujoco.MjModel): the kitchen's model, changed in place.
+    """
+    mujoco = require("mujoco", "kitchen")
+    model.light_active[model.light("ovenlight").id] = False
+    geoms = {
+        (model.geom_bodyid[geom], model.mesh(model.geom_dataid[geom]).name): geom
+        for geom in range(model.ngeom)
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
+    }
+    for (body, name), visual in geoms.items():
+        contact = geoms.get((body, name.replace("_viz", "_col")), visual)
+        for look in (model.geom_group, model.geom_rgba, model.geom_matid):
+            look[[visual, contact]] = look[[contact, visual]]

@@ -1,0 +1,366 @@
+"""MuJoCo pictures, drawn fast: the one place that owns OpenGL contexts."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import importlib
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrl_metra._extras import require
+
+if TYPE_CHECKING:
+    import mujoco
+
+__all__ = ["FreeCamera", "GLBackend", "Quality", "Renderer", "rendering_available"]
+
+Quality = Literal["fast", "full"]
+GLBackend = Literal["egl", "osmesa", "glfw", "cgl"]
+
+# How to mend a backend that does not work, on Debian and Ubuntu.
+_REMEDIES: dict[str, str] = {
+    "egl": "needs no display: apt-get install libegl1 libgl1-mesa-dri, or a GPU driver with EGL",
+    "osmesa": "needs no display and no GPU: apt-get install libosmesa6",
+    "glfw": "needs a display (DISPLAY or WAYLAND_DISPLAY) and: apt-get install libglfw3",
+    "cgl": "needs macOS",
+}
+_CANDIDATES = ("cgl",) if sys.platform == "darwin" else ("egl", "osmesa", "glfw")
+
+# As many as MuJoCo's own renderer has room for; their number costs no time.
+_MAX_GEOMS = 10_000
+
+
+@dataclass(frozen=True)
+class FreeCamera:
+    """A camera that belongs to no model: it looks at a point from a distance.
+
+    Attributes:
+        distance (float): from the camera to the point, in metres.
+        lookat (tuple of float): the point, x, y, z in metres.
+        azimuth (float): direction of view around the vertical, in degrees; at 90 the
+            camera looks along +y.
+        elevation (float): direction of view above the horizontal, in degrees; at -90
+            the camera looks straight down.
+
+    Examples:
+        >>> FreeCamera(distance=2.0, lookat=(0.0, 0.0, 1.0), azimuth=90, elevation=-45).distance
+        2.0
+    """
+
+    distance: float
+    lookat: tuple[float, float, float]
+    azimuth: float
+    elevation: float
+
+
+class _Open(NamedTuple):
+    """What exists while a renderer is open."""
+
+    gl: Any
+    context: mujoco.MjrContext
+    scene: mujoco.MjvScene
+
+
+class Renderer:
+    """Draws one MuJoCo model from one camera.
+
+    The OpenGL context is created by the first :meth:`render`, so that an environment
+    can be built in one process and draw in another, and lives until :meth:`close`,
+    garbage collection or the end of the process. Several renderers may be open at once.
+    Do not draw with dm_control's own renderer in the same thread: it does not notice that
+    another context became current.
+
+    Args:
+        model (mujoco.MjModel): model to draw. Change its textures and materials before
+            the first picture: they are uploaded once.
+        width (int): in pixels.
+        height (int): in pixels.
+        camera (str, int or FreeCamera): name or number of a camera of the model, or a
+            free camera.
+
+    Keyword Args:
+        quality (str, optional): ``"fast"`` (default) draws without shadows, reflections
+            and antialiasing, and with coarser spheres and capsules: about 40 times as many
+            pictures per second without a GPU. ``"full"`` draws as the model asks.
+        backend (str, optional): ``"egl"``, ``"osmesa"``, ``"glfw"`` or ``"cgl"`` (macOS).
+            Defaults to the environment variable ``MUJOCO_GL`` or, where that is not set,
+            to the first of them that works.
+
+    Raises:
+        ImportError: if MuJoCo is not installed.
+        ValueError: if the size, the camera, the quality or the backend is impossible.
+        RuntimeError: by :meth:`render`, if no backend works; names what to install.
+
+    .. note:: Mesa, which draws where there is no GPU, starts a thread per core for each
+        process. Pictures of this size are drawn no faster by that, and worker processes
+        get into each other's way, so the first context sets ``LP_NUM_THREADS=1`` unless
+        that variable is set already.
+
+    Examples:
+        >>> import mujoco
+        >>> model = mujoco.MjModel.from_xml_string(
+        ...     "<mujoco><worldbody><camera name='top' pos='0 0 5'/></worldbody></mujoco>"
+        ... )
+        >>> renderer = Renderer(model, 64, 48, "top")
+        >>> renderer.is_open  # the first picture opens it
+        False
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        width: int,
+        height: int,
+        camera: str | int | FreeCamera,
+        *,
+        quality: Quality = "fast",
+        backend: GLBackend | None = None,
+    ) -> None:
+        self._opened: _Open | None = None
+        if width < 1 or height < 1:
+            raise ValueError(f"width and height must be positive, got {width} x {height}.")
+        if quality not in ("fast", "full"):
+            raise ValueError(f"unknown quality {quality!r}, expected 'fast' or 'full'.")
+        if backend is not None and backend not in _REMEDIES:
+            raise ValueError(f"unknown backend {backend!r}, expected one of {list(_REMEDIES)}.")
+        self.model = model
+        self.width = width
+        self.height = height
+        self.camera = camera if isinstance(camera, FreeCamera) else _camera_id(model, camera)
+        self.quality = quality
+        self.backend = backend
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an OpenGL context is held."""
+        return self._opened is not None
+
+    def render(self, data: mujoco.MjData) -> NDArray[np.uint8]:
+        """Draw the model in a state.
+
+        Args:
+            data (mujoco.MjData): state of the simulation, with positions up to date.
+
+        Returns:
+            The picture, a new ``uint8`` array of shape ``[height, width, 3]``, top row first.
+
+        Raises:
+            RuntimeError: if no OpenGL backend works.
+        """
+        mujoco = require("mujoco", "mujoco")
+        if self._opened is None:
+            self._opened = self._open()
+        gl, context, scene = self._opened
+        # Another renderer may have drawn in the meantime.
+        gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        mujoco.mjv_updateScene(
+            self.model,
+            data,
+            mujoco.MjvOption(),
+            None,
+            self._mujoco_camera(),
+            mujoco.mjtCatBit.mjCAT_ALL,
+            scene,
+        )
+        window = mujoco.MjrRect(0, 0, self.width, self.height)
+        picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        mujoco.mjr_render(window, scene, context)
+        mujoco.mjr_readPixels(picture, None, window, context)
+        # OpenGL's first row is the bottom one.
+        return np.ascontiguousarray(picture[::-1])
+
+    def close(self) -> None:
+        """Free the OpenGL context, if there is one. Drawing again opens a new one."""
+        if self._opened is not None:
+            gl, context, _ = self._opened
+            self._opened = None
+            gl.make_current()
+            context.free()
+            gl.free()
+
+    def __del__(self) -> None:
+        # A renderer that was refused at construction has no attributes.
+        if getattr(self, "_opened", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A context cannot leave its process: the copy opens its own.
+        return {**self.__dict__, "_opened": None}
+
+    def _open(self) -> _Open:
+        mujoco = require("mujoco", "mujoco")
+        gl = _open_gl(self.width, self.height, self.backend)
+        gl.make_current()
+        with _context_settings(self.model, self.width, self.height, self.quality):
+            context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        scene = mujoco.MjvScene(self.model, maxgeom=_MAX_GEOMS)
+        if self.quality == "fast":
+            for effect in ("SHADOW", "REFLECTION"):
+                scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = 0
+        _open_renderers.add(self)
+        # Contexts must go before the backend's own exit handler, which `_open_gl` may just
+        # have registered: the handler registered last runs first.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+        return _Open(gl, context, scene)
+
+    def _mujoco_camera(self) -> mujoco.MjvCamera:
+        mujoco = require("mujoco", "mujoco")
+        camera = mujoco.MjvCamera()
+        if isinstance(self.camera, FreeCamera):
+            camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+            camera.distance = self.camera.distance
+            camera.lookat[:] = self.camera.lookat
+            camera.azimuth = self.camera.azimuth
+            camera.elevation = self.camera.elevation
+        else:
+            camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            camera.fixedcamid = self.camera
+        return camera
+
+
+_open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for renderer in list(_open_renderers):
+        renderer.close()
+
+
+@functools.cache
+def rendering_available() -> bool:
+    """Whether MuJoCo is installed and can draw on this machine.
+
+    Returns:
+        ``True`` if a first picture would be drawn. Asked once per process.
+
+    Examples:
+        >>> rendering_available() in (True, False)
+        True
+    """
+    try:
+        mujoco = require("mujoco", "mujoco")
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
+        renderer = Renderer(model, 1, 1, FreeCamera(1.0, (0.0, 0.0, 0.0), 0.0, 0.0))
+        renderer.render(mujoco.MjData(model))
+    except (ImportError, RuntimeError):
+        return False
+    renderer.close()
+    return True
+
+
+def _camera_id(model: mujoco.MjModel, camera: str | int) -> int:
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if camera in names:
+        return names.index(camera)
+    if isinstance(camera, int) and 0 <= camera < model.ncam:
+        return camera
+    raise ValueError(
+        f"the model has no camera {camera!r}; it has {model.ncam}, named {names}. "
+        "A FreeCamera needs none."
+    )
+
+
+@contextlib.contextmanager
+def _context_settings(
+    model: mujoco.MjModel, width: int, height: int, quality: Quality
+) -> Iterator[None]:
+    """Give the model what a context reads from it when it is created, and take it back."""
+    wanted: list[tuple[Any, str, int]] = [
+        (model.vis.global_, "offwidth", width),
+        (model.vis.global_, "offheight", height),
+    ]
+    if quality == "fast":
+        settings = {"offsamples": 0, "shadowsize": 0}
+        settings |= {"numslices": 12, "numstacks": 8, "numquads": 1}
+        wanted += [(model.vis.quality, name, value) for name, value in settings.items()]
+    before = [getattr(group, name) for group, name, _ in wanted]
+    try:
+        for group, name, value in wanted:
+            setattr(group, name, value)
+        yield
+    finally:
+        for (group, name, _), value in zip(wanted, before, strict=True):
+            setattr(group, name, value)
+
+
+def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
+    """Create an OpenGL context with the asked backend, or the first that works."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    names = (_requested_backend() or _CANDIDATES) if backend is None else (backend,)
+    failures = {}
+    for name in names:
+        try:
+            context_class = _gl_context_class(name)
+            context = context_class.__new__(context_class)
+            # MuJoCo's finaliser reads this even where __init__ has failed before setting it.
+            context._context = None
+            context.__init__(width, height)
+        # PyOpenGL, GLFW and ctypes each have errors of their own.
+        except Exception as err:
+            failures[name] = f"{type(err).__name__}: {err}".splitlines()[0]
+        else:
+            return context
+    lines = [f"  {name} ({_REMEDIES[name]}): {failure}" for name, failure in failures.items()]
+    raise RuntimeError(
+        "MuJoCo cannot draw here. None of these OpenGL backends works:\n"
+        + "\n".join(lines)
+        + "\nChoose one by the environment variable MUJOCO_GL, set before Python starts."
+    )
+
+
+def _requested_backend() -> tuple[str, ...]:
+    """What MUJOCO_GL asks for, in the spellings that MuJoCo knows; empty if nothing."""
+    value = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if value in ("disable", "disabled", "off", "false", "0"):
+        raise RuntimeError(
+            f"MUJOCO_GL={value} turns drawing off, and this environment draws. Unset it, or "
+            "set it to egl, osmesa or glfw."
+        )
+    if value == "glx":
+        return ("glfw",)
+    return (value,) if value in _REMEDIES else ()
+
+
+def _gl_context_class(backend: str) -> Any:
+    """MuJoCo's context class of a backend.
+
+    Importing it binds PyOpenGL to that backend and loads its libraries for the whole
+    process, after which no other can follow: what cannot work must be found out before.
+    """
+    bound = os.environ.get("PYOPENGL_PLATFORM")
+    if backend in ("egl", "osmesa") and bound and bound.lower() != backend:
+        raise RuntimeError(f"PYOPENGL_PLATFORM={bound} holds for this process already")
+    if backend == "egl" and not _egl_has_device():
+        raise RuntimeError("libEGL lists no device")
+    if backend == "glfw" and sys.platform == "linux" and not _has_display():
+        raise RuntimeError("there is no display")
+    return importlib.import_module(f"mujoco.{backend}").GLContext
+
+
+def _egl_has_device() -> bool:
+    library = ctypes.CDLL("libEGL.so.1")
+    library.eglGetProcAddress.restype = ctypes.c_void_p
+    address = library.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return False
+    query = ctypes.CFUNCTYPE(
+        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
+    )(address)
+    count = ctypes.c_int()
+    return bool(query(0, None, ctypes.byref(count))) and count.value > 0
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
