@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
@@ -18,7 +19,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def benchmark(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield __import__
-    for name in ("bare_loop", "learner", "measuring", "replay", "run", "collection"):
+    for name in ("bare_loop", "end_to_end", "learner", "measuring", "pixel_learner", "rendering",
+                 "replay", "run", "collection"):  # fmt: skip
         sys.modules.pop(name, None)
 
 
@@ -68,6 +70,7 @@ def test_a_run_is_written_and_printed(
     output = tmp_path / "results.json"
     monkeypatch.setattr(sys, "argv", ["run.py", "replay", "--output", str(output)])
     monkeypatch.setattr(run, "in_own_process", run.run)
+    monkeypatch.setattr(run, "plan", lambda has_cuda: {"replay": [("measure",)]})
     monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
     threads = torch.get_num_threads()
     run.main()
@@ -79,3 +82,21 @@ def test_a_run_is_written_and_printed(
     # Two observations of 29 floats, an action of 8, a skill of 2, two flags.
     assert bytes_per_transition["value"] == 4 * (29 + 29 + 8 + 2) + 2
     assert "replay/state/samples" in capsys.readouterr().out
+
+
+def test_pixel_replay(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
+    threads = torch.get_num_threads()
+    size, sample, read = benchmark("replay").measure_pixels(1_600)
+    torch.set_num_threads(threads)
+    assert 12_288 < size.value < 12_600
+    assert size.yardstick > 73_700
+    assert sample.value > 0
+    assert read.value > 0
+
+
+def test_every_planned_measurement_exists(benchmark: Any) -> None:
+    for module, calls in benchmark("run").plan(has_cuda=True).items():
+        for function, *arguments in calls:
+            signature = inspect.signature(getattr(benchmark(module), function))
+            signature.bind(*arguments)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from torchrl_metra import (
     UnitSphere,
     make_env,
 )
+from torchrl_metra.envs import DrawPoint, PixelOptions
 from torchrl_metra.envs.mujoco import TASKS, make_mujoco_env
 
 
@@ -91,6 +93,44 @@ class TestPointEnv:
     def test_bad_sizes(self, keywords: dict[str, int]) -> None:
         with pytest.raises(ValueError, match="must be positive"):
             PointEnv(**keywords)
+
+
+class TestDrawPoint:
+    def pixels(self, *position: float, resolution: int = 64) -> torch.Tensor:
+        draw = DrawPoint(resolution)
+        return draw(TensorDict({"position": torch.tensor(position)}))["pixels"]
+
+    @pytest.mark.parametrize("resolution", [32, 64, 128])
+    @pytest.mark.parametrize("position", [(0.0, 0.0), (0.3, 0.0), (17.25, -39.9)])
+    def test_the_disc_lies_where_the_point_is(
+        self, position: tuple[float, float], resolution: int
+    ) -> None:
+        white = self.pixels(*position, resolution=resolution)[0].double()
+        scale = 96 / resolution
+        centers = (torch.arange(resolution) + 0.5) * scale - 48
+        x = (white.sum(0) * centers).sum() / white.sum()
+        y = -(white.sum(1) * centers).sum() / white.sum()
+        assert (x.item(), y.item()) == pytest.approx(position, abs=0.05)
+        area = white.sum().item() / 255 * scale**2
+        assert area == pytest.approx(math.pi * 6**2, rel=0.05)
+
+    def test_a_step_shows(self) -> None:
+        for step in ((0.2, 0.0), (0.0, 0.2)):
+            change = self.pixels(*step).int() - self.pixels(0.0, 0.0).int()
+            assert change.abs().max() > 20
+
+    def test_gone_far_away(self) -> None:
+        assert not self.pixels(100.0, -100.0).any()
+
+    @pytest.mark.parametrize("num_envs", [None, 3])
+    def test_make_env(self, num_envs: int | None) -> None:
+        env = make_env("point_pixels", num_envs, pixels=PixelOptions(resolution=32, frames=2))
+        check_env_specs(env)
+        rollout = env.rollout(5)
+        assert rollout["pixels"].shape[-3:] == (6, 32, 32)
+        assert rollout["next", "pixels"][..., :3, :, :].equal(rollout["pixels"][..., 3:, :, :])
+        with pytest.raises(ValueError, match="'point_pixels' has no backends"):
+            make_env("point_pixels", backend="serial")
 
 
 class TestMakeEnv:

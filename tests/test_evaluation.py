@@ -18,6 +18,8 @@ from torchrl_metra.evaluation import (
     rollout_skills,
     sector_coverage,
     skill_alignment,
+    visited,
+    write_video,
 )
 
 
@@ -90,3 +92,52 @@ def test_rollout_passes_skills_on_to_the_data() -> None:
     env = make_env("point", 2).append_transform(SkillPrimer(OneHot(2)))
     start = env.reset(TensorDict({"skill": OneHot(2).grid(2)}, [2]))
     assert start["skill"].equal(torch.eye(2))
+
+
+class TestVisited:
+    def test_cells_of_positions(self) -> None:
+        position = torch.randn(3, 5, 2) * 4
+        cells = visited(TensorDict({"next": {"position": position}}, [3, 5]))
+        assert cells.shape == (15, 2)
+        assert len(cells.unique(dim=0)) == coverage(position)
+
+    def test_tasks_of_the_kitchen(self) -> None:
+        tasks = torch.zeros(2, 7, 6, dtype=torch.bool)
+        assert len(visited(TensorDict({"next": {"tasks": tasks}}, [2, 7])).unique(dim=0)) == 0
+        tasks[0, 3, 5] = tasks[0, 4, 5] = tasks[1, 6, 2] = True
+        solved = visited(TensorDict({"next": {"tasks": tasks}}, [2, 7])).unique()
+        assert solved.tolist() == [2, 5]
+
+    def test_neither(self) -> None:
+        assert visited(TensorDict({"next": {"observation": torch.zeros(2, 1)}}, [2])) is None
+
+
+class TestWriteVideo:
+    @pytest.fixture(autouse=True)
+    def _needs_imageio(self) -> None:
+        pytest.importorskip("imageio_ffmpeg")
+
+    @pytest.mark.parametrize("suffix", ["gif", "mp4"])
+    def test_episodes_side_by_side(self, tmp_path: Path, suffix: str) -> None:
+        """Five episodes of one colour each, the last of nine channels counting."""
+        shades = torch.tensor([40, 80, 120, 160, 200], dtype=torch.uint8)
+        pixels = torch.zeros(5, 12, 9, 32, 32, dtype=torch.uint8)
+        pixels[:, :, -3:] = shades.reshape(5, 1, 1, 1, 1)
+        # Pictures that are alike would be one in a gif.
+        pixels[:, :, -3:, :4, :4] = 20 * torch.arange(12, dtype=torch.uint8)[:, None, None, None]
+        write_video(pixels, tmp_path / "new" / f"skills.{suffix}", fps=10)
+        video = pytest.importorskip("imageio.v3").imread(tmp_path / "new" / f"skills.{suffix}")
+        assert video.shape == (12, 64, 96, 3)
+        centres = torch.as_tensor(video[-1, 16::32, 16::32, 0].astype(int)).flatten()
+        assert (centres - torch.tensor([*shades.tolist(), 0])).abs().max() <= 6
+
+    def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"\[episodes, steps, channels.*found \[5, 3, 8, 8\]"):
+            write_video(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), tmp_path / "skills.gif")
+
+    def test_missing_package_names_the_extra(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "imageio.v3", None)
+        with pytest.raises(ImportError, match=r"torchrl-metra\[video\]"):
+            write_video(torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), tmp_path / "skills.gif")

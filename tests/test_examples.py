@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from torchrl_metra import SkillPolicy, SkillPrimer, SkillPrior, make_env
+from torchrl_metra.envs import rendering_available
 from torchrl_metra.evaluation import coverage, rollout_skills
 
 hydra = pytest.importorskip("hydra")
@@ -78,6 +79,12 @@ def test_same_seed_same_result(training: Any, tmp_path: Path) -> None:
         ("half_cheetah", ["+experiment=quickstart"]),
         ("ant", []),
         ("ant", ["+experiment=ant_cpu"]),
+        *[
+            (name, overrides)
+            for name in ("quadruped", "humanoid", "kitchen")
+            for overrides in ([], ["+experiment=debug"])
+        ],
+        ("point_pixels", []),
     ],
 )
 def test_settings_are_complete(name: str, overrides: list[str]) -> None:
@@ -94,6 +101,18 @@ def test_the_papers_settings() -> None:
     assert config.learning_rate == {"lr": 1e-4}
     assert config.metra == {"constraint_norm": "rms", "slack": 1e-3, "dual_init": 30.0}
     assert compose("ant").skill == {"kind": "UnitSphere", "dim": 2}
+    for name, dim in (("quadruped", 4), ("humanoid", 2)):
+        config = compose(name)
+        assert config.skill == {"kind": "UnitSphere", "dim": dim}
+        assert (config.optim_steps_per_batch, config.frames_per_batch) == (200, 1_600)
+        assert config.buffer_size == 300_000
+    config = compose("kitchen")
+    assert config.skill == {"kind": "OneHot", "dim": 24}
+    assert (config.optim_steps_per_batch, config.frames_per_batch) == (100, 400)
+    assert config.sac == {"alpha_init": 0.01, "fixed_alpha": True}
+    assert config.buffer_size == 100_000
+    assert config.encoder == {"channels": 48, "shared_encoder": False}
+    assert config.pixels == {"resolution": 64, "frames": 3, "quality": "fast"}
 
 
 def test_mistyped_setting_is_refused() -> None:
@@ -111,7 +130,9 @@ def test_missing_logger_names_the_extra(
 
 def test_scripts_have_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in ("ant", "half_cheetah", "point"):
+    for name in (
+        "ant", "half_cheetah", "point", "quadruped", "humanoid", "kitchen", "point_pixels"
+    ):  # fmt: skip
         assert callable(__import__(name).main)
         sys.modules.pop(name)
 
@@ -124,3 +145,45 @@ def test_scripts_have_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_switches(training: Any, tmp_path: Path, switches: list[str]) -> None:
     config = compose("point", f"output={tmp_path}", "total_frames=4800", *switches)
     assert training.train(config)["frames"] >= 4_800
+
+
+SMALL = [
+    "total_frames=1600", "frames_per_batch=400", "min_buffer_size=400", "optim_steps_per_batch=1",
+    "evaluation_episodes=3", "num_envs=4", "batch_size=8", "num_cells=[8]", "buffer_size=1500",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        ["storage=cpu", "pixels.frames=1"],
+        ["storage=disk", "encoder.shared_encoder=true", "encoder.channels=2"],
+    ],
+    ids=["in memory", "on disk, shared encoder"],
+)
+def test_a_run_from_pixels(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: list[str]
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.chdir(tmp_path)
+    config = compose("point_pixels", f"output={tmp_path}", *SMALL, *switches)
+    config.pixels.resolution = 32
+    assert training.train(config)["frames"] == 1_600
+    for name in ("positions.png", "latents.png", "coverage.png", "skills.mp4"):
+        assert (tmp_path / name).stat().st_size > 1_000
+    assert any((tmp_path / "disk").rglob("*.memmap")) == ("storage=disk" in switches)
+    policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
+    assert policy.architecture.shared_encoder == ("encoder.shared_encoder=true" in switches)
+
+
+@pytest.mark.parametrize("name", ["quadruped", "kitchen"])
+def test_debug_run_of_a_simulator(training: Any, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip({"quadruped": "dm_control", "kitchen": "gymnasium_robotics"}[name])
+    if not rendering_available():
+        pytest.skip("MuJoCo cannot draw on this machine")
+    overrides = ["+experiment=debug", f"output={tmp_path}", "backend=serial", "total_frames=400"]
+    results = training.train(compose(name, *overrides, "evaluation_episodes=2"))
+    assert results["frames"] == 400
+    assert (tmp_path / "skills.mp4").stat().st_size > 1_000
+    assert (tmp_path / "positions.png").exists() == (name == "quadruped")

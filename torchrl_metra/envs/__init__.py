@@ -5,12 +5,13 @@ from torchrl_metra.envs.kitchen import KITCHEN_TASKS
 from torchrl_metra.envs.make import make_env
 from torchrl_metra.envs.mujoco import ReadPosition
 from torchrl_metra.envs.pixels import PixelOptions
-from torchrl_metra.envs.point import PointEnv
+from torchrl_metra.envs.point import DrawPoint, PointEnv
 from torchrl_metra.envs.rendering import FreeCamera, Renderer, rendering_available
 from torchrl_metra.envs.transforms import IntrinsicRewardTransform, SkillPrimer
 
 __all__ = [
     "KITCHEN_TASKS",
+    "DrawPoint",
     "EnvPoolEnv",
     "FreeCamera",
     "IntrinsicRewardTransform",

@@ -101,11 +101,11 @@ class PointEnv(EnvBase):
 
 
 class DrawPoint(Transform):
-    """Draws what a camera above the point sees: ground whose colour tells the position.
+    """Draws what a camera high above the plane sees: the point as a white disc.
 
-    As in the paper's pixel tasks, red grows with x and green with y; here over ±40 m,
-    as far as a point comes in 200 steps. The picture shows 16 m by 16 m, with a
-    chequered pattern of 2 m squares in blue and the point as a white disc.
+    The picture shows ±48 m along each axis, 40 of which a point can reach in 200 steps,
+    with y upwards. The disc has a radius of 6 m and a soft edge, so that every step shows,
+    however small it is beside a pixel.
 
     Args:
         resolution (int, optional): width and height in pixels. Defaults to 64.
@@ -117,29 +117,25 @@ class DrawPoint(Transform):
         torch.Size([3, 3, 64, 64])
     """
 
-    extent = 40.0
-    view = 8.0
-    square = 2.0
+    extent = 48.0
+    radius = 6.0
 
     def __init__(self, resolution: int = 64) -> None:
         if resolution < 1:
             raise ValueError(f"resolution must be positive, got {resolution}.")
         super().__init__(in_keys=["position"], out_keys=["pixels"])
         self.resolution = resolution
-        offset = (torch.arange(resolution) + 0.5) / resolution * 2 * self.view - self.view
-        self.register_buffer("offset", offset)
+        self.pixel_size = 2 * self.extent / resolution
+        centers = (torch.arange(resolution) + 0.5) * self.pixel_size - self.extent
+        self.register_buffer("centers", centers)
 
     def _apply_transform(self, position: Tensor) -> Tensor:
-        # Rows are y, upwards; columns are x.
-        x = position[..., :1, None] + self.offset
-        y = position[..., 1:, None] - self.offset[:, None]
-        shape = torch.broadcast_shapes(x.shape, y.shape)
-        red, green = (((axis + self.extent) / (2 * self.extent)).expand(shape) for axis in (x, y))
-        odd = ((x / self.square).floor() + (y / self.square).floor()) % 2
-        picture = torch.stack([red, green, 0.4 + 0.2 * odd], dim=-3)
-        disc = self.offset.square() + self.offset[:, None].square() < 0.5**2
-        picture = picture.masked_fill(disc, 1.0)
-        return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+        x = self.centers - position[..., :1, None]
+        y = -self.centers[:, None] - position[..., 1:, None]
+        distance = (x.square() + y.square()).sqrt()
+        white = ((self.radius - distance) / self.pixel_size + 0.5).clamp(0, 1)
+        pixels = (255 * white).round().to(torch.uint8)
+        return pixels.unsqueeze(-3).expand(*position.shape[:-1], 3, -1, -1).contiguous()
 
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase

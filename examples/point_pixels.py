@@ -1,0 +1,18 @@
+"""METRA from pixels on a point in the plane, less than an hour on two CPU cores.
+
+python examples/point_pixels.py
+"""
+
+import hydra
+from omegaconf import DictConfig
+from training import train
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="point_pixels")
+def main(config: DictConfig) -> None:
+    """Train with the settings of ``conf/point_pixels.yaml``."""
+    train(config)
+
+
+if __name__ == "__main__":
+    main()
