@@ -1,4 +1,4 @@
-"""METRA from pixels on a point in the plane, less than an hour on two CPU cores.
+"""METRA from pixels on a point in the plane, in half an hour on two CPU cores.
 
 python examples/point_pixels.py
 """

@@ -40,6 +40,8 @@ from torchrl_metra.evaluation import (
     plot_latents,
     plot_positions,
     rollout_skills,
+    sector_coverage,
+    skill_alignment,
     visited,
     write_video,
 )
@@ -190,14 +192,16 @@ def train(config: DictConfig) -> dict[str, Any]:
     rollouts = rollout_skills(evaluation_env, networks.policy, skills)
     evaluation_env.close()
     on_evaluation(trainer.collected_frames, rollouts)
+    latents = encode(networks, rollouts)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
-    draw(rollouts, networks, output, title)
+    draw(rollouts, latents, output, title)
     plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title, unit=unit)
     before, after = curve.rows[0][-1], curve.rows[-1][-1]
     results = {
         "coverage_before": before,
         "coverage_after": after,
+        **measure_directions(rollouts, latents, prior),
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
     }
@@ -210,18 +214,34 @@ def train(config: DictConfig) -> dict[str, Any]:
     return results
 
 
-def draw(rollouts: TensorDictBase, networks: SACNetworks, output: Path, title: str) -> None:
+@torch.no_grad()
+def encode(networks: SACNetworks, rollouts: TensorDictBase) -> torch.Tensor:
+    """φ of all states of the episodes, an episode at a time: those of pictures are large."""
+    states = rollouts.select(*networks.encoder.in_keys)
+    device = next(networks.encoder.parameters()).device
+    latents = [networks.encoder(episode.to(device))["latent"] for episode in states.split(1)]
+    return torch.cat(latents).cpu()
+
+
+def measure_directions(
+    rollouts: TensorDictBase, latents: torch.Tensor, prior: SkillPrior
+) -> dict[str, float]:
+    """How well episodes follow their skills in latent space, and how they spread in the plane."""
+    skills = prior.center(rollouts["skill"][:, 0])
+    results: dict[str, float] = {
+        "skill_alignment": skill_alignment(latents[:, 0], latents[:, -1], skills)
+    }
+    position = rollouts.get("position", default=None)
+    if position is not None and position.shape[-1] == 2:
+        results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
+    return results
+
+
+def draw(rollouts: TensorDictBase, latents: torch.Tensor, output: Path, title: str) -> None:
     """Pictures and, where there is something to see, a video of skills."""
     skills = rollouts["skill"][:, 0]
     if "position" in rollouts.keys():
         plot_positions(rollouts["position"], skills, output / "positions.png", title=title)
-    states = rollouts.select(*networks.encoder.in_keys)
-    device = next(networks.encoder.parameters()).device
-    with torch.no_grad():
-        # An episode at a time: those of pictures are large.
-        latents = [
-            networks.encoder(states[i : i + 1].to(device))["latent"] for i in range(len(states))
-        ]
-    plot_latents(torch.cat(latents).cpu(), skills, output / "latents.png", title=title)
+    plot_latents(latents, skills, output / "latents.png", title=title)
     if "pixels" in rollouts.keys():
         write_video(rollouts["pixels"], output / "skills.mp4")
