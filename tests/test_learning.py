@@ -16,6 +16,7 @@ from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
+    BatchedSACLoss,
     METRAHook,
     METRALoss,
     METRAOptimizationStepper,
@@ -24,8 +25,11 @@ from torchrl_metra import (
     UnitSphere,
     make_env,
     make_metra_optimizers,
+    make_pixel_sac_networks,
     make_sac_networks,
 )
+from torchrl_metra.data import FrameStackStorage
+from torchrl_metra.envs import PixelOptions
 from torchrl_metra.evaluation import coverage, rollout_skills, sector_coverage, skill_alignment
 from torchrl_metra.objectives import functional as F
 
@@ -62,9 +66,9 @@ def build(seed: int = 0) -> SimpleNamespace:
     )
 
 
-def evaluate(actor: Any, metra_loss: METRALoss) -> SimpleNamespace:
+def evaluate(actor: Any, metra_loss: METRALoss, make: Any = skill_env) -> SimpleNamespace:
     """48 deterministic episodes with skills evenly spaced on the circle."""
-    rollouts = rollout_skills(skill_env(48), actor, PRIOR.grid(48))
+    rollouts = rollout_skills(make(48), actor, PRIOR.grid(48))
     with torch.no_grad():
         latent, next_latent = metra_loss.encode_pair(rollouts)
     position = rollouts["next", "position"]
@@ -130,6 +134,43 @@ def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
     )
     trainer.train()
     assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)
+
+
+def test_learns_the_fan_from_pixels() -> None:
+    """The whole pixel path: pictures, convolutions, single-frame replay memory."""
+    torch.manual_seed(0)
+    pixels = PixelOptions(resolution=32, frames=1)
+
+    def pixel_env(num_envs: int):
+        env = make_env("point_pixels", num_envs, pixels=pixels)
+        return env.append_transform(SkillPrimer(PRIOR))
+
+    env, total_frames = pixel_env(16), 32_000
+    networks = make_pixel_sac_networks(
+        (3, 32, 32), env.action_spec, PRIOR, num_cells=[128], channels=8
+    )
+    metra_loss = METRALoss(networks.encoder, PRIOR, dual_init=10.0)
+    sac_loss = BatchedSACLoss(
+        networks.actor, networks.critics, loss_function="l2", alpha_init=0.01, target_entropy=-1.0
+    )
+    untrained = evaluate(networks.policy, metra_loss, pixel_env)
+    optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=1e-3)
+    METRATrainer(
+        collector=Collector(
+            env, networks.policy, frames_per_batch=1_600, total_frames=total_frames
+        ),
+        total_frames=total_frames,
+        optim_steps_per_batch=50,
+        loss_module=sac_loss,
+        metra_loss=metra_loss,
+        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
+        replay_buffer=ReplayBuffer(
+            storage=FrameStackStorage(total_frames, num_frames=1), batch_size=128
+        ),
+        min_buffer_size=1_600,
+        progress_bar=False,
+    ).train()
+    assert_learned_the_fan(evaluate(networks.policy, metra_loss, pixel_env), untrained)
 
 
 class TestAddMETRAToSAC:
