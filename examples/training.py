@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
-from torchrl.envs import DeviceCastTransform, EnvBase
+from torchrl.envs import EnvBase
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
@@ -134,7 +134,7 @@ def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
         storage = LazyMemmapStorage(config.buffer_size, **place)
     buffer = ReplayBuffer(storage=storage, batch_size=config.batch_size)
     if torch.device(config.device).type != torch.device(place.get("device", "cpu")).type:
-        buffer.append_transform(DeviceCastTransform(config.device))
+        buffer.append_transform(lambda batch: batch.to(config.device))
     return buffer
 
 

@@ -21,6 +21,9 @@ from torchrl_metra.trainers import UpdateGraph
 FAST = {"backend": "aot_eager"}
 
 
+LAST_BIAS = "encoder_params.module.4.bias"
+
+
 def build(action_high: float = 1.0, **switches: Any) -> SimpleNamespace:
     torch.manual_seed(0)
     parts = make_losses(action_spec=Bounded(-1, action_high, (2,)))
@@ -47,8 +50,12 @@ def assert_same(first: SimpleNamespace, second: SimpleNamespace, atol: float = 1
     for name in ("metra_loss", "sac_loss"):
         one, other = (getattr(parts, name).state_dict() for parts in (first, second))
         for key, value in one.items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(other[key], value, rtol=1e-4, atol=atol)
+            # The bias of φ's last layer cancels in φ(s') - φ(s): its gradient is rounding, which
+            # Adam turns into steps of the learning rate.
+            if isinstance(value, torch.Tensor) and key != LAST_BIAS:
+                torch.testing.assert_close(
+                    other[key], value, rtol=1e-4, atol=atol, msg=lambda m, key=key: f"{key}: {m}"
+                )
 
 
 @pytest.mark.parametrize(
