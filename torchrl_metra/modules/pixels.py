@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ValueOperator
@@ -190,38 +190,27 @@ def make_pixel_sac_networks(
         torch.Size([4, 2])
     """
     spec = single_action_spec(action_spec)
-    build = _build_shared if shared_encoder else _build_separate
-    actor, critics, encoder = build(pixel_shape, action_spec, prior, num_cells, channels)
-    return SACNetworks(
-        actor=actor,
-        critics=critics,
-        encoder=encoder,
-        architecture=PixelArchitecture(
-            pixel_shape=tuple(pixel_shape),
-            action_low=tuple(spec.space.low.tolist()),
-            action_high=tuple(spec.space.high.tolist()),
-            num_cells=tuple(num_cells),
-            channels=channels,
-            shared_encoder=shared_encoder,
-        ),
-        shared_encoder=encoder[0] if shared_encoder else None,
+    architecture = PixelArchitecture(
+        pixel_shape=tuple(pixel_shape),
+        action_low=tuple(spec.space.low.tolist()),
+        action_high=tuple(spec.space.high.tolist()),
+        num_cells=tuple(num_cells),
+        channels=channels,
+        shared_encoder=shared_encoder,
     )
-
-
-Networks = tuple[SkillConditionedActor, list[ValueOperator], TensorDictModuleBase]
+    build = _build_shared if shared_encoder else _build_separate
+    return build(architecture, spec, prior)
 
 
 def _build_separate(
-    pixel_shape: Sequence[int],
-    action_spec: Bounded,
-    prior: SkillPrior,
-    num_cells: Sequence[int],
-    channels: int,
-) -> Networks:
-    action_size = action_spec.shape[-1]
+    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior
+) -> SACNetworks:
+    num_cells, action_size = architecture.num_cells, action_spec.shape[-1]
 
     def see(make_head: Callable[[int], nn.Module], float32: bool = False) -> PixelNetwork:
-        encoder = PixelEncoder(pixel_shape, channels=channels, float32=float32)
+        encoder = PixelEncoder(
+            architecture.pixel_shape, channels=architecture.channels, float32=float32
+        )
         return PixelNetwork(encoder, make_head(encoder.num_features))
 
     trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
@@ -229,32 +218,32 @@ def _build_separate(
         see(lambda size: make_critic(size + prior.dim + action_size, num_cells)) for _ in range(2)
     ]
     encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
-    return (
+    return SACNetworks(
         SkillConditionedActor(trunk, num_cells[-1], action_spec, in_keys=["pixels", "skill"]),
         [ValueOperator(critic, in_keys=["pixels", "skill", "action"]) for critic in critics],
         TensorDictModule(encoder, in_keys=["pixels"], out_keys=["latent"]),
+        architecture,
     )
 
 
 def _build_shared(
-    pixel_shape: Sequence[int],
-    action_spec: Bounded,
-    prior: SkillPrior,
-    num_cells: Sequence[int],
-    channels: int,
-) -> Networks:
-    encoder = PixelEncoder(pixel_shape, channels=channels, float32=True)
+    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior
+) -> SACNetworks:
+    num_cells, action_size = architecture.num_cells, action_spec.shape[-1]
+    encoder = PixelEncoder(architecture.pixel_shape, channels=architecture.channels, float32=True)
     size = encoder.num_features
     trunk = make_trunk(size + prior.dim, num_cells)
-    critics = [make_critic(size + prior.dim + action_spec.shape[-1], num_cells) for _ in range(2)]
+    critics = [make_critic(size + prior.dim + action_size, num_cells) for _ in range(2)]
     head = make_encoder(size, prior.dim, num_cells)
-    return (
+    shared_encoder = TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"])
+    return SACNetworks(
         SkillConditionedActor(trunk, num_cells[-1], action_spec, in_keys=["features", "skill"]),
         [ValueOperator(critic, in_keys=["features", "skill", "action"]) for critic in critics],
         TensorDictSequential(
-            TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"]),
-            TensorDictModule(head, in_keys=["features"], out_keys=["latent"]),
+            shared_encoder, TensorDictModule(head, in_keys=["features"], out_keys=["latent"])
         ),
+        architecture,
+        shared_encoder,
     )
 
 
