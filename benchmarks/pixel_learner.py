@@ -20,13 +20,13 @@ from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
+    FrameStackStorage,
     METRALoss,
     METRAOptimizationStepper,
     UnitSphere,
     make_metra_optimizers,
     make_pixel_sac_networks,
 )
-from torchrl_metra.data import FrameStackStorage
 
 # A step of the authors' code on two threads: 64×64 pixels in stacks of three, 12 actions, a 4-D
 # skill, width 1024, batch 256.

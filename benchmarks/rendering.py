@@ -10,8 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from measuring import Result, compare, seconds_per_call
 
-from torchrl_metra import make_env
-from torchrl_metra.envs import PixelOptions
+from torchrl_metra import PixelOptions, make_env
 
 ROUNDS = 3
 STOCK_CAMERAS = {"quadruped": 2, "humanoid": 0}

@@ -11,8 +11,7 @@ from measuring import Result, compare, in_turns
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-from torchrl_metra import UnitSphere
-from torchrl_metra.data import FrameStackStorage
+from torchrl_metra import FrameStackStorage, UnitSphere
 
 _NUM_ENVS, _STEPS = 8, 200
 

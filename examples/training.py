@@ -22,9 +22,11 @@ from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
+    FrameStackStorage,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
+    PixelOptions,
     SkillPolicy,
     SkillPrimer,
     SkillPrior,
@@ -33,8 +35,6 @@ from torchrl_metra import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.data import FrameStackStorage
-from torchrl_metra.envs import PixelOptions
 from torchrl_metra.evaluation import (
     plot_coverage,
     plot_latents,

@@ -13,8 +13,7 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-from torchrl_metra import make_env
-from torchrl_metra.data import FrameStackStorage
+from torchrl_metra import FrameStackStorage, make_env
 
 
 class NumberedFrames:

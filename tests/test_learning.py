@@ -17,10 +17,12 @@ from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
     BatchedSACLoss,
+    FrameStackStorage,
     METRAHook,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
+    PixelOptions,
     SkillPrimer,
     UnitSphere,
     make_env,
@@ -28,8 +30,6 @@ from torchrl_metra import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.data import FrameStackStorage
-from torchrl_metra.envs import PixelOptions
 from torchrl_metra.evaluation import coverage, rollout_skills, sector_coverage, skill_alignment
 from torchrl_metra.objectives import functional as F
 

@@ -15,9 +15,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_metra import (
     BatchedSACLoss,
+    FrameStackStorage,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
+    PixelOptions,
     SkillPolicy,
     SkillPrimer,
     UnitSphere,
@@ -25,8 +27,6 @@ from torchrl_metra import (
     make_metra_optimizers,
     make_pixel_sac_networks,
 )
-from torchrl_metra.data import FrameStackStorage
-from torchrl_metra.envs import PixelOptions
 from torchrl_metra.modules import PixelEncoder, SACNetworks
 
 PRIOR = UnitSphere(2)

@@ -1,7 +1,13 @@
 """METRA: unsupervised skill discovery as a TorchRL plug-in."""
 
-from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
-from torchrl_metra.envs import IntrinsicRewardTransform, PointEnv, SkillPrimer, make_env
+from torchrl_metra.data import FrameStackStorage, OneHot, SkillPrior, StandardNormal, UnitSphere
+from torchrl_metra.envs import (
+    IntrinsicRewardTransform,
+    PixelOptions,
+    PointEnv,
+    SkillPrimer,
+    make_env,
+)
 from torchrl_metra.modules import (
     SACNetworks,
     SkillConditionedActor,
@@ -21,12 +27,14 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BatchedSACLoss",
+    "FrameStackStorage",
     "IntrinsicRewardTransform",
     "METRAHook",
     "METRALoss",
     "METRAOptimizationStepper",
     "METRATrainer",
     "OneHot",
+    "PixelOptions",
     "PointEnv",
     "SACNetworks",
     "SkillConditionedActor",

@@ -57,8 +57,7 @@ class FrameStackStorage(TensorStorage):
 
     Examples:
         >>> from torchrl.data import ReplayBuffer
-        >>> from torchrl_metra import make_env
-        >>> from torchrl_metra.data import FrameStackStorage
+        >>> from torchrl_metra import FrameStackStorage, make_env
         >>> buffer = ReplayBuffer(storage=FrameStackStorage(1_000), batch_size=32)
         >>> env = make_env("point_pixels", num_envs=2)
         >>> _ = buffer.extend(env.rollout(50).reshape(-1))

@@ -157,9 +157,9 @@ def make_pixel_sac_networks(
     :func:`~torchrl_metra.make_sac_networks`, which read the skill beside the features.
 
     With ``shared_encoder`` there is a single set of convolutions. φ's loss trains it;
-    actor and critics read its ``"features"`` without a gradient. It takes less than
-    half of the time and of the memory. Give it to the stepper, which keeps the
-    features up to date: ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``.
+    actor and critics read its ``"features"`` without a gradient. A step takes half of
+    the time. Give it to the stepper, which keeps the features up to date:
+    ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``.
 
     Args:
         pixel_shape (sequence of int): shape ``[C, H, W]`` of a picture, or of a stack
@@ -180,8 +180,7 @@ def make_pixel_sac_networks(
         ValueError: if the shape is none of a square picture, see :class:`PixelEncoder`.
 
     Examples:
-        >>> from torchrl_metra import UnitSphere, make_env
-        >>> from torchrl_metra.modules import make_pixel_sac_networks
+        >>> from torchrl_metra import UnitSphere, make_env, make_pixel_sac_networks
         >>> env = make_env("point_pixels", num_envs=4)
         >>> networks = make_pixel_sac_networks(
         ...     (9, 64, 64), env.action_spec, UnitSphere(2), num_cells=[64], channels=8

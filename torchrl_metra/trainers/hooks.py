@@ -31,7 +31,9 @@ def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
     """
     for key in keys:
         value = batch.get(key, default=None)
-        if value is not None and not value.isfinite().all():
+        if value is None or not value.is_floating_point():
+            continue
+        if not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise ValueError(
                 f"the environment returned {count} values of {key!r} (of {value.numel()}) that "
