@@ -42,7 +42,7 @@ def skill_env(num_envs: int):
     return make_env("point", num_envs).append_transform(SkillPrimer(PRIOR))
 
 
-def build(seed: int = 0) -> SimpleNamespace:
+def build(seed: int = 0, total_frames: int = TOTAL_FRAMES) -> SimpleNamespace:
     torch.manual_seed(seed)
     env = skill_env(16)
     networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[64, 64])
@@ -55,12 +55,12 @@ def build(seed: int = 0) -> SimpleNamespace:
         sac_loss=sac_loss,
         trainer={
             "collector": Collector(
-                env, networks.actor, frames_per_batch=1_600, total_frames=TOTAL_FRAMES
+                env, networks.actor, frames_per_batch=1_600, total_frames=total_frames
             ),
-            "total_frames": TOTAL_FRAMES,
+            "total_frames": total_frames,
             "optim_steps_per_batch": 50,
             "loss_module": sac_loss,
-            "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(TOTAL_FRAMES), batch_size=256),
+            "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(total_frames), batch_size=256),
             "progress_bar": False,
         },
     )
@@ -99,7 +99,7 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
     ids=["eager", "compiled", "compiled+bfloat16", "graphs+bfloat16"],
 )
 def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
-    parts = build()
+    parts = build(total_frames=60_000)
     untrained = evaluate(parts.networks.actor, parts.metra_loss)
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
     stepper = METRAOptimizationStepper(
