@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from measuring import Result, compare, seconds_per_call
 
 from torchrl_metra import PixelOptions, make_env
+from torchrl_metra.envs import rendering_available
 
 ROUNDS = 3
 STOCK_CAMERAS = {"quadruped": 2, "humanoid": 0}
@@ -19,8 +20,11 @@ STOCK_CAMERAS = {"quadruped": 2, "humanoid": 0}
 def measure(task: str) -> list[Result]:
     """Both qualities, against dm_control's or gymnasium's pictures of the same scene.
 
-    Each renderer has a process of its own: they do not share OpenGL.
+    Each renderer has a process of its own: they do not share OpenGL. Nothing is measured
+    where MuJoCo cannot draw.
     """
+    if not rendering_available():
+        return []
     os.environ.setdefault("MUJOCO_GL", "egl")
     rates: dict[str, list[float]] = {}
     context = multiprocessing.get_context("spawn")
