@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from torchrl_metra.envs import FreeCamera, Renderer, rendering_available
-from torchrl_metra.envs.rendering import _open_renderers
+from torchrl_metra.envs.rendering import GLBackend, _open_renderers
 
 mujoco = pytest.importorskip("mujoco")
 
@@ -202,16 +202,17 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=r"(?s)libegl1 libgl1-mesa-dri.*libosmesa6.*glfw"):
             Renderer(model, 8, 8, "above").render(data)
 
-    def test_drawing_turned_off(
-        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("MUJOCO_GL", "off")
-        with pytest.raises(RuntimeError, match="MUJOCO_GL=off turns drawing off"):
-            Renderer(model, 8, 8, "above").render(data)
-
-    def test_other_platform_of_pyopengl(
-        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("PYOPENGL_PLATFORM", "glx")
-        with pytest.raises(RuntimeError, match="PYOPENGL_PLATFORM=glx holds for this process"):
-            Renderer(model, 8, 8, "above", backend="egl").render(data)
+    @pytest.mark.parametrize(
+        ("variable", "value", "backend", "message"),
+        [
+            ("MUJOCO_GL", "off", None, "MUJOCO_GL=off turns drawing off"),
+            ("PYOPENGL_PLATFORM", "glx", "egl", "PYOPENGL_PLATFORM=glx holds for this process"),
+        ],
+    )
+    def test_variables_that_forbid_it(
+        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch,
+        variable: str, value: str, backend: GLBackend | None, message: str,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(RuntimeError, match=message):
+            Renderer(model, 8, 8, "above", backend=backend).render(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,14 +88,17 @@ class PixelObservation(GymLikeEnv):
         self._last_observation: dict[str, Tensor] = {}
         super().__init__(env=env, **kwargs)
 
+    @abc.abstractmethod
     def _simulation(self) -> mujoco.MjData:
-        raise NotImplementedError
+        """The state that is drawn."""
 
+    @abc.abstractmethod
     def _read_state(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """What evaluation needs beside the pictures."""
 
+    @abc.abstractmethod
     def _state_spec(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Specs of what :meth:`_read_state` returns."""
 
     def _make_specs(self, env: Any, batch_size: Any = None) -> None:
         super()._make_specs(env)
