@@ -33,6 +33,15 @@ class TestEveryPrior:
         assert grid.equal(prior.grid(num_skills))
         assert prior.spec.expand(num_skills, prior.dim).is_in(grid.clamp(-10, 10))
 
+    def test_toward_a_displacement_is_the_skill_that_gains_most(self, prior: SkillPrior) -> None:
+        displacement = 5 * torch.randn(40, prior.dim)
+        skills = prior.toward(displacement)
+        assert prior.spec.expand(40, prior.dim).is_in(skills)
+        gain = (displacement * prior.center(skills)).sum(-1)
+        others = (displacement[:, None] * prior.center(prior.grid(24))).sum(-1)
+        assert (gain[:, None] >= others - 1e-4).all()
+        assert prior.toward(displacement * 3).allclose(skills)
+
     def test_config_round_trip(self, prior: SkillPrior) -> None:
         assert SkillPrior.from_config(prior.to_config()) == prior
 

@@ -85,6 +85,20 @@ class SkillPrior(abc.ABC):
         """
         return skill
 
+    @abc.abstractmethod
+    def toward(self, displacement: Tensor) -> Tensor:
+        """The skill that moves φ along a displacement (Section 4.2, Equation 10).
+
+        With ``displacement = φ(g) - φ(s)`` it is the skill to reach a goal ``g`` from a
+        state ``s``.
+
+        Args:
+            displacement (Tensor): in latent space, of shape ``[*B, D]``.
+
+        Returns:
+            Skills of the same shape.
+        """
+
     def validate(self, skill: Tensor) -> Tensor:
         """Return ``skill`` after checking its last dimension.
 
@@ -178,6 +192,11 @@ class UnitSphere(SkillPrior):
             return torch.stack([radius * angle.cos(), radius * angle.sin(), height], dim=-1)
         return self.sample([num_skills], generator=torch.Generator().manual_seed(0))
 
+    def toward(self, displacement: Tensor) -> Tensor:
+        """The displacement's direction."""
+        direction = torch.nn.functional.normalize(displacement, dim=-1)
+        return direction.clamp(-1.0, 1.0)
+
 
 class StandardNormal(SkillPrior):
     """Skills drawn from ``N(0, I)`` in ``R^D``, as in DIAYN and DADS.
@@ -206,6 +225,10 @@ class StandardNormal(SkillPrior):
     def grid(self, num_skills: int) -> Tensor:
         """Evenly spaced directions at the prior's typical length, ``√D``."""
         return UnitSphere(self.dim).grid(num_skills) * math.sqrt(self.dim)
+
+    def toward(self, displacement: Tensor) -> Tensor:
+        """The displacement's direction, at the prior's typical length, ``√D``."""
+        return torch.nn.functional.normalize(displacement, dim=-1) * math.sqrt(self.dim)
 
 
 class OneHot(SkillPrior):
@@ -242,6 +265,10 @@ class OneHot(SkillPrior):
         stride = max(self.dim // num_skills, 1) if num_skills else 1
         index = (torch.arange(num_skills) * stride) % self.dim
         return torch.nn.functional.one_hot(index, self.dim).float()
+
+    def toward(self, displacement: Tensor) -> Tensor:
+        """The skill of the displacement's largest entry."""
+        return torch.nn.functional.one_hot(displacement.argmax(-1), self.dim).to(displacement)
 
     def center(self, skill: Tensor) -> Tensor:
         """``(z - mean(z)) · N / (N - 1)``: 1 at the skill, ``-1/(N - 1)`` elsewhere."""
