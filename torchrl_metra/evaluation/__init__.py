@@ -1,18 +1,40 @@
 """Evaluation of trained skills."""
 
-from torchrl_metra.evaluation.metrics import coverage, sector_coverage, skill_alignment, visited
+from torchrl_metra.evaluation.coverage import CoverageCounter, coverage, sector_coverage, visited
+from torchrl_metra.evaluation.metrics import measure_skills, skill_accuracy, skill_alignment
 from torchrl_metra.evaluation.plots import plot_coverage, plot_latents, plot_positions
 from torchrl_metra.evaluation.rollouts import rollout_skills
+from torchrl_metra.evaluation.temporal import (
+    latent_steps,
+    pair_distances,
+    rank_correlation,
+    temporal_check,
+)
+from torchrl_metra.evaluation.trajectories import (
+    encode_trajectories,
+    episode_lengths,
+    trajectories,
+)
 from torchrl_metra.evaluation.videos import write_video
 
 __all__ = [
+    "CoverageCounter",
     "coverage",
+    "encode_trajectories",
+    "episode_lengths",
+    "latent_steps",
+    "measure_skills",
+    "pair_distances",
     "plot_coverage",
     "plot_latents",
     "plot_positions",
+    "rank_correlation",
     "rollout_skills",
     "sector_coverage",
+    "skill_accuracy",
     "skill_alignment",
+    "temporal_check",
+    "trajectories",
     "visited",
     "write_video",
 ]

@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
 
-__all__ = ["coverage", "sector_coverage", "skill_alignment", "visited"]
+from torchrl_metra.data import OneHot, SkillPrior
+from torchrl_metra.evaluation.coverage import sector_coverage, visited
+from torchrl_metra.evaluation.temporal import temporal_check
+from torchrl_metra.evaluation.trajectories import (
+    Projection,
+    encode_trajectories,
+    episode_lengths,
+    positions,
+)
+from torchrl_metra.objectives.functional import ConstraintNorm
 
-
-def coverage(position: Tensor, cell_size: float = 1.0) -> int:
-    """Number of distinct cells visited, the paper's state coverage (Section 5.2).
-
-    Args:
-        position (Tensor): positions of shape ``[*B, k]``, in metres.
-        cell_size (float, optional): edge of a square cell, in metres. Defaults to 1.
-
-    Examples:
-        >>> import torch
-        >>> coverage(torch.tensor([[0.2, 0.1], [0.9, 0.8], [-0.1, 0.0]]))
-        2
-    """
-    return _cells(position, cell_size).unique(dim=0).shape[0]
-
-
-def visited(transitions: TensorDictBase, cell_size: float = 1.0) -> Tensor | None:
-    """Where transitions led, in the terms in which an environment counts coverage.
-
-    Cells of the plane by ``("next", "position")`` or, in the kitchen, the solved tasks by
-    ``("next", "tasks")`` (Section 5.2). The number of distinct rows is the coverage.
-
-    Args:
-        transitions (TensorDictBase): transitions of any batch size.
-        cell_size (float, optional): edge of a square cell, in metres. Defaults to 1.
-
-    Returns:
-        A tensor of shape ``[n, k]``: the cell of each transition, or the number of each
-        task that a transition found solved; ``None`` where the environment gives neither.
-
-    Examples:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> tasks = torch.tensor([[False, True, True], [False, True, False]])
-        >>> visited(TensorDict({"next": {"tasks": tasks}}, [2])).unique(dim=0)
-        tensor([[1],
-                [2]])
-    """
-    tasks = transitions.get(("next", "tasks"), default=None)
-    if tasks is not None:
-        return tasks.nonzero()[:, -1:]
-    position = transitions.get(("next", "position"), default=None)
-    return None if position is None else _cells(position, cell_size)
-
-
-def _cells(position: Tensor, cell_size: float) -> Tensor:
-    return (position.reshape(-1, position.shape[-1]) / cell_size).floor().int()
-
-
-def sector_coverage(position: Tensor, num_sectors: int = 16) -> int:
-    """Number of equal sectors around the origin that hold at least one position.
-
-    Args:
-        position (Tensor): positions of shape ``[*B, 2]``, usually the last of each episode.
-        num_sectors (int, optional): number of sectors. Defaults to 16.
-
-    Examples:
-        >>> import torch
-        >>> sector_coverage(torch.tensor([[1.0, 0.1], [2.0, 0.2], [-1.0, 0.1]]), num_sectors=4)
-        2
-    """
-    angle = torch.atan2(position[..., 1], position[..., 0]) + math.pi
-    sector = (angle / (2 * math.pi) * num_sectors).long().clamp(max=num_sectors - 1)
-    return sector.unique().numel()
+__all__ = ["measure_skills", "skill_accuracy", "skill_alignment"]
 
 
 def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float:
@@ -91,3 +36,96 @@ def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float
     """
     cosine = torch.nn.functional.cosine_similarity(next_latent - latent, skill, dim=-1)
     return round(float(cosine.mean()), 6)
+
+
+def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> float:
+    """How often a skill is recovered from where it led in latent space.
+
+    The skill toward the displacement, :meth:`SkillPrior.toward`, is compared with the one that
+    was followed: one-hot skills must be equal, of continuous ones the followed skill must be
+    the nearest of all in ``skills``. By chance it is 1 out of the number of distinct skills.
+
+    Args:
+        displacement (Tensor): ``φ(s_T) - φ(s_0)`` of each episode, of shape ``[M, D]``.
+        skills (Tensor): the skills they followed, of shape ``[M, D]``.
+        prior (SkillPrior): distribution of the skills.
+
+    Returns:
+        The share of episodes, between 0 and 1.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_metra import OneHot
+        >>> skill_accuracy(torch.tensor([[3.0, 1.0], [3.0, 2.0]]), torch.eye(2), OneHot(2))
+        0.5
+    """
+    recovered = prior.toward(displacement)
+    if isinstance(prior, OneHot):
+        hits = recovered.argmax(-1) == skills.argmax(-1)
+    else:
+        candidates = skills.unique(dim=0)
+        nearest = torch.cdist(recovered, candidates).argmin(-1)
+        hits = (candidates[nearest] == skills).all(-1)
+    return round(float(hits.float().mean()), 6)
+
+
+def measure_skills(
+    rollouts: TensorDictBase,
+    encoder: TensorDictModuleBase | nn.Module,
+    prior: SkillPrior,
+    *,
+    norm: ConstraintNorm = "l2",
+    projection: Projection | None = None,
+    cell_size: float = 1.0,
+) -> dict[str, float]:
+    """Everything that can be told from one episode per skill.
+
+    Args:
+        rollouts (TensorDictBase): transitions of batch size ``[M, T]``, as
+            :func:`~torchrl_metra.evaluation.rollout_skills` returns them.
+        encoder (nn.Module or TensorDictModule): φ.
+        prior (SkillPrior): distribution of the skills.
+
+    Keyword Args:
+        norm (str, optional): that of METRA's constraint in training. Defaults to ``"l2"``.
+        projection (Callable, optional): coordinates of states, see
+            :func:`~torchrl_metra.evaluation.visited`.
+        cell_size (float, optional): edge of a cell in these coordinates. Defaults to 1.
+
+    Returns:
+        ``policy_coverage`` (and ``sectors``, out of 16, in two dimensions) where there are
+        coordinates or tasks; ``skill_alignment`` and ``skill_accuracy`` of whole episodes;
+        and :func:`~torchrl_metra.evaluation.temporal_check`.
+
+    Examples:
+        >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
+        >>> from torchrl_metra.evaluation import rollout_skills
+        >>> prior = UnitSphere(2)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> rollouts = rollout_skills(env, networks.actor, prior.grid(4), max_steps=20)
+        >>> sorted(measure_skills(rollouts, networks.encoder, prior))[:3]
+        ['latent_step', 'latent_step_max', 'pairs_beyond']
+    """
+    latents = encode_trajectories(rollouts, encoder)
+    skills = rollouts["skill"][:, 0].cpu()
+    start, end = latents[:, 0], latents[:, -1]
+    return {
+        **_measure_coverage(rollouts, projection, cell_size),
+        "skill_alignment": skill_alignment(start, end, prior.center(skills)),
+        "skill_accuracy": skill_accuracy(end - start, skills, prior),
+        **temporal_check(latents, episode_lengths(rollouts), norm=norm),
+    }
+
+
+def _measure_coverage(
+    rollouts: TensorDictBase, projection: Projection | None, cell_size: float
+) -> dict[str, float]:
+    cells = visited(rollouts, projection=projection, cell_size=cell_size)
+    if cells is None:
+        return {}
+    results: dict[str, float] = {"policy_coverage": len(cells.unique(dim=0))}
+    position = positions(rollouts, projection)
+    if position is not None and position.shape[-1] == 2:
+        results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
+    return results

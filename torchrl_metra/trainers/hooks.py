@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import TrainerHookBase
 
-from torchrl_metra.evaluation import rollout_skills, visited
+from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
+from torchrl_metra.evaluation.trajectories import Projection
 
-__all__ = ["LogRates", "LogTotalCoverage", "SkillEvaluation", "check_finite"]
+__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_finite"]
 
 
 def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
@@ -71,51 +71,73 @@ class LogRates(TrainerHookBase):
         trainer.register_op("post_steps_log", self)
 
 
-class LogTotalCoverage(TrainerHookBase):
-    """Logs the number of cells visited in all of training (Section 5.2).
+class LogCoverage(TrainerHookBase):
+    """Logs how much was visited in all of training, and of late (Section 5.2).
 
-    In the kitchen, the number of tasks solved. Silent where the environment gives
-    neither ``"position"`` nor ``"tasks"``.
+    ``total_coverage`` counts the cells of all transitions, ``queue_coverage`` those of the
+    latest; in the kitchen, the tasks solved. Silent where the environment gives neither
+    ``"position"`` nor ``"tasks"``, unless there is a projection.
 
     Args:
-        cell_size (float, optional): edge of a cell, in metres. Defaults to 1.
+        window (int, optional): number of latest transitions. Defaults to 100 000.
+
+    Keyword Args:
+        projection (Callable, optional): coordinates of states, see
+            :func:`~torchrl_metra.evaluation.visited`.
+        cell_size (float, optional): edge of a cell. Defaults to 1.
 
     Examples:
         >>> from torchrl_metra import make_env
-        >>> LogTotalCoverage()(make_env("point", num_envs=2).rollout(3))["total_coverage"] > 0
+        >>> logged = LogCoverage()(make_env("point", num_envs=2).rollout(3))
+        >>> logged["total_coverage"] == logged["queue_coverage"] > 0
         True
     """
 
-    def __init__(self, cell_size: float = 1.0) -> None:
+    def __init__(
+        self,
+        window: int = 100_000,
+        *,
+        projection: Projection | None = None,
+        cell_size: float = 1.0,
+    ) -> None:
+        self.projection = projection
         self.cell_size = cell_size
-        self._cells: Tensor | None = None
+        self.total = CoverageCounter()
+        self.queue = CoverageCounter(window)
 
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        cells = None if batch is None else visited(batch, self.cell_size)
+        if batch is None:
+            return None
+        cells = visited(batch, projection=self.projection, cell_size=self.cell_size)
         if cells is None:
             return None
-        cells = cells.cpu()
-        if self._cells is not None:
-            cells = torch.cat([self._cells, cells])
-        self._cells = cells.unique(dim=0)
-        return {"total_coverage": len(self._cells), "log_pbar": True}
+        for counter in (self.total, self.queue):
+            counter.update(cells, batch.numel())
+        return {
+            "total_coverage": len(self.total),
+            "queue_coverage": len(self.queue),
+            "log_pbar": True,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._cells is None else {"cells": self._cells}
+        return {"total": self.total.state_dict(), "queue": self.queue.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._cells = state_dict.get("cells")
+        self.total.load_state_dict(state_dict["total"])
+        self.queue.load_state_dict(state_dict["queue"])
 
-    def register(self, trainer: Trainer, name: str = "log_total_coverage") -> None:
+    def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
         trainer.register_module(name, self)
         trainer.register_op("pre_steps_log", self)
 
 
 class SkillEvaluation(TrainerHookBase):
-    """Rolls out a grid of skills at intervals and logs their coverage (Section 5.2).
+    """Rolls out a grid of skills at intervals and logs what they are worth (Section 5.2).
 
-    Coverage is counted as :func:`~torchrl_metra.evaluation.visited` does, and not where the
-    environment gives nothing to count.
+    Without ``measure`` it logs ``policy_coverage``, counted as
+    :func:`~torchrl_metra.evaluation.visited` does, and nothing where the environment gives
+    nothing to count. Videos of a :class:`~torchrl.record.VideoRecorder` among the
+    environment's transforms are written each time.
 
     Args:
         env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, not
@@ -125,15 +147,23 @@ class SkillEvaluation(TrainerHookBase):
         interval (int): frames between two evaluations.
 
     Keyword Args:
+        measure (Callable, optional): from rollouts to numbers to log, such as
+            :func:`~torchrl_metra.evaluation.measure_skills` with the encoder and the prior
+            filled in by ``functools.partial``.
         callback (Callable, optional): called with the number of frames and the
             rollouts, to draw or to save them.
 
     Examples:
+        >>> from functools import partial
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
+        >>> from torchrl_metra.evaluation import measure_skills
         >>> prior = UnitSphere(2)
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
-        >>> evaluation = SkillEvaluation(env, networks.actor, prior.grid(8), interval=10_000)
+        >>> measure = partial(measure_skills, encoder=networks.encoder, prior=prior)
+        >>> evaluation = SkillEvaluation(
+        ...     env, networks.actor, prior.grid(8), interval=10_000, measure=measure
+        ... )
 
         ``evaluation.register(trainer)`` then attaches it to a trainer.
     """
@@ -147,12 +177,14 @@ class SkillEvaluation(TrainerHookBase):
         skills: Tensor,
         interval: int,
         *,
+        measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
     ) -> None:
         self.env = env
         self.policy = policy
         self.skills = skills
         self.interval = interval
+        self.measure = measure or _policy_coverage
         self.callback = callback
         self._next = 0
 
@@ -164,10 +196,9 @@ class SkillEvaluation(TrainerHookBase):
         rollouts = rollout_skills(self.env, self.policy, self.skills)
         if self.callback is not None:
             self.callback(frames, rollouts)
-        cells = visited(rollouts)
-        if cells is None:
-            return None
-        return {"policy_coverage": len(cells.unique(dim=0)), "log_pbar": True}
+        if isinstance(self.env, TransformedEnv):
+            self.env.transform.dump()
+        return {**self.measure(rollouts), "log_pbar": True}
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next}
@@ -179,3 +210,8 @@ class SkillEvaluation(TrainerHookBase):
         self._trainer = trainer
         trainer.register_module(name, self)
         trainer.register_op("post_steps_log", self)
+
+
+def _policy_coverage(rollouts: TensorDictBase) -> dict[str, float]:
+    cells = visited(rollouts)
+    return {} if cells is None else {"policy_coverage": len(cells.unique(dim=0))}

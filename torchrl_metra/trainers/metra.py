@@ -19,7 +19,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra.objectives import METRALoss
-from torchrl_metra.trainers.hooks import LogRates, LogTotalCoverage, check_finite
+from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_finite
 from torchrl_metra.trainers.stepper import (
     METRAOptimizationStepper,
     make_metra_optimizers,
@@ -40,7 +40,7 @@ class METRAHook(TrainerHookBase):
     Args:
         metra_loss (METRALoss): loss of φ and λ.
         optimizers (mapping of str to Optimizer): an optimiser for ``"encoder"`` and,
-            unless λ is fixed, one for ``"dual"``.
+            unless λ is fixed, one for ``"dual"``; one for ``"distance"`` if it is learned.
 
     Raises:
         ValueError: if there is no optimiser for ``"encoder"``, or if the trainer
@@ -259,7 +259,7 @@ class METRATrainer(Trainer):
             self.register_op("post_optim_complete_log", self._check_metrics)
             self.register_op("post_optim_complete_log", self._show_progress)
         LogRates().register(self)
-        LogTotalCoverage().register(self)
+        LogCoverage().register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         check_finite(batch, self.metra_loss.in_keys)
