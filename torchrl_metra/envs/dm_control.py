@@ -87,10 +87,10 @@ class LocomotionPixelEnv(PixelObservation, DMControlWrapper):
         qpos = physics.data.qpos.copy()
         physics.data.qpos[:2] = x, y
         physics.forward()
-        picture = self._renderer.render(self._simulation())
+        picture = self._draw()
         physics.data.qpos[:] = qpos
         physics.forward()
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+        return picture
 
 
 def make_locomotion(

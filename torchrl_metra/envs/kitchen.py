@@ -27,6 +27,17 @@ KITCHEN_TASKS: tuple[str, ...] = (
     "kettle",
 )
 
+# Where each task's joints are when it is solved. Turning the knob lights the burner and the
+# switch the lamp: in the simulation these follow as joints of their own.
+SOLVED_JOINTS: dict[str, dict[str, tuple[float, ...]]] = {
+    "bottom burner": {"knob_Joint_2": (-0.88,), "bottom_left_burner": (-0.88 / 174,)},
+    "light switch": {"light_switch": (-0.69,), "light_joint": (-0.69 / 14,)},
+    "slide cabinet": {"slide_cabinet": (0.37,)},
+    "hinge cabinet": {"right_hinge_cabinet": (0.5,)},
+    "microwave": {"microwave": (-0.5,)},
+    "kettle": {"kettle": (-0.23, 0.75)},
+}
+
 EPISODE_STEPS = 50
 
 CAMERA = FreeCamera(distance=1.86, lookat=(-0.3, 0.5, 2.0), azimuth=90.0, elevation=-60.0)
@@ -53,6 +64,26 @@ class KitchenPixelEnv(PixelObservation, GymWrapper):
 
     def _state_spec(self) -> dict[str, Any]:
         return {"tasks": Categorical(2, shape=(len(KITCHEN_TASKS),), dtype=torch.bool)}
+
+    def observe_solved(self, task: str) -> dict[str, Tensor]:
+        """What the environment would show if a task were solved, and nothing else changed.
+
+        Args:
+            task (str): one of :data:`KITCHEN_TASKS`.
+
+        Returns:
+            ``"pixels"`` and ``"tasks"``. The simulation is left as it was.
+        """
+        mujoco = require("mujoco", "kitchen")
+        model, data = self._env.unwrapped.model, self._simulation()
+        qpos = data.qpos.copy()
+        for joint, value in SOLVED_JOINTS[task].items():
+            data.joint(joint).qpos[: len(value)] = value
+        mujoco.mj_forward(model, data)
+        observed = {"pixels": self._draw(), **self._read_state()}
+        data.qpos[:] = qpos
+        mujoco.mj_forward(model, data)
+        return observed
 
 
 def make_kitchen(options: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> KitchenPixelEnv:

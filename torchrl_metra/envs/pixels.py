@@ -113,10 +113,12 @@ class PixelObservation(GymLikeEnv):
         """Observe the simulation in place of what the wrapped environment returned."""
         del observations
         if not self._has_diverged():
-            picture = self._renderer.render(self._simulation())
-            pixels = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-            self._last_observation = {"pixels": pixels, **self._read_state()}
+            self._last_observation = {"pixels": self._draw(), **self._read_state()}
         return dict(self._last_observation)
+
+    def _draw(self) -> Tensor:
+        picture = self._renderer.render(self._simulation())
+        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict["action"]
@@ -177,5 +179,9 @@ def make_pixel_env(
 
 def pixel_transforms(frames: int) -> list[Transform]:
     """What comes between drawn pictures and the networks: scaled actions, stacked frames."""
-    stack = CatFrames(N=frames, dim=-3, in_keys=["pixels"], padding="same")
-    return [ActionScaling(), stack]
+    return [ActionScaling(), stack_frames(frames)]
+
+
+def stack_frames(frames: int) -> CatFrames:
+    """The latest frames along the channels, the newest last."""
+    return CatFrames(N=frames, dim=-3, in_keys=["pixels"], padding="same")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -12,7 +14,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 __all__ = ["rollout_skills"]
 
 
-@torch.no_grad()
 def rollout_skills(
     env: EnvBase,
     policy: TensorDictModuleBase,
@@ -42,22 +43,39 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.grid(6)).shape
         torch.Size([6, 200])
     """
+    starts = TensorDict({"skill": skills}, [len(skills)])
+    return torch.cat(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+
+
+@torch.no_grad()
+def episodes(
+    env: EnvBase, policy: TensorDictModuleBase, starts: TensorDictBase, max_steps: int
+) -> Iterator[TensorDictBase]:
+    """Deterministic episodes, as many at a time as the environment is wide.
+
+    Args:
+        env (EnvBase): environment of batch size ``[N]`` or ``[]``.
+        policy (TensorDictModuleBase): the policy.
+        starts (TensorDictBase): what each episode's reset is given, of batch size ``[M]``.
+        max_steps (int): length of the episodes.
+
+    Yields:
+        The transitions of ``N`` episodes, of batch size ``[N, T]``. The last ones may be
+        more than were asked for.
+    """
     width = env.batch_size.numel()
-    # The last chunk is filled up by skills whose episodes are dropped again.
-    index = torch.arange(-(-len(skills) // width) * width) % len(skills)
-    episodes = []
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        for chunk in skills[index].split(width):
-            skill = chunk.reshape(*env.batch_size, -1).to(env.device or "cpu")
-            start = env.reset(TensorDict({"skill": skill}, env.batch_size, device=env.device))
+    # The last chunk is filled up by starts whose episodes are to be dropped again.
+    index = torch.arange(-(-len(starts) // width) * width) % len(starts)
+    for chunk in starts[index].split(width):
+        start = chunk.reshape(env.batch_size).to(env.device or "cpu")
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
             rollout = env.rollout(
                 max_steps,
                 policy,
                 auto_reset=False,
-                tensordict=start,
+                tensordict=env.reset(start),
                 auto_cast_to_device=True,
                 break_when_any_done=False,
                 break_when_all_done=True,
             )
-            episodes.append(rollout.reshape(width, -1))
-    return torch.cat(episodes)[: len(skills)]
+        yield rollout.reshape(width, -1)

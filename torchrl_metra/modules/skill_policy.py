@@ -7,7 +7,7 @@ import pickle
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -16,8 +16,12 @@ from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
 
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor
+from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks
 from torchrl_metra.modules.pixels import PixelArchitecture
+
+if TYPE_CHECKING:
+    from torchrl_metra.objectives.functional import ConstraintNorm
 
 __all__ = ["SkillPolicy"]
 
@@ -39,6 +43,10 @@ class SkillPolicy:
         architecture (Recipe, optional): what it takes to build the networks again, if
             :func:`~torchrl_metra.make_sac_networks` or
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
+        env_name (str, optional): where it was trained, for
+            :func:`~torchrl_metra.make_env`.
+        constraint_norm (str): the norm by which training bounded steps in latent space,
+            see :class:`~torchrl_metra.METRALoss`.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -56,10 +64,18 @@ class SkillPolicy:
     prior: SkillPrior
     observation_norm: dict[str, Tensor] | None = None
     architecture: Recipe | None = None
+    env_name: str | None = None
+    constraint_norm: ConstraintNorm = "l2"
 
     @classmethod
     def from_networks(
-        cls, networks: SACNetworks, prior: SkillPrior, env: EnvBase | None = None
+        cls,
+        networks: SACNetworks,
+        prior: SkillPrior,
+        env: EnvBase | None = None,
+        *,
+        env_name: str | None = None,
+        constraint_norm: ConstraintNorm = "l2",
     ) -> SkillPolicy:
         """Collect the parts, the normalisation from the environment's transforms."""
         return cls(
@@ -68,7 +84,18 @@ class SkillPolicy:
             prior=prior,
             observation_norm=None if env is None else _read_observation_norm(env),
             architecture=networks.architecture,
+            env_name=env_name,
+            constraint_norm=constraint_norm,
         )
+
+    def reach_goals(self, *, adaptive: bool = True) -> GoalReachingPolicy:
+        """The policy that reaches goals with these skills, zero-shot.
+
+        Keyword Args:
+            adaptive (bool, optional): choose the skill at every step (default) or once, see
+                :class:`~torchrl_metra.GoalReachingPolicy`.
+        """
+        return GoalReachingPolicy(self.actor, self.encoder, self.prior, adaptive=adaptive)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy to one file; an interrupted write leaves no partial file.
@@ -87,6 +114,8 @@ class SkillPolicy:
             "prior": self.prior.to_config(),
             "architecture": self.architecture and self.architecture.to_config(),
             "observation_norm": self.observation_norm,
+            "env_name": self.env_name,
+            "constraint_norm": self.constraint_norm,
             "actor": _weights(self.actor),
             "encoder": _weights(self.encoder),
         }
@@ -133,7 +162,16 @@ class SkillPolicy:
             encoder = networks.encoder if encoder is None else encoder
         actor.load_state_dict(content["actor"])
         encoder.load_state_dict(content["encoder"])
-        return cls(actor, encoder, prior, content["observation_norm"], architecture)
+        return cls(
+            actor,
+            encoder,
+            prior,
+            observation_norm=content["observation_norm"],
+            architecture=architecture,
+            # Files of before these were written lack them.
+            env_name=content.get("env_name"),
+            constraint_norm=content.get("constraint_norm", "l2"),
+        )
 
 
 def _recipe(config: dict[str, Any]) -> Recipe:

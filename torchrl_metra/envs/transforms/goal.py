@@ -1,0 +1,84 @@
+"""A goal for every episode."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import Composite
+from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.utils import make_composite_from_td
+
+__all__ = ["GoalPrimer"]
+
+
+class GoalPrimer(TensorDictPrimer):
+    """Draws a goal at reset and carries it through the episode, under ``"goal"``.
+
+    Every environment of a batch has its own goal, redrawn only where that environment is
+    reset. Draws come from torch's global generator, which ``env.set_seed`` seeds. A goal
+    passed to ``env.reset`` is kept instead of a new draw, for evaluation.
+
+    Args:
+        goals (TensorDictBase): goals to draw from, of batch size ``[M]``. Their entries are
+            those of observations, in the form that the encoder reads them, and any others
+            that evaluation needs. :func:`~torchrl_metra.sample_goals` makes them for the
+            environments of this package; for another one give what it shows in the states
+            to be reached: ``TensorDict({"observation": observations}, [M])``.
+
+    Raises:
+        RuntimeError: when applied outside of an environment, to a replay buffer
+            above all, where it would overwrite the stored goals.
+        ValueError: if there are no goals, or if a goal passed to ``reset`` has other entries
+            or shapes than they have.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_metra import GoalPrimer, make_env
+        >>> goals = TensorDict({"observation": torch.tensor([[3.0, 4.0], [0.0, 5.0]])}, [2])
+        >>> env = make_env("point", num_envs=2).append_transform(GoalPrimer(goals))
+        >>> env.rollout(3)["goal", "observation"].shape
+        torch.Size([2, 3, 2])
+        >>> env.reset(TensorDict({"goal": goals}, [2]))["goal", "observation"]
+        tensor([[3., 4.],
+                [0., 5.]])
+    """
+
+    def __init__(self, goals: TensorDictBase) -> None:
+        if goals.batch_dims != 1 or not len(goals):
+            raise ValueError(
+                "goals must be a TensorDict of batch size [M] with at least one goal, found "
+                f"batch size {list(goals.batch_size)}."
+            )
+        spec = make_composite_from_td(goals[0], unsqueeze_null_shapes=False)
+        super().__init__(primers=Composite(goal=spec), random=True, expand_specs=True)
+        self.goals = goals
+
+    def _reset_func(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        goal = tensordict.get("goal", default=None)
+        if goal is None:
+            # One for every environment: TorchRL drops those of environments that go on.
+            goal = self.goals[torch.randint(len(self.goals), tensordict_reset.batch_size)]
+        return tensordict_reset.set("goal", self._validate(goal, tensordict_reset.batch_size))
+
+    def _validate(self, goal: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
+        expected = {
+            key: [*batch_size, *value.shape[1:]] for key, value in self.goals.items(True, True)
+        }
+        found = {key: list(value.shape) for key, value in goal.items(True, True)}
+        if found != expected:
+            raise ValueError(
+                f"expected a goal with the entries and shapes {expected}, as those of "
+                f"GoalPrimer(goals), found {found}."
+            )
+        return goal
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run outside of an environment."""
+        raise RuntimeError(
+            "GoalPrimer draws goals when an environment is reset; on a replay buffer or as a "
+            "postproc it would overwrite the goals of the stored episodes. Append it to the "
+            "environment instead: env.append_transform(GoalPrimer(goals))."
+        )

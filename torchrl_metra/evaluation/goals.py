@@ -1,0 +1,154 @@
+"""Zero-shot goal reaching: episodes with given goals, and numbers from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from torchrl_metra.evaluation.rollouts import episodes
+
+if TYPE_CHECKING:
+    from torchrl_metra.modules import SkillPolicy
+
+__all__ = ["compare_goal_policies", "goal_metrics", "rollout_goals"]
+
+
+def rollout_goals(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    goals: TensorDictBase,
+    *,
+    max_steps: int = 200,
+) -> TensorDictBase:
+    """Roll out one deterministic episode per goal.
+
+    Args:
+        env (EnvBase): environment with a :class:`~torchrl_metra.GoalPrimer`, of batch size
+            ``[N]`` or ``[]``.
+        policy (TensorDictModuleBase): a :class:`~torchrl_metra.GoalReachingPolicy` or, for
+            comparison, any other. A plain skill policy keeps the random skills that a
+            :class:`~torchrl_metra.SkillPrimer` draws.
+        goals (TensorDictBase): goals of batch size ``[M]``, rolled out ``N`` at a time, with
+            the entries of those in the ``GoalPrimer``.
+
+    Keyword Args:
+        max_steps (int, optional): length of the episodes. Defaults to 200.
+
+    Returns:
+        The transitions, of batch size ``[M, T]``, with the goals under ``"goal"``.
+
+    Examples:
+        >>> from torchrl_metra import (
+        ...     GoalPrimer, SkillPrimer, UnitSphere, make_env, make_sac_networks, sample_goals
+        ... )
+        >>> prior, goals = UnitSphere(2), sample_goals("point", 6)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> env = env.append_transform(GoalPrimer(goals))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> rollouts = rollout_goals(env, networks.policy, goals)
+        >>> rollouts.shape, rollouts["goal", "position"].shape
+        (torch.Size([6, 200]), torch.Size([6, 200, 2]))
+    """
+    starts = TensorDict({"goal": goals}, [len(goals)])
+    chunks = [
+        # Pictures of a goal at every step would be half of the data.
+        chunk.exclude("goal", ("next", "goal"))
+        for chunk in episodes(env, policy, starts, max_steps)
+    ]
+    rollouts: TensorDictBase = torch.cat(chunks)[: len(goals)]
+    return rollouts.set("goal", goals.to(rollouts.device).unsqueeze(1).expand(rollouts.shape))
+
+
+def goal_metrics(
+    rollouts: TensorDictBase, *, radii: Sequence[float] = (3.0, 1.0)
+) -> dict[str, float]:
+    """How well episodes reach their goals (Section 5.3).
+
+    * ``"goal/start_distance"`` and ``"goal/final_distance"``: mean distance between position
+      and goal before the first step and after the last one, in metres.
+    * ``"goal/hit_r"``: share of the episodes that come within ``r`` metres at any time.
+    * ``"goal/end_r"``: share of the episodes that end within ``r`` metres.
+    * ``"goal/at_r"``: share of all steps that lead to within ``r`` metres.
+
+    In the kitchen ``"goal/hit"``, ``"goal/end"`` and ``"goal/at"``: the same shares, with
+    the goal's tasks solved in place of a distance.
+
+    Args:
+        rollouts (TensorDictBase): episodes of batch size ``[M, T]``, from
+            :func:`rollout_goals`.
+
+    Keyword Args:
+        radii (sequence of float, optional): distances ``r``. Defaults to 3 and 1.
+
+    Raises:
+        ValueError: if the goals have neither a ``"position"`` nor ``"tasks"``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> walk = torch.tensor([[[0.0], [4.0], [8.0], [12.0]]])
+        >>> goal = TensorDict({"position": torch.full((1, 3, 1), 10.0)}, [1, 3])
+        >>> rollouts = TensorDict(
+        ...     {"position": walk[:, :-1], "next": {"position": walk[:, 1:]}, "goal": goal}, [1, 3]
+        ... )
+        >>> metrics = goal_metrics(rollouts, radii=[2.0])
+        >>> metrics["goal/final_distance"], metrics["goal/hit_2"], metrics["goal/at_2"]
+        (2.0, 1.0, 0.6666666865348816)
+    """
+    goal = rollouts.get("goal")
+    if "tasks" in goal.keys():
+        return _rates((rollouts["next", "tasks"] | ~goal["tasks"]).all(-1), "")
+    if "position" not in goal.keys():
+        raise ValueError(
+            "goal_metrics measures the distance to a goal's 'position', or counts its 'tasks', "
+            f"but the goals have only {sorted(goal.keys())}. Add one of them to the goals."
+        )
+    start = (rollouts["position"] - goal["position"])[:, 0].norm(dim=-1)
+    distance = (rollouts["next", "position"] - goal["position"]).norm(dim=-1)
+    metrics = {
+        "goal/start_distance": start.mean().item(),
+        "goal/final_distance": distance[:, -1].mean().item(),
+    }
+    for radius in radii:
+        metrics |= _rates(distance <= radius, f"_{radius:g}")
+    return metrics
+
+
+def _rates(reached: Tensor, suffix: str) -> dict[str, float]:
+    rates = {"hit": reached.any(1), "end": reached[:, -1], "at": reached}
+    return {f"goal/{name}{suffix}": rate.float().mean().item() for name, rate in rates.items()}
+
+
+def compare_goal_policies(
+    env: EnvBase, skill_policy: SkillPolicy, goals: TensorDictBase, *, max_steps: int = 200
+) -> dict[str, dict[str, float]]:
+    """The metrics of skills chosen at every step, chosen once, and drawn at random.
+
+    Args:
+        env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, a
+            :class:`~torchrl_metra.GoalPrimer` and an :class:`~torchrl.envs.InitTracker`.
+        skill_policy (SkillPolicy): the trained policy.
+        goals (TensorDictBase): goals of batch size ``[M]``.
+
+    Keyword Args:
+        max_steps (int, optional): length of the episodes. Defaults to 200.
+
+    Returns:
+        What :func:`goal_metrics` measures, under ``"adaptive"``, ``"single"`` and
+        ``"random"``.
+    """
+    policies = {
+        "adaptive": skill_policy.reach_goals(),
+        "single": skill_policy.reach_goals(adaptive=False),
+        "random": skill_policy.actor,
+    }
+    return {
+        name: goal_metrics(rollout_goals(env, policy, goals, max_steps=max_steps))
+        for name, policy in policies.items()
+    }
