@@ -1,0 +1,208 @@
+"""A skill as an action."""
+
+from __future__ import annotations
+
+import copy
+from itertools import takewhile
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import Compose, EnvBase, TransformedEnv
+from torchrl.envs.transforms import Transform
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_metra.data import SkillPrior
+
+__all__ = ["SkillAction"]
+
+
+class SkillAction(Transform):
+    """Makes the environment's action a skill, which a frozen policy follows for some steps.
+
+    The way to use skills for a task (Section 5.3): a high-level policy writes a skill to
+    ``"action"``; a frozen copy of the skill policy acts on it, deterministically, for
+    ``num_steps`` steps, whose rewards are summed. An environment that is done before stops
+    there, with the observation and the reward of its last step, while others of the batch
+    go on. Discounts then count skills, not steps: so do the frames of a collector.
+
+    The action has the spec of the prior. Of a continuous skill only the direction counts,
+    as :meth:`~torchrl_metra.SkillPrior.toward` has it: it is brought to the length of the
+    prior's skills. The skill policy reads the entries it was trained on; the high-level
+    policy is free to read more. The entry ``"inner_steps"``, ``int64`` of shape
+    ``[*B, 1]``, is the number of steps that the action took.
+
+    Append it after all transforms that the skill policy relies on.
+
+    Args:
+        policy (TensorDictModuleBase): skill policy, from its observation and ``"skill"``
+            to ``"action"``, such as the ``actor`` of a :class:`~torchrl_metra.SkillPolicy`.
+            Copied.
+        prior (SkillPrior): distribution of the skills it was trained with.
+
+    Keyword Args:
+        num_steps (int, optional): how long a skill is held. Defaults to 25, the paper's.
+
+    Raises:
+        TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior` or ``policy`` no
+            ``TensorDictModule``.
+        ValueError: if ``num_steps`` is not positive, if the policy reads no skill, or, once
+            the environment's specs are asked for, if the policy does not fit environment
+            and prior.
+
+    Examples:
+        >>> from torchrl_metra import SkillAction, UnitSphere, make_env, make_sac_networks
+        >>> env, prior = make_env("point_goal", num_envs=3), UnitSphere(2)
+        >>> skills = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> env = env.append_transform(SkillAction(skills.actor, prior, num_steps=25))
+        >>> rollout = env.rollout(100)
+        >>> rollout.shape, int(rollout["next", "inner_steps"][0].sum())
+        (torch.Size([3, 8]), 200)
+    """
+
+    def __init__(
+        self, policy: TensorDictModuleBase, prior: SkillPrior, *, num_steps: int = 25
+    ) -> None:
+        if not isinstance(prior, SkillPrior):
+            raise TypeError(
+                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
+            )
+        if not isinstance(policy, TensorDictModuleBase):
+            raise TypeError(
+                "policy must be a TensorDictModule such as SkillPolicy.load(path).actor, got "
+                f"{type(policy).__name__}."
+            )
+        if "skill" not in policy.in_keys:
+            raise ValueError(
+                f"policy must read the entry 'skill', but it reads {list(policy.in_keys)}: it is "
+                "not conditioned on skills."
+            )
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        super().__init__()
+        self.policy = copy.deepcopy(policy).requires_grad_(False).eval()
+        self.prior = prior
+        self.num_steps = num_steps
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run outside of an environment."""
+        raise RuntimeError(
+            "SkillAction steps an environment: append it to one, "
+            "env.append_transform(SkillAction(policy, prior))."
+        )
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        steps = torch.zeros(
+            *tensordict_reset.batch_size, 1, dtype=torch.int64, device=tensordict_reset.device
+        )
+        return tensordict_reset.set("inner_steps", steps)
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        skill = self.prior.toward(self.prior.validate(tensordict.get("action")).float())
+        return self._act(tensordict.set("skill", skill))
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        # The first step is done. A rollout may have excluded environments that ended before.
+        done = next_tensordict.get("done")
+        wanted = tensordict.get("_step", None)
+        active = torch.ones_like(done) if wanted is None else wanted.reshape(done.shape)
+        reward = next_tensordict.get("reward").float()
+        steps = active.long()
+        for _ in range(self.num_steps - 1):
+            active = active & ~next_tensordict.get("done")
+            if not active.any():
+                break
+            following = self._inner_step(tensordict.copy().update(next_tensordict), active)
+            reward = reward + following.get("reward").where(active, 0.0)
+            steps = steps + active
+            if not active.all():
+                # Whatever a finished environment does when it is stepped again, unseen.
+                kept = next_tensordict.select(*following.keys())
+                following = following.where(active.reshape(following.batch_size), kept)
+            next_tensordict = following
+        return next_tensordict.set("reward", reward).set("inner_steps", steps)
+
+    def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
+        inputs = tensordict.select(*self.policy.in_keys)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            return tensordict.set("action", self.policy(inputs).get("action"))
+
+    def _inner_step(self, tensordict: TensorDictBase, active: Tensor) -> TensorDictBase:
+        """A step of the environment below this transform, as ``TransformedEnv`` does it.
+
+        By the very transforms that come before: ``self.parent`` has copies of them, whose
+        memories, of frames above all, would not be reset.
+        """
+        env = self._attached_env()
+        transforms = _transforms_before(self, env)
+        tensordict = self._act(tensordict)
+        for transform in reversed(transforms):
+            tensordict = transform.inv(tensordict)
+        if active.all():
+            tensordict.pop("_step", None)
+        else:
+            tensordict.set("_step", active.reshape(tensordict.batch_size))
+        following = env.base_env._step(tensordict)
+        env.base_env._complete_done(env.base_env.full_done_spec, following)
+        for transform in transforms:
+            following = transform._step(tensordict, following)
+        return following
+
+    def _attached_env(self) -> TransformedEnv:
+        env = self.container
+        if not isinstance(env, TransformedEnv):
+            raise RuntimeError("SkillAction is not attached to an environment.")
+        return env
+
+    def transform_input_spec(self, input_spec: Composite) -> Composite:
+        """Put a skill in the place of the action."""
+        actions = input_spec["full_action_spec"]
+        spec = self.prior.spec.to(actions.device) if actions.device else self.prior.spec
+        actions["action"] = spec.expand(*actions.shape, *spec.shape)
+        return input_spec
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Add the number of steps, after a look at whether the policy fits."""
+        self._check_policy(observation_spec)
+        observation_spec["inner_steps"] = Unbounded(
+            shape=(*observation_spec.shape, 1), dtype=torch.int64, device=observation_spec.device
+        )
+        return observation_spec
+
+    def _check_policy(self, observation_spec: Composite) -> None:
+        if "skill" in observation_spec.keys():
+            raise ValueError(
+                "the environment draws skills of its own, in the entry 'skill'. SkillAction "
+                "leaves that to the high-level policy: build it without SkillPrimer."
+            )
+        observation = observation_spec.zero()
+        skill = torch.zeros(*observation_spec.shape, self.prior.dim, device=observation_spec.device)
+        try:
+            action = self._act(observation.set("skill", skill)).get("action")
+        except (KeyError, RuntimeError) as err:
+            shapes = {key: list(spec.shape) for key, spec in observation_spec.items()}
+            raise ValueError(
+                f"the policy, which reads {list(self.policy.in_keys)}, does not fit an environment "
+                f"with entries {shapes} and skills of {self.prior!r}. Build the environment that "
+                "it was trained on, and take the prior that was saved with it."
+            ) from err
+        expected = self._attached_env().base_env.full_action_spec["action"].shape
+        if action.shape != expected:
+            raise ValueError(
+                f"the policy writes actions of shape {list(action.shape)}, but the environment "
+                f"expects {list(expected)}: it was trained on another one."
+            )
+
+
+def _transforms_before(transform: Transform, env: EnvBase) -> list[Transform]:
+    chain = env.transform.transforms if isinstance(env.transform, Compose) else [env.transform]
+    if not any(other is transform for other in chain):
+        raise RuntimeError(
+            f"{type(transform).__name__} must be appended to the environment itself, not to a "
+            "Compose inside of another one."
+        )
+    return list(takewhile(lambda other: other is not transform, chain))
