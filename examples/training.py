@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from records import CoverageCurve, make_logger, stop_on_signal, write_summary
 from tensordict import TensorDictBase
@@ -22,7 +24,9 @@ from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
+    ControllabilityDistance,
     FrameStackStorage,
+    L2Distance,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
@@ -75,7 +79,8 @@ def build(config: DictConfig) -> Parts:
 
     # Networks and losses: METRA trains φ and λ, SAC the policy.
     networks = make_networks(config, env, prior).to(config.device)
-    metra_loss = METRALoss(networks.encoder, prior, **config.metra)
+    distance = make_distance(config, env)
+    metra_loss = METRALoss(networks.encoder, prior, distance=distance, **config.metra)
     sac_loss = BatchedSACLoss(
         networks.actor,
         networks.critics,
@@ -122,6 +127,25 @@ def make_networks(config: DictConfig, env: EnvBase, prior: SkillPrior) -> SACNet
     return make_sac_networks(size, env.action_spec, prior, num_cells=config.num_cells)
 
 
+def make_distance(config: DictConfig, env: EnvBase) -> L2Distance | ControllabilityDistance | None:
+    """What bounds a step of φ: time, as METRA has it, or for ablations another distance."""
+    if config.distance == "temporal":
+        return None
+    if config.distance not in ("l2", "csd"):
+        raise ValueError(
+            f"unknown distance {config.distance!r}, expected 'temporal', 'l2' or 'csd'."
+        )
+    if config.pixels:
+        raise ValueError(
+            f"distance={config.distance} compares vectors, but {config.env!r} is observed by "
+            "pictures: leave it at temporal."
+        )
+    if config.distance == "l2":
+        return L2Distance()
+    size = env.observation_spec["observation"].shape[-1]
+    return ControllabilityDistance.from_size(size, num_cells=config.num_cells).to(config.device)
+
+
 def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
     """Transitions on a device or, memory-mapped, in a folder; single frames for pictures."""
     is_device = config.storage == "cpu" or config.storage.startswith("cuda")
@@ -164,6 +188,7 @@ def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseC
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Train, evaluate, write pictures and the skill policy; returns a summary."""
+    config = in_own_folder(config)
     parts = build(config)
     prior, networks, trainer = parts.prior, parts.networks, parts.trainer
     output = Path(config.output)
@@ -172,7 +197,13 @@ def train(config: DictConfig) -> dict[str, Any]:
     skills = prior.grid(config.evaluation_episodes)
     num_envs = config.evaluation_num_envs or config.evaluation_episodes
     evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
-    policy = SkillPolicy.from_networks(networks, prior, evaluation_env)
+    policy = SkillPolicy.from_networks(
+        networks,
+        prior,
+        evaluation_env,
+        env_name=config.env,
+        constraint_norm=config.metra.get("constraint_norm", "l2"),
+    )
     curve = CoverageCurve(output / "coverage.csv")
 
     def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
@@ -212,6 +243,14 @@ def train(config: DictConfig) -> dict[str, Any]:
         f"({curve.seconds:.0f} s). Written to {output}/"
     )
     return results
+
+
+def in_own_folder(config: DictConfig) -> DictConfig:
+    """The settings; for a job of a multirun, with the folder that Hydra gave it as output."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return config
+    sweep = HydraConfig.get().sweep
+    return OmegaConf.merge(config, {"output": f"{sweep.dir}/{sweep.subdir}"})
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
+    ControllabilityDistance,
+    L2Distance,
     METRALoss,
     METRAOptimizationStepper,
     OneHot,
@@ -63,6 +65,17 @@ class Golden:
     def encoder(self, stage: str) -> dict[str, torch.Tensor]:
         return self.mlp(stage, "traj_encoder", ENCODER_LAYERS)
 
+    def predictor(self, stage: str) -> dict[str, torch.Tensor]:
+        return {
+            f"{ours}.{key}": value
+            for ours, theirs in (("mean", "_mean_module"), ("log_std", "_log_std_module"))
+            for key, value in self.mlp(
+                stage,
+                "dist_predictor",
+                {key: name.replace("_mean_module", theirs) for key, name in ENCODER_LAYERS.items()},
+            ).items()
+        }
+
     def critic(self, stage: str, name: str) -> dict[str, torch.Tensor]:
         return self.mlp(stage, name, MLP_LAYERS)
 
@@ -95,7 +108,19 @@ SWITCHES = {
     "graphs": {"compile": {"backend": "aot_eager"}, "cudagraphs": True},
     "bfloat16": {"autocast": torch.bfloat16},
 }
-EXACT_PATHS = ["eager", pytest.param("compiled", marks=needs_compiler), "graphs"]
+KINDS = ["continuous", "discrete", "l2", "csd"]
+# Distances change a few lines of the step: PyTorch's compiler has enough to do with the others.
+STEPS = [
+    *[(kind, path) for kind in KINDS for path in ("eager", "graphs")],
+    *[
+        pytest.param((kind, "compiled"), marks=needs_compiler)
+        for kind in ("continuous", "discrete")
+    ],
+]
+DISTANCES = {
+    "l2": L2Distance,
+    "csd": lambda: ControllabilityDistance.from_size(5, num_cells=(32, 32)),
+}
 
 
 def run_step(kind: str, path: str) -> SimpleNamespace:
@@ -104,7 +129,8 @@ def run_step(kind: str, path: str) -> SimpleNamespace:
     dim = int(golden["cfg/dim_option"])
     prior = OneHot(dim) if golden["cfg/discrete"] else UnitSphere(dim)
     networks = make_sac_networks(5, Bounded(-1, 1, (2,)), prior, num_cells=(32, 32))
-    metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms")
+    distance = DISTANCES[kind]() if kind in DISTANCES else None
+    metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms", distance=distance)
     sac_loss = SACLoss(
         networks.actor,
         networks.critics,
@@ -177,6 +203,8 @@ def rewind(step: SimpleNamespace) -> None:
         for index in (0, 1):
             for key, value in golden.critic("init", f"{name}{index + 1}").items():
                 params.get(("module", *key.split("."))).data[index] = value
+    if "distance" in step.optimizers:
+        step.metra_loss.distance.load_state_dict(golden.predictor("init"))
     step.metra_loss.log_dual.data.fill_(float(golden["init/dual_lam/param"]))
     step.sac_loss.log_alpha.data.fill_(float(golden["init/log_alpha/param"]))
     for optimizer in step.optimizers.values():
@@ -185,14 +213,19 @@ def rewind(step: SimpleNamespace) -> None:
                 value.zero_()
 
 
-@pytest.fixture(params=["continuous", "discrete"])
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=EXACT_PATHS)
-def step(kind: str, request: pytest.FixtureRequest) -> SimpleNamespace:
-    return step_of(kind, request.param)
+@pytest.fixture(params=STEPS, ids="-".join)
+def step(request: pytest.FixtureRequest) -> SimpleNamespace:
+    return step_of(*request.param)
+
+
+@pytest.fixture(params=["eager", "graphs"])
+def csd_step(request: pytest.FixtureRequest) -> SimpleNamespace:
+    return step_of("csd", request.param)
 
 
 @pytest.fixture
@@ -257,6 +290,23 @@ def test_encoder_and_dual_after_one_step(step: SimpleNamespace) -> None:
         assert_matches(actual[~cancels], expected[~cancels], EXACT)
         assert_matches(actual[cancels], expected[cancels], {"rtol": 0, "atol": 2e-4})
     assert_matches(step.metra_loss.log_dual, step.golden["after/dual_lam/param"], EXACT)
+
+
+def test_distance(csd_step: SimpleNamespace) -> None:
+    step = csd_step
+    assert_matches(step.metrics["loss_distance"], step.golden["out/LossDp"], EXACT)
+    before = step.golden.predictor("init")
+    for name, expected in step.golden.predictor("after").items():
+        assert_matches(step.metra_loss.distance.get_parameter(name), expected, EXACT)
+        assert not expected.equal(before[name])
+
+
+def test_distance_gradients() -> None:
+    step = step_of("csd", "eager")
+    names = [name for name, _ in step.metra_loss.distance.named_parameters()]
+    expected = step.golden.predictor("grad")
+    for name, gradient in zip(names, step.gradients["distance"], strict=True):
+        assert_matches(gradient, expected[name], EXACT)
 
 
 def test_critics(step: SimpleNamespace) -> None:

@@ -15,7 +15,12 @@ from torchrl_metra.modules import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.objectives import BatchedSACLoss, METRALoss
+from torchrl_metra.objectives import (
+    BatchedSACLoss,
+    ControllabilityDistance,
+    L2Distance,
+    METRALoss,
+)
 from torchrl_metra.trainers import (
     METRAHook,
     METRAOptimizationStepper,
@@ -27,8 +32,10 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BatchedSACLoss",
+    "ControllabilityDistance",
     "FrameStackStorage",
     "IntrinsicRewardTransform",
+    "L2Distance",
     "METRAHook",
     "METRALoss",
     "METRAOptimizationStepper",

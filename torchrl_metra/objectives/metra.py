@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -56,20 +56,24 @@ class METRALoss(LossModule):
         fixed_dual (bool, optional): keep :math:`\lambda` at ``dual_init``.
             Defaults to ``False``.
         distance (Callable, optional): ``distance(tensordict) -> Tensor`` of shape
-            ``[*B]``, the squared bound :math:`d(s, s')` on a latent step.
+            ``[*B]``, the squared bound :math:`d(s, s')` on a latent step, to which the
+            encoder's loss has no gradient. Its ``in_keys``, if it has any, are read of the
+            batch. A module with a method ``loss(tensordict)``, also of shape ``[*B]``, is
+            trained along, see :class:`~torchrl_metra.ControllabilityDistance`.
             Defaults to 1, METRA's temporal distance.
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
         ValueError: if a keyword is out of range, if the encoder's output or the
-            skills do not have ``D`` entries, or if observations on the CPU are
-            not finite.
-        TypeError: if ``prior`` is no :class:`~torchrl_metra.data.SkillPrior` or the
-            encoder no module.
+            skills do not have ``D`` entries, if the distance is not of shape ``[*B]``, or
+            if observations on the CPU are not finite.
+        TypeError: if ``prior`` is no :class:`~torchrl_metra.data.SkillPrior`, the
+            encoder no module or the distance not callable.
         KeyError: if the batch lacks an entry.
 
-    The output holds ``loss_encoder`` and ``loss_dual``, to be minimised by one
-    optimiser each, and detached values to log: ``intrinsic_reward``,
+    The output holds ``loss_encoder``, ``loss_dual`` and, for a distance that is trained
+    along, ``loss_distance``, to be minimised by one optimiser each, and detached values
+    to log: ``intrinsic_reward``,
     ``constraint``, ``constraint_violation`` (fraction of pairs beyond the bound),
     ``dual`` (:math:`\lambda`) and ``latent_step`` (:math:`\|\phi(s') - \phi(s)\|_2`).
 
@@ -125,6 +129,7 @@ class METRALoss(LossModule):
     encoder: TensorDictModule
     encoder_params: TensorDictParams
     target_encoder_params: TensorDictParams
+    distance: Any
 
     out_keys = [
         "loss_encoder",
@@ -161,6 +166,11 @@ class METRALoss(LossModule):
             raise ValueError(f"slack must not be negative, got {slack}.")
         if not dual_init > 0:
             raise ValueError(f"dual_init, the initial λ, must be positive, got {dual_init}.")
+        if distance is not None and not callable(distance):
+            raise TypeError(
+                "distance must be a callable such as L2Distance(), or None for the temporal "
+                f"distance, got {distance!r}."
+            )
 
         if not isinstance(encoder, TensorDictModuleBase):
             encoder = TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
@@ -171,6 +181,9 @@ class METRALoss(LossModule):
         self.constraint_norm = constraint_norm
         self.slack = slack
         self.distance = distance
+        self._trains_distance = isinstance(distance, nn.Module) and hasattr(distance, "loss")
+        if self._trains_distance:
+            self.out_keys = ["loss_encoder", "loss_dual", "loss_distance", *self.out_keys[2:]]
         self.reduction = reduction
         log_dual = torch.tensor(math.log(dual_init), device=self._default_device)
         if fixed_dual:
@@ -181,11 +194,13 @@ class METRALoss(LossModule):
 
     def _set_in_keys(self) -> None:
         keys = [unravel_key(key) for key in self.encoder.in_keys]
-        self.in_keys = [
+        in_keys = [
             *keys,
             *[unravel_key(("next", key)) for key in keys],
             self.tensor_keys.skill,
+            *getattr(self.distance, "in_keys", []),
         ]
+        self.in_keys = list(dict.fromkeys(in_keys))
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         self._set_in_keys()
@@ -218,7 +233,7 @@ class METRALoss(LossModule):
         constraint = F.temporal_constraint(
             latent,
             next_latent,
-            1.0 if self.distance is None else self.distance(tensordict),
+            self._bound(tensordict),
             slack=self.slack,
             norm=self.constraint_norm,
         )
@@ -226,6 +241,8 @@ class METRALoss(LossModule):
             "loss_encoder": F.encoder_loss(reward, constraint, self.dual),
             "loss_dual": F.dual_loss(self.log_dual, constraint),
         }
+        if self._trains_distance:
+            losses["loss_distance"] = self.distance.loss(tensordict)
         self._check_finite(losses["loss_encoder"])
         metrics = {
             "intrinsic_reward": reward.detach(),
@@ -285,6 +302,20 @@ class METRALoss(LossModule):
             dict(zip(self.encoder.in_keys, inputs, strict=True)), batch_size=[len(inputs[0])]
         )
         return self.encoder(states).get(self.tensor_keys.latent)
+
+    def _bound(self, tensordict: TensorDictBase) -> Tensor | float:
+        """The squared bound on each latent step."""
+        if self.distance is None:
+            return 1.0
+        # Detached only then: what autocast keeps of weights seen without gradient would go on
+        # to the distance's own loss.
+        distance = self.distance(tensordict).detach()
+        if distance.shape != tensordict.batch_size:
+            raise ValueError(
+                f"the distance must return a tensor of the batch's shape "
+                f"{list(tensordict.batch_size)}, got {list(distance.shape)}."
+            )
+        return distance
 
     def _centered_skill(self, tensordict: TensorDictBase) -> Tensor:
         skill = self._get(tensordict, self.tensor_keys.skill)

@@ -27,14 +27,15 @@ def make_metra_optimizers(
     """One fused Adam per part, as the authors have it (Appendix F.1).
 
     Args:
-        metra_loss (METRALoss): owns φ (``"encoder"``) and λ (``"dual"``).
+        metra_loss (METRALoss): owns φ (``"encoder"``), λ (``"dual"``) and what is
+            learned of the constraint's distance (``"distance"``).
         sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
             and the entropy coefficient (``"alpha"``).
         lr (float, optional): learning rate. Defaults to 1e-4.
         **lrs: learning rates of single parts, such as ``dual=3e-3``.
 
     Returns:
-        The optimisers by part; parts held fixed have none.
+        The optimisers by part; parts held fixed or without parameters have none.
 
     Raises:
         ValueError: if a learning rate is given for an unknown part.
@@ -52,6 +53,11 @@ def make_metra_optimizers(
     parts = {
         "encoder": list(metra_loss.encoder_params.parameters()),
         "dual": [metra_loss.log_dual],
+        "distance": [
+            parameter
+            for name, parameter in metra_loss.named_parameters()
+            if name.startswith("distance.")
+        ],
         "qvalue": list(sac_loss.qvalue_network_params.parameters()),
         "actor": list(sac_loss.actor_network_params.parameters()),
         "alpha": [sac_loss.log_alpha],
@@ -66,21 +72,22 @@ def make_metra_optimizers(
             parameters, lr=lrs.get(name, lr), fused=True, capturable=parameters[0].is_cuda
         )
         for name, parameters in parts.items()
-        if all(parameter.requires_grad for parameter in parameters)
+        if parameters and all(parameter.requires_grad for parameter in parameters)
     }
 
 
 class METRAOptimizationStepper(OptimizationStepper):
     """One gradient step of METRA, in the authors' order (Algorithm 1).
 
-    φ and λ, then the rewards anew with the φ just updated, then critics, policy
-    and entropy coefficient, each with an optimiser of its own, then the targets.
+    φ, λ and what is learned of the constraint's distance, then the rewards anew with the φ
+    just updated, then critics, policy and entropy coefficient, each with an optimiser of its
+    own, then the targets.
 
     The rewards go where the trainer's ``SACLoss`` reads them. Priorities of a
     prioritised replay buffer are updated from the critics' error.
 
     Args:
-        metra_loss (METRALoss): loss of φ and λ.
+        metra_loss (METRALoss): loss of φ, λ and, if it is learned, of the distance.
         optimizers (mapping of str to Optimizer): see :func:`make_metra_optimizers`;
             a part without an entry is held fixed.
 
@@ -239,9 +246,10 @@ class METRAOptimizationStepper(OptimizationStepper):
 def step_encoder(
     losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer]
 ) -> TensorDictBase:
-    """One step of φ and of λ on METRA's losses; returns them detached."""
-    # Neither loss reaches the other's parameters, so one backward pass serves both.
-    parts = [name for name in ("encoder", "dual") if name in optimizers]
+    """One step of each part of METRA on its loss; returns the losses detached."""
+    # No loss reaches another's parameters, so one backward pass serves all.
+    names = [key.removeprefix("loss_") for key in losses.keys() if key.startswith("loss_")]
+    parts = [name for name in names if name in optimizers]
     sum(losses[f"loss_{name}"] for name in parts).backward()
     for name in parts:
         _step(optimizers[name])
