@@ -12,25 +12,36 @@ from conftest import needs_compiler
 from torch import optim
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import InitTracker
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
     BatchedSACLoss,
     FrameStackStorage,
+    GoalPrimer,
     METRAHook,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     PixelOptions,
+    SkillPolicy,
     SkillPrimer,
     UnitSphere,
     make_env,
     make_metra_optimizers,
     make_pixel_sac_networks,
     make_sac_networks,
+    sample_goals,
 )
-from torchrl_metra.evaluation import coverage, rollout_skills, sector_coverage, skill_alignment
+from torchrl_metra.evaluation import (
+    compare_goal_policies,
+    coverage,
+    rollout_skills,
+    sector_coverage,
+    skill_alignment,
+)
+from torchrl_metra.modules import SACNetworks
 from torchrl_metra.objectives import functional as F
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -88,6 +99,17 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
     assert result.squared_step <= 1.05, result
 
 
+def assert_reaches_goals(networks: SACNetworks) -> None:
+    """Zero-shot: goals were no part of the training."""
+    goals = sample_goals("point", 50)
+    env = skill_env(50).append_transform(GoalPrimer(goals)).append_transform(InitTracker())
+    result = compare_goal_policies(env, SkillPolicy.from_networks(networks, PRIOR), goals)
+    distance = {name: metrics["goal/final_distance"] for name, metrics in result.items()}
+    assert distance["adaptive"] < 0.2 * distance["random"], result
+    assert distance["adaptive"] < distance["single"] < distance["random"], result
+    assert result["adaptive"]["goal/end_3"] > 0.8, result
+
+
 @pytest.mark.parametrize(
     "switches",
     [
@@ -115,6 +137,7 @@ def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
         min_buffer_size=1_600,
     ).train()
     assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)
+    assert_reaches_goals(parts.networks)
 
 
 @pytest.mark.filterwarnings("ignore:SACTrainer is an experimental")

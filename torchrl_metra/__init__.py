@@ -2,13 +2,17 @@
 
 from torchrl_metra.data import FrameStackStorage, OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import (
+    GoalPrimer,
     IntrinsicRewardTransform,
     PixelOptions,
     PointEnv,
+    SkillAction,
     SkillPrimer,
     make_env,
+    sample_goals,
 )
 from torchrl_metra.modules import (
+    GoalReachingPolicy,
     SACNetworks,
     SkillConditionedActor,
     SkillPolicy,
@@ -34,6 +38,8 @@ __all__ = [
     "BatchedSACLoss",
     "ControllabilityDistance",
     "FrameStackStorage",
+    "GoalPrimer",
+    "GoalReachingPolicy",
     "IntrinsicRewardTransform",
     "L2Distance",
     "METRAHook",
@@ -44,6 +50,7 @@ __all__ = [
     "PixelOptions",
     "PointEnv",
     "SACNetworks",
+    "SkillAction",
     "SkillConditionedActor",
     "SkillPolicy",
     "SkillPrimer",
@@ -54,4 +61,5 @@ __all__ = [
     "make_metra_optimizers",
     "make_pixel_sac_networks",
     "make_sac_networks",
+    "sample_goals",
 ]

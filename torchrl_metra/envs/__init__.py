@@ -1,25 +1,38 @@
 """Environments of the paper and the transforms that bring skills to any environment."""
 
 from torchrl_metra.envs.envpool import EnvPoolEnv
+from torchrl_metra.envs.goals import sample_goals
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS
 from torchrl_metra.envs.make import make_env
 from torchrl_metra.envs.mujoco import ReadPosition
 from torchrl_metra.envs.pixels import PixelOptions
-from torchrl_metra.envs.point import DrawPoint, PointEnv
+from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
 from torchrl_metra.envs.rendering import FreeCamera, Renderer, rendering_available
-from torchrl_metra.envs.transforms import IntrinsicRewardTransform, SkillPrimer
+from torchrl_metra.envs.tasks import PassHurdles, ReachGoals
+from torchrl_metra.envs.transforms import (
+    GoalPrimer,
+    IntrinsicRewardTransform,
+    SkillAction,
+    SkillPrimer,
+)
 
 __all__ = [
     "KITCHEN_TASKS",
     "DrawPoint",
     "EnvPoolEnv",
     "FreeCamera",
+    "GoalPrimer",
     "IntrinsicRewardTransform",
+    "PassHurdles",
     "PixelOptions",
     "PointEnv",
+    "ReachGoals",
     "ReadPosition",
     "Renderer",
+    "SkillAction",
     "SkillPrimer",
+    "WindyPointEnv",
     "make_env",
     "rendering_available",
+    "sample_goals",
 ]

@@ -89,7 +89,8 @@ def sample_goals(
     if name == "point":
         entries = {"observation": position.clone()}
     elif name == "point_pixels":
-        entries = {"pixels": _stack(DrawPoint(options.resolution)(position), options)}
+        drawn = DrawPoint(options.resolution)(TensorDict({"position": position}, [num_goals]))
+        entries = {"pixels": _stack(drawn["pixels"], options)}
     elif name in LOCOMOTION:
         entries = {"pixels": _photograph(LOCOMOTION[name], position, seed, options)}
     else:
