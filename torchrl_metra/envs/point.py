@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, Transform
 
-__all__ = ["DrawPoint", "PointEnv"]
+__all__ = ["DrawPoint", "PointEnv", "WindyPointEnv"]
 
 
 class PointEnv(EnvBase):
@@ -77,9 +77,11 @@ class PointEnv(EnvBase):
             device=self.device,
         )
 
+    def _displacement(self, action: Tensor) -> Tensor:
+        return action.clamp(-self.max_displacement, self.max_displacement)
+
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        limit = self.max_displacement
-        self._position = self._position + tensordict.get("action").clamp(-limit, limit)
+        self._position = self._position + self._displacement(tensordict.get("action"))
         self._steps = self._steps + 1
         truncated = self._steps >= self.max_steps
         return TensorDict(
@@ -98,6 +100,32 @@ class PointEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         # Nothing here is random.
         del seed
+
+
+class WindyPointEnv(PointEnv):
+    """A point in a constant wind: there and back are not equally far.
+
+    The wind adds 0.1 along x to every displacement, so that a step leads 0.3 downwind but
+    0.1 upwind, and three times as many steps lead back as there. The distance of states in
+    time is no longer symmetric, where that of their latents always is.
+
+    Args:
+        num_envs (int, optional): see :class:`PointEnv`.
+        max_steps (int, optional): see :class:`PointEnv`.
+        device (torch.device, optional): see :class:`PointEnv`.
+
+    Examples:
+        >>> import torch
+        >>> env = WindyPointEnv()
+        >>> env.step(env.reset().set("action", torch.tensor([-0.2, 0.0])))["next", "position"]
+        tensor([-0.1000,  0.0000])
+    """
+
+    wind = 0.1
+
+    def _displacement(self, action: Tensor) -> Tensor:
+        displacement = super()._displacement(action)
+        return displacement + displacement.new_tensor([self.wind, 0.0])
 
 
 class DrawPoint(Transform):

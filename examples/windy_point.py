@@ -1,0 +1,18 @@
+"""METRA on a point in a constant wind, a minute on two CPU cores.
+
+python examples/windy_point.py
+"""
+
+import hydra
+from omegaconf import DictConfig
+from training import train
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="windy_point")
+def main(config: DictConfig) -> None:
+    """Train with the settings of ``conf/windy_point.yaml``."""
+    train(config)
+
+
+if __name__ == "__main__":
+    main()
