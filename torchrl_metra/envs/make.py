@@ -12,10 +12,11 @@ from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
 from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.mujoco import TASKS, Backend, make_mujoco_env
 from torchrl_metra.envs.pixels import PixelOptions, make_pixel_env, pixel_transforms
-from torchrl_metra.envs.point import DrawPoint, PointEnv
+from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
 
 __all__ = ["make_env"]
 
+POINTS = {"point": PointEnv, "windy_point": WindyPointEnv}
 PIXEL_TASKS = (*LOCOMOTION, "kitchen")
 
 
@@ -37,7 +38,8 @@ def make_env(
     :data:`~torchrl_metra.envs.KITCHEN_TASKS`.
 
     Args:
-        name (str): ``"point"``, ``"ant"`` or ``"half_cheetah"``, observed by their state;
+        name (str): ``"point"``, ``"windy_point"``, ``"ant"`` or ``"half_cheetah"``,
+            observed by their state;
             ``"quadruped"``, ``"humanoid"``, ``"kitchen"`` or ``"point_pixels"``, observed
             by pixels.
         num_envs (int, optional): number of environments side by side. ``None``
@@ -77,17 +79,17 @@ def make_env(
     if name in PIXEL_TASKS:
         env = _make_pixel_task(name, num_envs, backend, pixels or PixelOptions())
         return env if device is None else env.to(device)
-    if name not in ("point", *TASKS):
+    if name not in (*POINTS, *TASKS):
         raise ValueError(
             f"unknown environment {name!r}, expected one of "
-            f"{['point', *TASKS, 'point_pixels', *PIXEL_TASKS]}."
+            f"{[*POINTS, *TASKS, 'point_pixels', *PIXEL_TASKS]}."
         )
     if pixels is not None:
         raise ValueError(
             f"{name!r} is observed by its state, but pixels={pixels} was given. "
             f"Pixel tasks are {['point_pixels', *PIXEL_TASKS]}."
         )
-    if name == "point":
+    if name in POINTS:
         return TransformedEnv(_make_point(name, num_envs, backend, device), ActionScaling())
     if backend is None:
         has_envpool = importlib.util.find_spec("envpool") is not None
@@ -108,7 +110,7 @@ def _make_point(
 ) -> PointEnv:
     if backend is not None:
         raise ValueError(f"{name!r} has no backends, but backend={backend!r} was given.")
-    return PointEnv(num_envs, device=device)
+    return POINTS.get(name, PointEnv)(num_envs, device=device)
 
 
 def _make_pixel_task(
