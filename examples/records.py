@@ -22,30 +22,37 @@ from torchrl.trainers import Trainer
 from torchrl_metra._extras import require
 
 
-class CoverageCurve:
-    """Policy coverage against frames and seconds, on disk as it grows."""
+class Curve:
+    """What is measured against frames and seconds, on disk as it grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *columns: str) -> None:
         self.path = path
         self.start = time.perf_counter()
-        self.rows: list[tuple[int, float, int]] = []
+        self.rows: list[tuple[float, ...]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("frames,seconds,policy_coverage\n")
+        path.write_text(",".join(["frames", "seconds", *columns]) + "\n")
 
     @property
     def seconds(self) -> float:
         """Time since the start."""
         return round(time.perf_counter() - self.start, 1)
 
-    def append(self, frames: int, cells: int) -> None:
+    def append(self, frames: int, *values: float) -> None:
         """Add a point."""
-        self.rows.append((frames, self.seconds, cells))
+        self.rows.append((frames, self.seconds, *values))
         with self.path.open("a") as file:
-            file.write(f"{frames},{self.seconds},{cells}\n")
+            file.write(",".join(map(str, self.rows[-1])) + "\n")
 
     def points(self) -> torch.Tensor:
-        """Frames and cells, of shape ``[n, 2]``."""
-        return torch.tensor([(frames, cells) for frames, _, cells in self.rows])
+        """Frames and the first column, of shape ``[n, 2]``."""
+        return torch.tensor([(frames, value) for frames, _, value, *_ in self.rows])
+
+
+class CoverageCurve(Curve):
+    """Policy coverage against frames and seconds, on disk as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "policy_coverage")
 
 
 def make_logger(kind: str, output: Path) -> Logger:

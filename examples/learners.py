@@ -1,0 +1,193 @@
+"""SAC and PPO on TorchRL's trainers, and the curve of a run.
+
+The scripts beside this file, ``downstream.py`` and ``finetune.py``, say what they learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from records import Curve, stop_on_signal, write_summary
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn, optim
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.utils import SoftUpdate
+from torchrl.trainers import Trainer
+from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
+
+from torchrl_metra import BatchedSACLoss
+from torchrl_metra._extras import require
+
+
+def make_sac_trainer(
+    config: DictConfig,
+    env: EnvBase,
+    actor: TensorDictModuleBase,
+    critics: Sequence[TensorDictModuleBase],
+    skill_steps: int = 1,
+) -> SACTrainer:
+    """SAC, whose loss is TorchRL's in a faster form; ``config`` is a section ``sac``."""
+    loss = BatchedSACLoss(
+        actor,
+        list(critics),
+        loss_function="l2",
+        alpha_init=config.alpha_init,
+        fixed_alpha=config.fixed_alpha,
+        target_entropy=-env.action_spec.shape[-1],
+    )
+    loss.make_value_estimator(gamma=config.gamma)
+    storage = LazyTensorStorage(config.buffer_size)
+    trainer = SACTrainer(
+        loss_module=loss,
+        target_net_updater=SoftUpdate(loss, eps=0.995),
+        replay_buffer=ReplayBuffer(storage=storage, batch_size=config.batch_size),
+        optim_steps_per_batch=config.optim_steps_per_batch,
+        **_around(config, env, actor, loss, skill_steps),
+    )
+    return _count_from_zero(trainer)
+
+
+def make_ppo_trainer(
+    config: DictConfig,
+    env: EnvBase,
+    actor: TensorDictModuleBase,
+    critic: TensorDictModuleBase,
+    skill_steps: int = 1,
+) -> PPOTrainer:
+    """PPO as TorchRL has it; ``config`` is a section ``ppo``."""
+    loss = ClipPPOLoss(actor, critic, entropy_coeff=config.entropy_coeff, normalize_advantage=True)
+    trainer = PPOTrainer(
+        loss_module=loss,
+        replay_buffer=ReplayBuffer(
+            storage=LazyTensorStorage(config.frames_per_batch),
+            sampler=SamplerWithoutReplacement(),
+            batch_size=config.batch_size,
+        ),
+        num_epochs=config.num_epochs,
+        optim_steps_per_batch=config.frames_per_batch // config.batch_size,
+        gamma=config.gamma,
+        lmbda=config.lmbda,
+        **_around(config, env, actor, loss, skill_steps),
+    )
+    return _count_from_zero(trainer)
+
+
+def _around(
+    config: DictConfig, env: EnvBase, actor: nn.Module, loss: nn.Module, skill_steps: int
+) -> dict[str, Any]:
+    """What every trainer needs around a loss."""
+    # A frame of the collector is a whole skill, one of the trainer a step within.
+    collector = Collector(
+        env,
+        actor,
+        frames_per_batch=config.frames_per_batch,
+        total_frames=-1,
+        track_traj_ids=False,
+        postproc=lambda batch: batch.exclude("loc", "scale", "goal_position", "position"),
+    )
+    return {
+        "collector": collector,
+        "total_frames": config.total_frames,
+        "frame_skip": skill_steps,
+        "optimizer": optim.Adam(loss.parameters(), lr=config.lr),
+        "progress_bar": False,
+        "enable_logging": False,
+        "seed": None,
+    }
+
+
+def _count_from_zero(trainer: Trainer) -> Any:
+    # TorchRL keeps these on the class, where a trainer built before has left its own.
+    trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+    return trainer
+
+
+class ReturnCurve:
+    """Evaluates a policy at intervals, always on the same goals; a hook for a trainer."""
+
+    def __init__(
+        self, env: EnvBase, policy: TensorDictModuleBase, interval: int, path: Path
+    ) -> None:
+        self.env, self.policy, self.interval = env, policy, interval
+        self.curve = Curve(path, "return", "success")
+        self.frames = 0
+        self.evaluate()
+
+    def __call__(self, batch: TensorDictBase) -> None:
+        """Count a batch; evaluate when it is time."""
+        before = self.frames // self.interval
+        steps = batch.get(("next", "inner_steps"), None)
+        self.frames += batch.numel() if steps is None else int(steps.sum())
+        if self.frames // self.interval > before:
+            self.evaluate()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """One deterministic episode in each environment, of which it adds the means."""
+        with torch.random.fork_rng(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            torch.manual_seed(0)
+            rollout = self.env.rollout(
+                10_000, self.policy, break_when_any_done=False, break_when_all_done=True
+            )
+        returns = rollout["next", "reward"].sum(dim=1)
+        success = (returns > 0).float().mean()
+        self.curve.append(self.frames, round(returns.mean().item(), 3), round(success.item(), 3))
+
+
+def train(
+    config: DictConfig, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
+) -> dict[str, Any]:
+    """Train, evaluating in ``env``; writes the curve, its picture and a summary."""
+    output = Path(config.output)
+    returns = ReturnCurve(env, policy, config.evaluation_interval, output / "returns.csv")
+    trainer.register_op("post_steps_log", returns)
+    with stop_on_signal(trainer):
+        trainer.train()
+    if returns.curve.rows[-1][0] < returns.frames:
+        returns.evaluate()
+    env.close()
+    rows = returns.curve.rows
+    results = {
+        "return_before": rows[0][2],
+        "return_after": rows[-1][2],
+        "return_mean": round(sum(row[2] for row in rows) / len(rows), 3),
+        "success_after": rows[-1][3],
+        "frames": returns.frames,
+        "seconds": returns.curve.seconds,
+    }
+    plot_returns({output.name: [returns.curve.points()]}, output / "returns.png", config.env)
+    write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
+    print(
+        f"return {results['return_before']:.1f} before training, {results['return_after']:.1f} "
+        f"after {returns.frames:,} frames ({returns.curve.seconds:.0f} s). Written to {output}/"
+    )
+    return results
+
+
+def plot_returns(
+    groups: dict[str, list[torch.Tensor]], path: Path, title: str, label: str = "return"
+) -> None:
+    """Draw the mean and the range of each group of curves, of shape ``[n, 2]`` each."""
+    require("matplotlib", "plots")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, curves in groups.items():
+        frames, values = torch.stack(curves).float().unbind(dim=-1)
+        (line,) = axes.plot(frames[0], values.mean(dim=0), label=name)
+        low, high = values.amin(dim=0), values.amax(dim=0)
+        axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
+    axes.set(xlabel="environment steps", ylabel=label, title=title)
+    axes.grid(alpha=0.2)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
