@@ -10,14 +10,16 @@ from torchrl.envs import ActionScaling, Compose, EnvBase, TransformedEnv
 
 from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
 from torchrl_metra.envs.kitchen import make_kitchen
-from torchrl_metra.envs.mujoco import TASKS, Backend, make_mujoco_env
+from torchrl_metra.envs.mujoco import HURDLE_COURSE, TASKS, Backend, make_mujoco_env
 from torchrl_metra.envs.pixels import PixelOptions, make_pixel_env, pixel_transforms
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
+from torchrl_metra.envs.tasks import DOWNSTREAM
 
 __all__ = ["make_env"]
 
 POINTS = {"point": PointEnv, "windy_point": WindyPointEnv}
 PIXEL_TASKS = (*LOCOMOTION, "kitchen")
+MUJOCO_TASKS = {**TASKS, "hurdle_course": HURDLE_COURSE}
 
 
 def make_env(
@@ -41,7 +43,10 @@ def make_env(
         name (str): ``"point"``, ``"windy_point"``, ``"ant"`` or ``"half_cheetah"``,
             observed by their state;
             ``"quadruped"``, ``"humanoid"``, ``"kitchen"`` or ``"point_pixels"``, observed
-            by pixels.
+            by pixels; or a task to use skills for: ``"point_goal"``, ``"ant_multi_goals"``,
+            ``"half_cheetah_goal"``, ``"half_cheetah_hurdle"``, ``"quadruped_goal"``,
+            ``"humanoid_goal"``, which add ``"to_goal"`` and replace the reward, see
+            :class:`~torchrl_metra.envs.ReachGoals`.
         num_envs (int, optional): number of environments side by side. ``None``
             (default) builds a single one without a batch dimension.
 
@@ -72,6 +77,10 @@ def make_env(
         >>> env.reset()["pixels"].shape  # doctest: +SKIP
         torch.Size([4, 9, 128, 128])
     """
+    if name in DOWNSTREAM:
+        task = DOWNSTREAM[name]
+        env = make_env(task.base, num_envs, backend=backend, device=device, pixels=pixels)
+        return env.append_transform(task.transform())
     if name == "point_pixels":
         pixels = pixels or PixelOptions()
         transforms = [DrawPoint(pixels.resolution), *pixel_transforms(pixels.frames)]
@@ -79,10 +88,10 @@ def make_env(
     if name in PIXEL_TASKS:
         env = _make_pixel_task(name, num_envs, backend, pixels or PixelOptions())
         return env if device is None else env.to(device)
-    if name not in (*POINTS, *TASKS):
+    if name not in (*POINTS, *MUJOCO_TASKS):
         raise ValueError(
             f"unknown environment {name!r}, expected one of "
-            f"{[*POINTS, *TASKS, 'point_pixels', *PIXEL_TASKS]}."
+            f"{[*POINTS, *MUJOCO_TASKS, 'point_pixels', *PIXEL_TASKS, *DOWNSTREAM]}."
         )
     if pixels is not None:
         raise ValueError(
@@ -93,12 +102,13 @@ def make_env(
         return TransformedEnv(_make_point(name, num_envs, backend, device), ActionScaling())
     if backend is None:
         has_envpool = importlib.util.find_spec("envpool") is not None
-        backend = "envpool" if has_envpool and num_envs is not None else "serial"
+        serves = num_envs is not None and not MUJOCO_TASKS[name].hurdles
+        backend = "envpool" if has_envpool and serves else "serial"
     if backend not in ("envpool", "serial", "parallel"):
         raise ValueError(
             f"unknown backend {backend!r}, expected 'envpool', 'serial' or 'parallel'."
         )
-    env = make_mujoco_env(TASKS[name], num_envs, backend)
+    env = make_mujoco_env(MUJOCO_TASKS[name], num_envs, backend)
     return env if device is None else env.to(device)
 
 

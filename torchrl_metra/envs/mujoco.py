@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -25,7 +28,15 @@ from torchrl.envs import (
 from torchrl_metra._extras import require
 from torchrl_metra.envs.envpool import EnvPoolEnv
 
-__all__ = ["TASKS", "Backend", "MujocoTask", "ReadPosition", "make_mujoco_env"]
+__all__ = [
+    "HURDLES",
+    "HURDLE_COURSE",
+    "TASKS",
+    "Backend",
+    "MujocoTask",
+    "ReadPosition",
+    "make_mujoco_env",
+]
 
 Backend = Literal["envpool", "serial", "parallel"]
 
@@ -44,6 +55,8 @@ class MujocoTask:
         scale (tuple of float): standard deviation of each entry.
         gymnasium_options (mapping): options of the task in gymnasium.
         envpool_options (mapping): the same options in EnvPool's spelling.
+        hurdles (tuple of float): where bars lie across the way, x in metres. EnvPool has
+            none.
     """
 
     task_id: str
@@ -52,6 +65,7 @@ class MujocoTask:
     scale: tuple[float, ...]
     gymnasium_options: Mapping[str, Any] = field(default_factory=dict)
     envpool_options: Mapping[str, Any] = field(default_factory=dict)
+    hurdles: tuple[float, ...] = ()
 
 
 class ReadPosition(Transform):
@@ -100,6 +114,8 @@ def make_mujoco_env(
     if backend == "envpool":
         if num_envs is None:
             raise ValueError("backend 'envpool' is always batched: give num_envs.")
+        if task.hurdles:
+            raise ValueError("EnvPool has no hurdles: choose backend 'serial' or 'parallel'.")
         env: EnvBase = EnvPoolEnv(
             task.task_id, num_envs, max_episode_steps=EPISODE_STEPS, **task.envpool_options
         )
@@ -124,7 +140,30 @@ def make_mujoco_env(
 def _gymnasium_env(task: MujocoTask) -> GymEnv:
     require("mujoco", "mujoco")
     require("gymnasium", "mujoco")
-    return GymEnv(task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
+    build = partial(GymEnv, task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
+    return _with_hurdles(build, task.hurdles) if task.hurdles else build()
+
+
+def _with_hurdles(build: Callable[..., GymEnv], hurdles: tuple[float, ...]) -> GymEnv:
+    plain = build()
+    model = _add_hurdles(plain._env.unwrapped.fullpath, hurdles)
+    plain.close()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "hurdles.xml"
+        path.write_text(model)
+        return build(xml_file=str(path))
+
+
+def _add_hurdles(model: str, hurdles: tuple[float, ...]) -> str:
+    """Gymnasium's model with bars that the robot can hit, 17 to 23 cm above the ground."""
+    root = ET.parse(model).getroot()
+    world = root.find("worldbody")
+    assert world is not None
+    for x in hurdles:
+        ET.SubElement(
+            world, "geom", type="box", pos=f"{x} 0 0.2", size="0.05 1 0.03", conaffinity="1"
+        )
+    return ET.tostring(root, encoding="unicode")
 
 
 # The mean and standard deviation of each entry were measured by
@@ -253,3 +292,7 @@ TASKS: dict[str, MujocoTask] = {
         envpool_options={"exclude_current_positions_from_observation": False},
     ),
 }
+
+# The bars of HalfCheetahHurdle, along x.
+HURDLES = (-15.0, -13.0, -9.0, -5.0, -1.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 27.0)
+HURDLE_COURSE = replace(TASKS["half_cheetah"], hurdles=HURDLES)
