@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from torchrl_metra._record import describe_run
 
 SECONDS_PER_ROUND = 1.0
 
@@ -86,23 +83,9 @@ def compare(name: str, unit: str, value: list[float], yardstick: list[float]) ->
 
 def environment() -> dict[str, Any]:
     """What the results hold for."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     packages = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "envpool")
     return {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or None,
+        **describe_run(),
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }
-
-
-def cpu_name() -> str:
-    """Model of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +16,7 @@ from torchrl.record.loggers import Logger, get_logger
 from torchrl.trainers import Trainer
 
 from torchrl_metra._extras import require
+from torchrl_metra._record import describe_run
 
 
 class Curve:
@@ -81,28 +78,5 @@ def stop_on_signal(trainer: Trainer) -> Iterator[None]:
 
 def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:
     """Write the results with command, commit, versions and hardware."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    record = {
-        **results,
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": _gpu_name()},
-        "threads": torch.get_num_threads(),
-        "config": config,
-    }
+    record = {**results, **describe_run(), "config": config}
     path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu_name() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
