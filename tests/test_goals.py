@@ -396,11 +396,12 @@ class TestPrimer:
 
 
 class TestSampleGoals:
-    def test_point(self) -> None:
-        goals = sample_goals("point", 500)
+    @pytest.mark.parametrize("name", ["point", "windy_point"])
+    def test_points(self, name: str) -> None:
+        goals = sample_goals(name, 500)
         assert goals.shape == (500,)
         assert goals["observation"].equal(goals["position"])
-        assert 19 < goals["position"].abs().max() <= GOAL_EXTENTS["point"]
+        assert 19 < goals["position"].abs().max() <= GOAL_EXTENTS[name]
         assert goals["position"].mean(0).abs().max() < 2
 
     def test_extent_and_seed(self) -> None:
@@ -454,6 +455,8 @@ class TestSampleGoals:
             sample_goals("ant", 3, pixels=PixelOptions())
         with pytest.raises(ValueError, match="goals are tasks, but extent=3"):
             sample_goals("kitchen", 3, extent=3.0)
+        with pytest.raises(ValueError, match="num_goals must be positive, got 0"):
+            sample_goals("quadruped", 0)
 
     @needs_renderer
     @pytest.mark.parametrize("name", list(LOCOMOTION))

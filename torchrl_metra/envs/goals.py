@@ -10,17 +10,18 @@ from torch import Tensor
 
 from torchrl_metra.envs.dm_control import LOCOMOTION, Locomotion, make_locomotion
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS, make_kitchen
-from torchrl_metra.envs.make import PIXEL_TASKS, make_env
+from torchrl_metra.envs.make import PIXEL_TASKS, POINTS, make_env
 from torchrl_metra.envs.mujoco import TASKS
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint
 
 __all__ = ["GOAL_EXTENTS", "sample_goals"]
 
-# Goals lie within plus or minus this many metres along each axis: as in the paper, and for the
-# point half as far as an episode leads.
+# Goals lie within plus or minus this many metres along each axis: as in the paper, and as far as
+# any point can go in an episode, even against the wind.
 GOAL_EXTENTS: dict[str, float] = {
     "point": 20.0,
+    "windy_point": 20.0,
     "ant": 50.0,
     "half_cheetah": 100.0,
     "point_pixels": 20.0,
@@ -50,7 +51,7 @@ def sample_goals(
     Keyword Args:
         extent (float, optional): half the edge of the square, in metres. Defaults to the
             paper's: 50 for Ant, 100 for HalfCheetah, 15 for Quadruped, 10 for Humanoid; to
-            20 for the point. Not for the kitchen.
+            20 for points. Not for the kitchen.
         seed (int, optional): the same seed gives the same goals. Torch's global generator
             is left alone. Defaults to 0.
         pixels (PixelOptions, optional): how the pictures of a pixel task look, as given to
@@ -63,7 +64,8 @@ def sample_goals(
         :class:`~torchrl_metra.GoalPrimer`.
 
     Raises:
-        ValueError: if the environment is unknown or does not have such an option.
+        ValueError: if the environment is unknown or does not have such an option, or if
+            ``num_goals`` is not positive.
         ImportError: if the environment is not installed; names the extra to install.
 
     Examples:
@@ -78,6 +80,8 @@ def sample_goals(
             f"unknown environment {name!r}, expected one of {[*GOAL_EXTENTS, 'kitchen']}. For an "
             "environment of your own, give GoalPrimer a TensorDict of goals."
         )
+    if num_goals < 1:
+        raise ValueError(f"num_goals must be positive, got {num_goals}.")
     if pixels is not None and name not in ("point_pixels", *PIXEL_TASKS):
         raise ValueError(f"{name!r} is observed by its state, but pixels={pixels} was given.")
     options = pixels or PixelOptions()
@@ -86,7 +90,7 @@ def sample_goals(
             raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
         return _solve_tasks(num_goals, seed, options)
     position = _draw_positions(name, num_goals, seed, extent)
-    if name == "point":
+    if name in POINTS:
         entries = {"observation": position.clone()}
     elif name == "point_pixels":
         drawn = DrawPoint(options.resolution)(TensorDict({"position": position}, [num_goals]))
