@@ -1,0 +1,103 @@
+"""One table of many runs: what was set differently, and what came of it.
+
+python examples/summarize.py outputs/half_cheetah
+
+Reads every ``summary.json`` below the folders. Runs that differ by their seed only share a row,
+which shows the mean of their results and, in brackets, the lowest and the highest. Prints
+Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What runs may differ in without being other settings.
+NO_SETTINGS = ("output", "seed")
+
+
+def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """All summaries below the folders, sorted by path."""
+    paths = sorted(path for folder in folders for path in folder.rglob("summary.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted name, as on a command line."""
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            settings |= flatten(value, f"{prefix}{key}.")
+        else:
+            settings[f"{prefix}{key}"] = value
+    return settings
+
+
+def differing_settings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings that are not the same in all runs."""
+    settings = [flatten(run["config"]) for run in runs]
+    names = list(dict.fromkeys(name for each in settings for name in each))
+    return [
+        name
+        for name in names
+        if name not in NO_SETTINGS and len({repr(each.get(name)) for each in settings}) > 1
+    ]
+
+
+def summarize(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a row for each combination of settings.
+
+    Args:
+        runs (sequence of mappings): contents of ``summary.json`` files.
+
+    Returns:
+        The table: settings that differ, number of seeds, then the results, numbers next to
+        ``"config"`` in the summaries, in the order of the first run.
+    """
+    names = differing_settings(runs)
+    results = [
+        name
+        for name, value in runs[0].items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "threads"
+    ]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        settings = flatten(run["config"])
+        groups[tuple(settings.get(name) for name in names)].append(run)
+    lines = [[*names, "seeds", *results], ["---"] * (len(names) + 1 + len(results))]
+    for values, group in sorted(groups.items(), key=lambda item: [_order(v) for v in item[0]]):
+        cells = [_spread([run[name] for run in group if name in run]) for name in results]
+        lines.append([*map(str, values), str(len(group)), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Numbers by size, before anything else by its name."""
+    is_number = isinstance(value, (int, float))
+    return not is_number, value if is_number else str(value)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.4g}"
+    return mean if min(values) == max(values) else f"{mean} ({min(values):.4g}–{max(values):.4g})"
+
+
+def main() -> None:
+    """Print the table of the runs below the folders on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="with summary.json files below")
+    runs = read_runs(parser.parse_args().folders)
+    if not runs:
+        parser.error("no summary.json below these folders: runs write one at their end.")
+    print(summarize(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The settings of ablations, their multiruns and tables, and the point in the wind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchrl.envs import check_env_specs
+
+from torchrl_metra import (
+    ControllabilityDistance,
+    L2Distance,
+    SkillPolicy,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
+from torchrl_metra.envs import PixelOptions, WindyPointEnv
+
+hydra = pytest.importorskip("hydra")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch):
+    for folder in ("examples", "benchmarks"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    yield __import__
+    for name in ("summarize", "asymmetry", "measuring", "windy_point"):
+        sys.modules.pop(name, None)
+
+
+def compose(name: str, *overrides: str) -> Any:
+    with hydra.initialize_config_dir(str(ROOT / "examples" / "conf"), version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+class TestWindyPoint:
+    def test_downwind_is_faster_than_upwind(self) -> None:
+        env = WindyPointEnv(3)
+        action = torch.tensor([[0.2, 0.1], [-0.2, 0.0], [9.0, -9.0]])
+        moved = env.step(env.reset().set("action", action))["next", "position"]
+        torch.testing.assert_close(moved, torch.tensor([[0.3, 0.1], [-0.1, 0.0], [0.3, -0.2]]))
+
+    @pytest.mark.parametrize("num_envs", [None, 3])
+    def test_specs(self, num_envs: int | None) -> None:
+        env = make_env("windy_point", num_envs)
+        check_env_specs(env)
+        rollout = env.rollout(300)
+        assert rollout.shape == (*env.batch_size, 200)
+        assert rollout["next", "truncated"][..., -1, :].all()
+
+    def test_partial_reset(self) -> None:
+        env = WindyPointEnv(2)
+        moved = env.rand_step(env.reset())["next"]
+        reset = env.reset(moved.clone().set("_reset", torch.tensor([[True], [False]])))
+        assert reset["observation"][0].tolist() == [0, 0]
+        torch.testing.assert_close(reset["observation"][1], moved["observation"][1])
+
+    def test_pictures(self) -> None:
+        env = make_env("windy_point", 2, pixels=PixelOptions(resolution=32))
+        assert env.reset()["pixels"].shape[-2:] == (32, 32)
+
+
+class TestSettings:
+    def test_windy_point_is_the_point_in_the_wind(self, scripts: Any) -> None:
+        windy, calm = compose("windy_point"), compose("point")
+        assert (windy.env, calm.env) == ("windy_point", "point")
+        windy.env = calm.env
+        assert windy == calm
+        assert callable(scripts("windy_point").main)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("temporal", type(None)), ("l2", L2Distance), ("csd", ControllabilityDistance)],
+    )
+    def test_distance(self, scripts: Any, name: str, expected: type) -> None:
+        training = scripts("training")
+        config = compose("point", f"distance={name}")
+        distance = training.make_distance(config, make_env("point", 2))
+        assert isinstance(distance, expected)
+        if name == "csd":
+            batch = make_env("point", 2).rollout(3)
+            assert distance(batch).shape == (2, 3)
+        assert compose("half_cheetah").distance == "temporal"
+
+    def test_unknown_distance(self, scripts: Any) -> None:
+        make_distance = scripts("training").make_distance
+        with pytest.raises(ValueError, match=r"'lsd'.*'temporal', 'l2' or 'csd'"):
+            make_distance(compose("point", "distance=lsd"), None)
+        with pytest.raises(ValueError, match=r"'point_pixels' is observed by pictures.*temporal"):
+            make_distance(compose("point_pixels", "distance=csd"), None)
+
+
+def test_a_multirun_and_its_table(scripts: Any, tmp_path: Path) -> None:
+    """Every job writes into a folder of its own, and the table tells them apart."""
+    command = [
+        sys.executable, "examples/windy_point.py", "--multirun", "distance=temporal,csd",
+        f"output={tmp_path}", "total_frames=3200", "optim_steps_per_batch=1", "num_cells=[8]",
+        "evaluation_episodes=3", "metra.slack=0.01",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    files = sorted(tmp_path.rglob("summary.json"))
+    assert len({file.parent for file in files}) == 2
+    for file, distance in zip(files, ("csd", "temporal"), strict=True):
+        assert f"distance={distance}" in file.parent.name
+        assert json.loads(file.read_text())["config"]["distance"] == distance
+        assert (file.parent / "skill_policy.pt").exists()
+        logged = {path.stem for path in file.parent.rglob("scalars/*.csv")}
+        assert ("loss_distance" in logged) == (distance == "csd")
+    summarize = scripts("summarize")
+    lines = summarize.summarize(summarize.read_runs([tmp_path])).splitlines()
+    assert lines[0].startswith("| distance | seeds | coverage_before | coverage_after |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| csd", "| temporal"]
+
+
+class TestSummary:
+    def runs(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "coverage_after": coverage,
+                "alignment": 0.5,
+                "threads": 1,
+                "config": {
+                    "seed": seed,
+                    "output": f"outputs/{seed}",
+                    "skill": {"kind": "OneHot", "dim": dim},
+                    "metra": {} if dim == 8 else {"slack": 1e-3},
+                },
+            }
+            for dim, seed, coverage in ((16, 0, 70), (8, 0, 10), (8, 1, 25), (8, 2, 4))
+        ]
+
+    def test_mean_and_range_over_seeds(self, scripts: Any) -> None:
+        table = scripts("summarize").summarize(self.runs())
+        assert table.splitlines() == [
+            "| skill.dim | metra.slack | seeds | coverage_after | alignment |",
+            "| --- | --- | --- | --- | --- |",
+            "| 8 | None | 3 | 13 (4–25) | 0.5 |",
+            "| 16 | 0.001 | 1 | 70 | 0.5 |",
+        ]
+
+    def test_a_result_that_only_some_runs_have(self, scripts: Any) -> None:
+        runs = self.runs()
+        del runs[3]["alignment"]
+        runs[1]["alignment"] = 0.7
+        del runs[1]["config"]["skill"], runs[2]["config"]["skill"], runs[3]["config"]["skill"]
+        assert "| None | None | 3 | 13 (4–25) | 0.6 (0.5–0.7) |" in scripts("summarize").summarize(
+            runs
+        )
+
+    def test_no_runs(
+        self, scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["summarize.py", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            scripts("summarize").main()
+        assert "no summary.json" in capsys.readouterr().err
+
+
+class TestAsymmetry:
+    def test_fewest_steps(self, scripts: Any) -> None:
+        """Against the environment: as many steps lead there, and one less does not."""
+        fewest_steps = scripts("asymmetry").fewest_steps
+        goals = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [3.0, -3.0], [-1.0, 3.0]])
+        steps = fewest_steps(goals, 0.1)
+        assert steps.tolist() == pytest.approx([10, 30, 15, 15, 15])
+        torch.testing.assert_close(fewest_steps(goals, 0.0), goals.abs().amax(-1) / 0.2)
+        env = WindyPointEnv(len(goals))
+        state = env.reset()
+        for _ in range(30):
+            remaining = goals - state["position"]
+            is_there = remaining.norm(dim=-1) < 1e-3
+            state = env.step(state.set("action", remaining - torch.tensor([0.1, 0.0])))["next"]
+            steps = steps - 1
+            assert (is_there == (steps < -0.5)).all()
+        assert (goals - state["position"]).abs().max() < 1e-3
+
+    def test_measure(self, scripts: Any, tmp_path: Path) -> None:
+        asymmetry = scripts("asymmetry")
+        prior = UnitSphere(2)
+        networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[8])
+        policy = SkillPolicy.from_networks(networks, prior)
+        # φ(s) = 2 s: a step of 0.3 becomes 0.6.
+        policy.encoder.module = torch.nn.Linear(2, 2, bias=False)
+        policy.encoder.module.weight.data = 2 * torch.eye(2)
+        results = asymmetry.measure(policy, "windy_point")
+        for name, step, time in (
+            ("downwind", 0.6, 100 / 3), ("upwind", 0.2, 100), ("across, left", 0.4, 50)
+        ):  # fmt: skip
+            assert results[name]["latent_step"] == pytest.approx(step, rel=1e-3)
+            assert results[name]["temporal_distance"] == pytest.approx(time)
+            assert results[name]["latent_distance"] == pytest.approx(20)
+            assert results[name]["final_distance"] > 0
+        assert results["pairs"]["beyond_longer_way"] == 0.0
+        asymmetry.draw({"windy_point": policy}, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
