@@ -36,7 +36,7 @@ from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
 from torchrl_metra.envs.goals import GOAL_EXTENTS
 from torchrl_metra.envs.kitchen import SOLVED_JOINTS, make_kitchen
 from torchrl_metra.envs.mujoco import TASKS
-from torchrl_metra.evaluation import compare_goal_policies, goal_metrics, rollout_goals
+from torchrl_metra.evaluation import goal_metrics, rollout_goal_policies, rollout_goals
 
 needs_renderer = pytest.mark.skipif(
     not rendering_available(), reason="no OpenGL backend of MuJoCo works here"
@@ -242,9 +242,13 @@ class TestGoalsOfThePoint:
     def test_comparison(self) -> None:
         torch.manual_seed(0)
         skill_policy = SkillPolicy(actor(), identity(), UnitSphere(2))
-        goals = sample_goals("point", 30)
-        result = compare_goal_policies(goal_env(goals, num_envs=30), skill_policy, goals)
-        distance = {name: metrics["goal/final_distance"] for name, metrics in result.items()}
+        env, goals = make_env("point", 30), sample_goals("point", 30)
+        rollouts = rollout_goal_policies(env, skill_policy, goals)
+        distance = {
+            name: goal_metrics(episodes)["goal/final_distance"]
+            for name, episodes in rollouts.items()
+        }
+        assert "goal" not in env.reset().keys()
         assert distance["adaptive"] < 0.3 < 10 < distance["single"] < distance["random"]
 
 

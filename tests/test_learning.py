@@ -12,14 +12,12 @@ from conftest import needs_compiler
 from torch import optim
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.envs import InitTracker
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
     BatchedSACLoss,
     FrameStackStorage,
-    GoalPrimer,
     METRAHook,
     METRALoss,
     METRAOptimizationStepper,
@@ -35,8 +33,9 @@ from torchrl_metra import (
     sample_goals,
 )
 from torchrl_metra.evaluation import (
-    compare_goal_policies,
     coverage,
+    goal_metrics,
+    rollout_goal_policies,
     rollout_skills,
     sector_coverage,
     skill_alignment,
@@ -101,12 +100,11 @@ def assert_learned_the_fan(result: SimpleNamespace, untrained: SimpleNamespace) 
 
 def assert_reaches_goals(networks: SACNetworks) -> None:
     """Zero-shot: goals were no part of the training."""
-    goals = sample_goals("point", 50)
-    env = skill_env(50).append_transform(GoalPrimer(goals)).append_transform(InitTracker())
-    result = compare_goal_policies(env, SkillPolicy.from_networks(networks, PRIOR), goals)
+    policy = SkillPolicy.from_networks(networks, PRIOR)
+    rollouts = rollout_goal_policies(make_env("point", 50), policy, sample_goals("point", 50))
+    result = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
     distance = {name: metrics["goal/final_distance"] for name, metrics in result.items()}
-    assert distance["adaptive"] < 0.2 * distance["random"], result
-    assert distance["adaptive"] < distance["single"] < distance["random"], result
+    assert distance["adaptive"] < 0.2 * min(distance["single"], distance["random"]), result
     assert result["adaptive"]["goal/end_3"] > 0.8, result
 
 

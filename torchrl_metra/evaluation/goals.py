@@ -9,14 +9,15 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 
+from torchrl_metra.envs import GoalPrimer, SkillPrimer
 from torchrl_metra.evaluation.rollouts import episodes
 
 if TYPE_CHECKING:
     from torchrl_metra.modules import SkillPolicy
 
-__all__ = ["compare_goal_policies", "goal_metrics", "rollout_goals"]
+__all__ = ["goal_metrics", "rollout_goal_policies", "rollout_goals"]
 
 
 def rollout_goals(
@@ -125,30 +126,47 @@ def _rates(reached: Tensor, suffix: str) -> dict[str, float]:
     return {f"goal/{name}{suffix}": rate.float().mean().item() for name, rate in rates.items()}
 
 
-def compare_goal_policies(
-    env: EnvBase, skill_policy: SkillPolicy, goals: TensorDictBase, *, max_steps: int = 200
-) -> dict[str, dict[str, float]]:
-    """The metrics of skills chosen at every step, chosen once, and drawn at random.
+def rollout_goal_policies(
+    env: EnvBase, policy: SkillPolicy, goals: TensorDictBase, *, max_steps: int = 200
+) -> dict[str, TensorDictBase]:
+    """Roll out the same goals with skills chosen at every step, chosen once, and drawn at random.
 
     Args:
-        env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, a
-            :class:`~torchrl_metra.GoalPrimer` and an :class:`~torchrl.envs.InitTracker`.
-        skill_policy (SkillPolicy): the trained policy.
+        env (EnvBase): environment of batch size ``[N]`` or ``[]``, without a
+            :class:`~torchrl_metra.SkillPrimer`. It is left as it is.
+        policy (SkillPolicy): the trained policy.
         goals (TensorDictBase): goals of batch size ``[M]``.
 
     Keyword Args:
         max_steps (int, optional): length of the episodes. Defaults to 200.
 
     Returns:
-        What :func:`goal_metrics` measures, under ``"adaptive"``, ``"single"`` and
+        What :func:`rollout_goals` returns, under ``"adaptive"``, ``"single"`` and
         ``"random"``.
+
+    Examples:
+        >>> from torchrl_metra import (
+        ...     SkillPolicy, UnitSphere, make_env, make_sac_networks, sample_goals
+        ... )
+        >>> env, prior = make_env("point", num_envs=6), UnitSphere(2)
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> policy = SkillPolicy.from_networks(networks, prior)
+        >>> rollouts = rollout_goal_policies(env, policy, sample_goals("point", 6), max_steps=20)
+        >>> sorted(rollouts)
+        ['adaptive', 'random', 'single']
     """
+    # Around the environment, not appended to it: it belongs to the caller.
+    env = TransformedEnv(
+        env,
+        Compose(SkillPrimer(policy.prior), GoalPrimer(goals), InitTracker()),
+        auto_unwrap=False,
+    )
     policies = {
-        "adaptive": skill_policy.reach_goals(),
-        "single": skill_policy.reach_goals(adaptive=False),
-        "random": skill_policy.actor,
+        "adaptive": policy.reach_goals(),
+        "single": policy.reach_goals(adaptive=False),
+        "random": policy.actor,
     }
     return {
-        name: goal_metrics(rollout_goals(env, policy, goals, max_steps=max_steps))
-        for name, policy in policies.items()
+        name: rollout_goals(env, module, goals, max_steps=max_steps)
+        for name, module in policies.items()
     }
