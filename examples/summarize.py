@@ -2,9 +2,9 @@
 
 python examples/summarize.py outputs/half_cheetah
 
-Reads every ``summary.json`` below the folders. Runs that differ by their seed only share a row,
-which shows the mean of their results and, in brackets, the lowest and the highest. Prints
-Markdown.
+Reads every ``summary.json`` below the folders, or files with a list of such summaries. Runs that
+differ by their seed only share a row, which shows the mean of their results and, in brackets, the
+lowest and the highest. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from typing import Any
 NO_SETTINGS = ("output", "seed")
 
 
-def read_runs(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """All summaries below the folders, sorted by path."""
-    paths = sorted(path for folder in folders for path in folder.rglob("summary.json"))
-    return [json.loads(path.read_text()) for path in paths]
+def read_runs(places: Iterable[Path]) -> list[dict[str, Any]]:
+    """All summaries below the folders and in the files."""
+    runs: list[dict[str, Any]] = []
+    for place in places:
+        for file in sorted(place.rglob("summary.json")) if place.is_dir() else [place]:
+            content = json.loads(file.read_text())
+            runs += content if isinstance(content, list) else [content]
+    return runs
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,12 +94,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Print the table of the runs below the folders on the command line."""
+    """Print the table of the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="with summary.json files below")
-    runs = read_runs(parser.parse_args().folders)
+    parser.add_argument("places", nargs="+", type=Path, help="folders of runs, or files of them")
+    runs = read_runs(parser.parse_args().places)
     if not runs:
-        parser.error("no summary.json below these folders: runs write one at their end.")
+        parser.error("no summary.json there: runs write one at their end.")
     print(summarize(runs))
 
 

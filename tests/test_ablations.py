@@ -154,6 +154,14 @@ class TestSummary:
             runs
         )
 
+    def test_files_of_many_runs(self, scripts: Any, tmp_path: Path) -> None:
+        first, *rest = self.runs()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "summary.json").write_text(json.dumps(first))
+        (tmp_path / "many.json").write_text(json.dumps(rest))
+        read_runs = scripts("summarize").read_runs
+        assert read_runs([tmp_path, tmp_path / "many.json"]) == self.runs()
+
     def test_no_runs(
         self, scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
