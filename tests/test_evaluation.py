@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,23 @@ from torchrl.envs import TransformedEnv
 
 from torchrl_metra import OneHot, PointEnv, SkillPrimer, UnitSphere, make_env
 from torchrl_metra.evaluation import (
+    CoverageCounter,
     coverage,
-    plot_latents,
-    plot_positions,
+    encode_trajectories,
+    episode_lengths,
+    latent_steps,
+    measure_skills,
+    pair_distances,
+    plot_goals,
+    plot_skills,
+    plot_temporal_distances,
+    rank_correlation,
     rollout_skills,
     sector_coverage,
+    skill_accuracy,
     skill_alignment,
+    temporal_check,
+    trajectories,
     visited,
     write_video,
 )
@@ -43,18 +55,108 @@ class TestRollouts:
         assert rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(3)).shape == (3, 7)
 
 
-class TestMetrics:
-    def test_coverage_counts_cells_once(self) -> None:
+def brute_force_cells(position: torch.Tensor, cell_size: float) -> set[tuple[int, ...]]:
+    points = position.reshape(-1, position.shape[-1]).tolist()
+    return {tuple(math.floor(x / cell_size) for x in point) for point in points}
+
+
+def random_walks(seed: int, size: int) -> torch.Tensor:
+    """Trajectories around the origin, a third of their points exactly on borders of cells."""
+    generator = torch.Generator().manual_seed(seed)
+    walks = torch.randn(7, 50, size, generator=generator).cumsum(1) * 3
+    on_border = torch.rand(walks.shape, generator=generator) < 1 / 3
+    return torch.where(on_border, (walks * 2).round() / 2, walks)
+
+
+class TestCoverage:
+    @pytest.mark.parametrize("cell_size", [1.0, 0.5, 0.1, 3.0])
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_agrees_with_brute_force(self, seed: int, size: int, cell_size: float) -> None:
+        walks = random_walks(seed, size)
+        expected = brute_force_cells(walks, cell_size)
+        assert coverage(walks, cell_size) == len(expected)
+        cells = visited(TensorDict({"next": {"position": walks}}, [7, 50]), cell_size=cell_size)
+        assert {tuple(cell) for cell in cells.tolist()} == expected
+
+    def test_counts_cells_once(self) -> None:
         position = torch.tensor([[[0.1, 0.1], [0.9, 0.9]], [[1.1, 0.0], [-0.1, 0.0]]])
         assert coverage(position) == 3
         assert coverage(position, cell_size=10.0) == 2
         assert coverage(torch.tensor([[0.2], [0.7], [5.5]])) == 2
+
+    def test_a_border_belongs_to_the_cell_above(self) -> None:
+        assert coverage(torch.tensor([[-1.0], [-0.5], [0.0], [1.0]])) == 3
+
+    def test_far_from_the_origin(self) -> None:
+        assert coverage(torch.tensor([[5e9], [6e9], [-5e9]])) == 3
 
     def test_sectors(self) -> None:
         angle = (torch.arange(16) + 0.5) / 16 * 2 * math.pi
         assert sector_coverage(3 * torch.stack([angle.cos(), angle.sin()], dim=-1)) == 16
         assert sector_coverage(torch.tensor([[1.0, 0.01], [5.0, 0.02]])) == 1
 
+
+class TestCoverageCounter:
+    def test_total_as_it_grows_equals_recomputation(self) -> None:
+        counter, walks = CoverageCounter(), random_walks(0, 2)
+        for step in range(walks.shape[1]):
+            counter.update(walks[:, step].floor().long())
+            assert len(counter) == coverage(walks[:, : step + 1])
+
+    @pytest.mark.parametrize("window", [1, 7, 20, 70, 1_000])
+    def test_window_equals_recomputation(self, window: int) -> None:
+        """Updates of 7 transitions leave when those after them fill the window."""
+        counter, walks = CoverageCounter(window), random_walks(1, 2)
+        for step in range(walks.shape[1]):
+            counter.update(walks[:, step].floor().long())
+            first = max(0, step + 1 - math.ceil(window / 7))
+            assert len(counter) == coverage(walks[:, first : step + 1])
+
+    def test_transitions_may_be_more_than_cells(self) -> None:
+        """In the kitchen, most transitions solve nothing."""
+        counter = CoverageCounter(window=100)
+        counter.update(torch.tensor([[3]]), num_transitions=100)
+        assert len(counter) == 1
+        counter.update(torch.zeros(0, 1, dtype=torch.long), num_transitions=100)
+        assert len(counter) == 0
+
+    @pytest.mark.parametrize("window", [None, 20])
+    def test_goes_on_from_a_state_dict(self, window: int | None) -> None:
+        walks = random_walks(2, 2).floor().long()
+        whole, first, second = (CoverageCounter(window) for _ in range(3))
+        for step in range(30):
+            whole.update(walks[:, step])
+            if step < 15:
+                first.update(walks[:, step])
+        second.load_state_dict(first.state_dict())
+        for step in range(15, 30):
+            second.update(walks[:, step])
+            first.update(walks[:, step])
+        assert len(second) == len(first) == len(whole)
+
+    @pytest.mark.parametrize("window", [None, 5_000])
+    def test_memory_follows_the_ground_and_not_the_transitions(self, window: int | None) -> None:
+        counter = CoverageCounter(window)
+        generator = torch.Generator().manual_seed(0)
+
+        def run(num_updates: int) -> int:
+            for _ in range(num_updates):
+                counter.update(torch.randint(-5, 5, (1_000, 2), generator=generator))
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        before, after = run(20), run(200)
+        tracemalloc.stop()
+        assert len(counter) == 100
+        assert after - before < 50_000
+
+    def test_bad_window(self) -> None:
+        with pytest.raises(ValueError, match="positive number of transitions, got 0"):
+            CoverageCounter(0)
+
+
+class TestSkillMetrics:
     def test_alignment(self) -> None:
         skills = UnitSphere(2).grid(8)
         origin = torch.zeros(8, 2)
@@ -63,6 +165,129 @@ class TestMetrics:
         assert skill_alignment(origin, skills.flip(-1) * torch.tensor([1.0, -1.0]), skills) == (
             pytest.approx(0.0, abs=1e-5)
         )
+
+    def test_accuracy_of_one_hot_skills(self) -> None:
+        prior = OneHot(4)
+        skills = prior.grid(8)
+        displacement = 7 * skills + torch.rand(8, 4)
+        assert skill_accuracy(displacement, skills, prior) == 1.0
+        displacement[:2] = displacement[:2].roll(1, dims=-1)
+        assert skill_accuracy(displacement, skills, prior) == 0.75
+
+    def test_accuracy_of_directions(self) -> None:
+        prior = UnitSphere(2)
+        skills = prior.grid(8)
+        turned = math.pi / 8  # half of the way to the next skill
+        for angle, expected in ((0.9 * turned, 1.0), (1.1 * turned, 0.0)):
+            rotation = torch.tensor(
+                [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+            )
+            assert skill_accuracy(30 * skills @ rotation, skills, prior) == expected
+
+    def test_measures_the_point_by_hand(self) -> None:
+        """Where φ is the position and skills are followed, all is known."""
+        env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
+        rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
+        results = measure_skills(rollouts, torch.nn.Identity(), UnitSphere(2))
+        assert results["policy_coverage"] == coverage(rollouts["next", "position"])
+        assert results["sectors"] == len({0, 4, 8, 12})
+        assert results["skill_alignment"] == pytest.approx(1.0)
+        assert results["skill_accuracy"] == 1.0
+        assert results["latent_step"] == pytest.approx(0.2, rel=1e-4)
+        assert results["steps_beyond"] == results["pairs_beyond"] == 0.0
+        assert results["rank_correlation"] > 0.98
+
+    def test_projection_of_the_users_own(self) -> None:
+        env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
+        rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
+        results = measure_skills(
+            rollouts,
+            torch.nn.Identity(),
+            UnitSphere(2),
+            projection=lambda states: states["observation"][..., :1],
+            cell_size=0.5,
+        )
+        # From -2 to 2 in cells of half a metre, -2 itself and 2 being borders.
+        assert results["policy_coverage"] in range(8, 11)
+        assert "sectors" not in results
+
+
+class TestTrajectories:
+    def test_first_and_last_state_are_there(self) -> None:
+        rollouts = make_env("point", 3).rollout(5)
+        path = trajectories(rollouts, lambda states: states["position"])
+        assert path[:, :-1].equal(rollouts["position"])
+        assert path[:, -1].equal(rollouts["next", "position"][:, -1])
+
+    def test_lengths_of_episodes_that_end_early(self) -> None:
+        done = torch.zeros(3, 6, 1, dtype=torch.bool)
+        done[0, 3:] = True  # a finished episode repeats its last transition
+        done[1, 5] = True
+        assert episode_lengths(TensorDict({"next": {"done": done}}, [3, 6])).tolist() == [4, 6, 6]
+
+    def test_encoder_is_given_what_it_reads(self) -> None:
+        rollouts = make_env("point", 3).rollout(5)
+        encoder = TensorDictModule(
+            torch.nn.Linear(2, 4), in_keys=["position"], out_keys=["features"]
+        )
+        latents = encode_trajectories(rollouts, encoder)
+        assert latents.shape == (3, 6, 4)
+        assert not latents.requires_grad
+        torch.testing.assert_close(latents[:, 2], encoder.module(rollouts["position"][:, 2]))
+
+
+class TestTemporalCheck:
+    def test_a_straight_line_at_full_speed(self) -> None:
+        line = torch.arange(11.0).reshape(1, 11, 1) * torch.tensor([0.0, 1.0])
+        check = temporal_check(line)
+        assert check["latent_step"] == pytest.approx(1.0)
+        assert check["steps_beyond"] == check["pairs_beyond"] == 0.0
+        assert check["rank_correlation"] == 1.0
+
+    def test_a_leap_is_found(self) -> None:
+        line = 0.5 * torch.arange(11.0).reshape(1, 11, 1)
+        line[:, 5:] += 4.0
+        check = temporal_check(line)
+        assert check["steps_beyond"] == pytest.approx(1 / 10)
+        assert check["latent_step_max"] == pytest.approx(4.5)
+        times, distances = pair_distances(line)
+        expected = sum(
+            abs(float(line[0, i] - line[0, j])) > 1.05 * abs(i - j)
+            for i in range(11)
+            for j in range(i)
+        )
+        assert check["pairs_beyond"] == pytest.approx(expected / 55)
+        assert len(times) == len(distances) == 55
+
+    def test_what_follows_the_end_of_an_episode_does_not_count(self) -> None:
+        line = torch.arange(11.0).reshape(1, 11, 1).clamp(max=4.0)
+        assert temporal_check(line, torch.tensor([4])) == temporal_check(line[:, :5])
+        assert temporal_check(line)["rank_correlation"] < 1.0
+
+    def test_rms_norm_divides_by_the_root_of_the_dimensions(self) -> None:
+        walks = torch.randn(3, 20, 4).cumsum(1)
+        for function in (latent_steps, lambda x, norm: pair_distances(x, norm=norm)[1]):
+            torch.testing.assert_close(function(walks, norm="rms"), function(walks, norm="l2") / 2)
+
+    def test_large_latents_are_subtracted_exactly(self) -> None:
+        line = 1e4 + 0.25 * torch.arange(60.0).reshape(1, 60, 1).expand(1, 60, 2)
+        times, distances = pair_distances(line)
+        torch.testing.assert_close(distances, 0.25 * math.sqrt(2) * times.float())
+
+    def test_long_episodes_are_thinned_out(self) -> None:
+        times, distances = pair_distances(torch.arange(1_001.0).reshape(1, -1, 1))
+        assert len(times) < 60_000
+        assert distances.equal(times.float())
+
+    def test_rank_correlation_with_ties(self) -> None:
+        """Against Spearman's coefficient as scipy 1.17 computes it."""
+        x, y = torch.tensor([1, 2, 2, 3, 5, 5]), torch.tensor([2.0, 1.0, 4.0, 3.0, 7.0, 4.0])
+        assert rank_correlation(x, y) == pytest.approx(0.716498, abs=1e-5)
+        assert rank_correlation(x, -y) == pytest.approx(-0.716498, abs=1e-5)
+
+    def test_other_shapes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"\[episodes, steps \+ 1, D\].*found \[5, 2\]"):
+            temporal_check(torch.zeros(5, 2))
 
 
 class TestPlots:
@@ -74,18 +299,19 @@ class TestPlots:
     @pytest.mark.parametrize("size", [1, 2, 5])
     def test_pictures_are_written(self, tmp_path: Path, skills: torch.Tensor, size: int) -> None:
         walks = torch.randn(6, 20, size).cumsum(1)
-        plot_latents(walks, skills, tmp_path / "a" / "latents.png", title="φ")
-        plot_positions(walks[..., :2], skills, tmp_path / "positions.svg")
-        assert (tmp_path / "a" / "latents.png").stat().st_size > 10_000
-        axis = "x (m)" if size > 1 else "environment step"
-        assert axis.split()[0] in (tmp_path / "positions.svg").read_text()
+        plot_skills(walks, skills, tmp_path / "a" / "skills.png", position=walks, title="Skills")
+        plot_skills(walks, skills, tmp_path / "latents.png")
+        plot_temporal_distances(walks, tmp_path / "temporal.png")
+        plot_goals(walks[:, 0], {"adaptive": walks[:, 1]}, tmp_path / "goals.png")
+        for picture in ("a/skills.png", "latents.png", "temporal.png", "goals.png"):
+            assert (tmp_path / picture).stat().st_size > 10_000
 
     def test_missing_matplotlib_names_the_extra(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ImportError, match=r"torchrl-metra\[plots\]"):
-            plot_positions(torch.zeros(1, 2, 2), torch.zeros(1, 2), tmp_path / "a.png")
+            plot_skills(torch.zeros(1, 2, 2), torch.zeros(1, 2), tmp_path / "a.png")
 
 
 def test_rollout_passes_skills_on_to_the_data() -> None:

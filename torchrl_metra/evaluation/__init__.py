@@ -1,8 +1,18 @@
 """Evaluation of trained skills."""
 
 from torchrl_metra.evaluation.coverage import CoverageCounter, coverage, sector_coverage, visited
+from torchrl_metra.evaluation.goals import (
+    goal_metrics,
+    rollout_goal_policies,
+    rollout_goals,
+)
 from torchrl_metra.evaluation.metrics import measure_skills, skill_accuracy, skill_alignment
-from torchrl_metra.evaluation.plots import plot_coverage, plot_latents, plot_positions
+from torchrl_metra.evaluation.plots import (
+    plot_coverage,
+    plot_goals,
+    plot_skills,
+    plot_temporal_distances,
+)
 from torchrl_metra.evaluation.rollouts import rollout_skills
 from torchrl_metra.evaluation.temporal import (
     latent_steps,
@@ -22,13 +32,17 @@ __all__ = [
     "coverage",
     "encode_trajectories",
     "episode_lengths",
+    "goal_metrics",
     "latent_steps",
     "measure_skills",
     "pair_distances",
     "plot_coverage",
-    "plot_latents",
-    "plot_positions",
+    "plot_goals",
+    "plot_skills",
+    "plot_temporal_distances",
     "rank_correlation",
+    "rollout_goal_policies",
+    "rollout_goals",
     "rollout_skills",
     "sector_coverage",
     "skill_accuracy",

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from torchrl_metra._extras import require
+from torchrl_metra.evaluation.temporal import latent_steps, pair_distances
+from torchrl_metra.objectives.functional import ConstraintNorm
 
-__all__ = ["plot_coverage", "plot_latents", "plot_positions"]
+__all__ = ["plot_coverage", "plot_goals", "plot_skills", "plot_temporal_distances"]
 
 
 def plot_coverage(
@@ -37,7 +39,8 @@ def plot_coverage(
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    figure, axes = _new_figure(title, ("environment steps", f"policy coverage ({unit})"))
+    figure, (axes,) = _new_figure(1, title)
+    axes.set(xlabel="environment steps", ylabel=f"policy coverage ({unit})")
     for name, points in curves.items():
         frames, cells = points.T.tolist()
         axes.plot(frames, cells, label=name, marker=".")
@@ -47,94 +50,173 @@ def plot_coverage(
     _save(figure, path)
 
 
-def plot_positions(
-    position: Tensor, skills: Tensor, path: str | os.PathLike[str], *, title: str = ""
-) -> None:
-    """Draw one line per episode, coloured by its skill.
-
-    Trajectories in the plane for two-dimensional positions; x against time for
-    one-dimensional ones.
-
-    Args:
-        position (Tensor): positions of shape ``[M, T, 1]`` or ``[M, T, 2]``, in metres.
-        skills (Tensor): skills of shape ``[M, D]``.
-        path (path): picture to write; its suffix selects the format.
-
-    Keyword Args:
-        title (str, optional): title of the picture.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-    """
-    if position.shape[-1] == 1:
-        steps = torch.arange(position.shape[1], dtype=position.dtype)
-        lines = torch.stack([steps.expand(position.shape[:2]), position[..., 0]], dim=-1)
-        _plot_lines(lines, skills, path, title, ("environment step", "x (m)"), equal=False)
-    else:
-        _plot_lines(position[..., :2], skills, path, title, ("x (m)", "y (m)"), equal=True)
-
-
-def plot_latents(
-    latent: Tensor, skills: Tensor, path: str | os.PathLike[str], *, title: str = ""
-) -> None:
-    """Draw the trajectories of φ, one line per episode, coloured by its skill.
-
-    Latent spaces of more than two dimensions are shown along their first two
-    principal components, those of one dimension against time.
-
-    Args:
-        latent (Tensor): φ of shape ``[M, T, D]``.
-        skills (Tensor): skills of shape ``[M, D]``.
-        path (path): picture to write; its suffix selects the format.
-
-    Keyword Args:
-        title (str, optional): title of the picture.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-    """
-    size = latent.shape[-1]
-    if size == 1:
-        steps = torch.arange(latent.shape[1], dtype=latent.dtype)
-        lines = torch.stack([steps.expand(latent.shape[:2]), latent[..., 0]], dim=-1)
-        _plot_lines(lines, skills, path, title, ("environment step", "φ"), equal=False)
-    elif size == 2:
-        _plot_lines(latent, skills, path, title, ("φ, dimension 1", "φ, dimension 2"), equal=True)
-    else:
-        flat = latent.flatten(0, 1) - latent.flatten(0, 1).mean(0)
-        _, variances, axes = torch.linalg.svd(flat, full_matrices=False)
-        share = (variances.square() / variances.square().sum())[:2]
-        labels = [f"φ, principal component {i + 1} ({s:.0%})" for i, s in enumerate(share)]
-        lines = (flat @ axes[:2].T).unflatten(0, latent.shape[:2])
-        _plot_lines(lines, skills, path, title, (labels[0], labels[1]), equal=True)
-
-
-def _plot_lines(
-    lines: Tensor,
+def plot_skills(
+    latents: Tensor,
     skills: Tensor,
     path: str | os.PathLike[str],
-    title: str,
-    labels: tuple[str, str],
-    equal: bool,
+    *,
+    position: Tensor | None = None,
+    title: str = "",
+    unit: str = "m",
 ) -> None:
-    figure, axes = _new_figure(title, labels)
-    for line, color in zip(lines.tolist(), _colors(skills), strict=True):
-        axes.plot([p[0] for p in line], [p[1] for p in line], color=color, lw=1.0, alpha=0.8)
-    if equal:
-        axes.set_aspect("equal", adjustable="datalim")
-    _add_legend(axes, skills)
+    """Draw one line per episode, coloured by its skill: in space and, beside it, in latent space.
+
+    Two-dimensional trajectories are drawn in their plane, one-dimensional ones against time.
+    Latent spaces of more dimensions are shown along their first two principal components,
+    positions along their first two coordinates.
+
+    Args:
+        latents (Tensor): φ of shape ``[M, T, D]``.
+        skills (Tensor): skills of shape ``[M, D]``.
+        path (path): picture to write; its suffix selects the format.
+
+    Keyword Args:
+        position (Tensor, optional): positions of shape ``[M, T, k]``.
+        title (str, optional): title of the picture.
+        unit (str, optional): of the positions. Defaults to ``"m"``.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure, axes = _new_figure(1 if position is None else 2, title)
+    if position is not None:
+        names = (f"x ({unit})", f"y ({unit})")
+        _plot_lines(axes[0], position[..., :2], skills, names)
+    lines, names = _principal_components(latents)
+    _plot_lines(axes[-1], lines, skills, names)
+    _add_legend(figure, skills)
     _save(figure, path)
 
 
-def _new_figure(title: str, labels: tuple[str, str]) -> tuple[Any, Any]:
+def plot_temporal_distances(
+    latents: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    lengths: Tensor | None = None,
+    norm: ConstraintNorm = "l2",
+    title: str = "",
+) -> None:
+    """Draw what :func:`~torchrl_metra.evaluation.temporal_check` measures.
+
+    On the left a histogram of latent steps, on the right latent against temporal distance of
+    pairs of states of the same episode. Right of, and above, the dashed lines the constraint
+    is violated.
+
+    Args:
+        latents (Tensor): φ along episodes, of shape ``[M, T + 1, D]``.
+        path (path): picture to write; its suffix selects the format.
+
+    Keyword Args:
+        lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
+        norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+        title (str, optional): title of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure, (left, right) = _new_figure(2, title)
+    steps = latent_steps(latents, lengths, norm=norm)
+    left.hist(steps.tolist(), bins=60, color="tab:blue")
+    left.axvline(1.0, color="black", ls="--", lw=1.0)
+    left.set(xlabel="latent distance of adjacent states, ‖φ(s′) − φ(s)‖", ylabel="pairs")
+    left.set_xlim(left=0)
+
+    times, distances = pair_distances(latents, lengths, norm=norm)
+    order = times.argsort()
+    # A million points would hide each other: the median and the middle 90 % for each distance.
+    groups = distances[order].split(times.bincount()[1:].tolist())
+    quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=distances.dtype)
+    bands = torch.stack([group.quantile(quantiles) for group in groups if len(group)])
+    ticks = times.unique()
+    low, middle, high = bands.T.tolist()
+    right.fill_between(ticks.tolist(), low, high, alpha=0.3, lw=0, label="5 % to 95 %")
+    right.plot(ticks.tolist(), middle, label="median")
+    longest = float(ticks[-1])
+    right.plot([0, longest], [0, longest], color="black", ls="--", lw=1.0, label="bound")
+    right.set(xlabel="steps between two states, |i − j|", ylabel="latent distance, ‖φ(sᵢ) − φ(sⱼ)‖")
+    right.set(xlim=(0, longest), ylim=(0, 1.1 * max(longest, max(high))))
+    right.legend(fontsize="small", loc="upper left")
+    _save(figure, path)
+
+
+def plot_goals(
+    goals: Tensor,
+    reached: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    unit: str = "m",
+) -> None:
+    """Draw where episodes ended that were sent to goals, one panel per policy.
+
+    In the plane, each end is connected to its goal; in one dimension, ends are drawn against
+    goals, where the dashed line is the best that can be.
+
+    Args:
+        goals (Tensor): positions of the goals, of shape ``[M, k]``.
+        reached (mapping of str to Tensor): by name of the policy, final positions of shape
+            ``[M, k]``.
+        path (path): picture to write; its suffix selects the format.
+
+    Keyword Args:
+        title (str, optional): title of the picture.
+        unit (str, optional): of the positions. Defaults to ``"m"``.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure, panels = _new_figure(len(reached), title)
+    for axes, (name, ends) in zip(panels, reached.items(), strict=True):
+        if goals.shape[-1] == 1:
+            span = [goals.min().item(), goals.max().item()]
+            axes.plot(span, span, color="black", ls="--", lw=1.0)
+            axes.scatter(goals[:, 0].tolist(), ends[:, 0].tolist(), s=18, color="tab:blue")
+            axes.set(xlabel=f"x of the goal ({unit})", ylabel=f"x at the end ({unit})")
+        else:
+            for goal, end in zip(goals.tolist(), ends.tolist(), strict=True):
+                axes.plot([goal[0], end[0]], [goal[1], end[1]], color="0.7", lw=0.8)
+            axes.scatter(*goals[:, :2].T.tolist(), s=40, marker="*", color="tab:red", label="goal")
+            axes.scatter(*ends[:, :2].T.tolist(), s=18, color="tab:blue", label="end")
+            axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})")
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.legend(fontsize="small")
+        distance = (goals - ends).norm(dim=-1).mean()
+        axes.set_title(f"{name}: {distance:.1f} {unit} from the goal", fontsize="medium")
+    _save(figure, path)
+
+
+def _principal_components(latents: Tensor) -> tuple[Tensor, tuple[str, str]]:
+    if latents.shape[-1] <= 2:
+        return latents, ("φ, dimension 1", "φ, dimension 2")
+    flat = latents.flatten(0, 1) - latents.flatten(0, 1).mean(0)
+    _, variances, axes = torch.linalg.svd(flat, full_matrices=False)
+    share = (variances.square() / variances.square().sum())[:2]
+    first, second = [f"φ, principal component {i + 1} ({s:.0%})" for i, s in enumerate(share)]
+    return (flat @ axes[:2].T).unflatten(0, latents.shape[:2]), (first, second)
+
+
+def _plot_lines(axes: Any, lines: Tensor, skills: Tensor, names: tuple[str, str]) -> None:
+    if lines.shape[-1] == 1:
+        steps = torch.arange(lines.shape[1], dtype=lines.dtype)
+        lines = torch.stack([steps.expand(lines.shape[:2]), lines[..., 0]], dim=-1)
+        names = ("environment step", names[0])
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+    for line, color in zip(lines, _colors(skills), strict=True):
+        axes.plot(*line.T.tolist(), color=color, lw=1.0, alpha=0.8)
+    axes.set(xlabel=names[0], ylabel=names[1])
+
+
+def _new_figure(num_panels: int, title: str) -> tuple[Any, Any]:
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-    axes.grid(alpha=0.2)
-    return figure, axes
+    figure = Figure(figsize=(1 + 5 * num_panels, 5), layout="constrained")
+    panels = figure.subplots(1, num_panels, squeeze=False)[0]
+    for axes in panels:
+        axes.grid(alpha=0.2)
+    figure.suptitle(title)
+    return figure, panels
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
@@ -162,7 +244,7 @@ def _colors(skills: Tensor) -> list[Any]:
     return [colormaps["hsv"](hue) for hue in _hue(skills).tolist()]
 
 
-def _add_legend(axes: Any, skills: Tensor) -> None:
+def _add_legend(figure: Any, skills: Tensor) -> None:
     from matplotlib.lines import Line2D
 
     hues, index = torch.unique((_hue(skills) * 360).round(), return_inverse=True)
@@ -178,5 +260,4 @@ def _add_legend(axes: Any, skills: Tensor) -> None:
     handles = [
         Line2D([], [], color=color, label=name) for color, name in zip(colors, names, strict=True)
     ]
-    axes.legend(handles=handles, title="skill", fontsize="small", loc="center left",
-                bbox_to_anchor=(1.0, 0.5))  # fmt: skip
+    figure.legend(handles=handles, title="skill", fontsize="small", loc="outside right")
