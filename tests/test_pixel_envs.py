@@ -349,8 +349,8 @@ class TestMakeEnv:
             PixelOptions(quality="best")
 
     def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match="'ant' is observed by its state"):
-            make_env("ant", pixels=PixelOptions())
+        with pytest.raises(ValueError, match=r"EnvPool renders no pixels.*'serial' or 'parallel'"):
+            make_env("ant", 2, backend="envpool", pixels=PixelOptions())
         with pytest.raises(ValueError, match=r"EnvPool renders no pixels.*'serial' or 'parallel'"):
             make_env("quadruped", 2, backend="envpool")
         with pytest.raises(ValueError, match=r"'gpu', expected 'serial' or 'parallel'"):

@@ -57,14 +57,15 @@ def make_env(
             ``"serial"``; for pixel tasks with ``num_envs`` to ``"parallel"``.
         device (torch.device, optional): device of the tensors.
         pixels (PixelOptions, optional): resolution, number of frames and quality of the
-            pictures of a pixel task. Defaults to three frames of 64 x 64.
+            pictures of a pixel task, which default to three frames of 64 x 64. With it, state
+            tasks have ``"pixels"`` beside their state, to look at.
 
     Returns:
         The environment. Append a :class:`~torchrl_metra.SkillPrimer` to it.
 
     Raises:
         ValueError: if the name, the backend or their combination is unknown, or if
-            ``pixels`` is given for a state task.
+            EnvPool is asked for pictures.
         ImportError: if the backend is not installed; names the extra to install.
 
     Examples:
@@ -81,7 +82,7 @@ def make_env(
         task = DOWNSTREAM[name]
         env = make_env(task.base, num_envs, backend=backend, device=device, pixels=pixels)
         return env.append_transform(task.transform())
-    if name == "point_pixels":
+    if name == "point_pixels" or (name in POINTS and pixels is not None):
         pixels = pixels or PixelOptions()
         transforms = [DrawPoint(pixels.resolution), *pixel_transforms(pixels.frames)]
         return TransformedEnv(_make_point(name, num_envs, backend, device), Compose(*transforms))
@@ -93,22 +94,17 @@ def make_env(
             f"unknown environment {name!r}, expected one of "
             f"{[*POINTS, *MUJOCO_TASKS, 'point_pixels', *PIXEL_TASKS, *DOWNSTREAM]}."
         )
-    if pixels is not None:
-        raise ValueError(
-            f"{name!r} is observed by its state, but pixels={pixels} was given. "
-            f"Pixel tasks are {['point_pixels', *PIXEL_TASKS]}."
-        )
     if name in POINTS:
         return TransformedEnv(_make_point(name, num_envs, backend, device), ActionScaling())
     if backend is None:
         has_envpool = importlib.util.find_spec("envpool") is not None
-        serves = num_envs is not None and not MUJOCO_TASKS[name].hurdles
+        serves = num_envs is not None and not MUJOCO_TASKS[name].hurdles and pixels is None
         backend = "envpool" if has_envpool and serves else "serial"
     if backend not in ("envpool", "serial", "parallel"):
         raise ValueError(
             f"unknown backend {backend!r}, expected 'envpool', 'serial' or 'parallel'."
         )
-    env = make_mujoco_env(MUJOCO_TASKS[name], num_envs, backend)
+    env = make_mujoco_env(MUJOCO_TASKS[name], num_envs, backend, pixels=pixels)
     return env if device is None else env.to(device)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import (
@@ -24,9 +26,12 @@ from torchrl.envs import (
     Transform,
     TransformedEnv,
 )
+from torchrl.record import PixelRenderTransform
 
 from torchrl_metra._extras import require
 from torchrl_metra.envs.envpool import EnvPoolEnv
+from torchrl_metra.envs.pixels import PixelOptions, stack_frames
+from torchrl_metra.envs.rendering import Renderer
 
 __all__ = [
     "HURDLES",
@@ -103,8 +108,43 @@ class ReadPosition(Transform):
         return observation_spec
 
 
+class DrawnGymEnv(GymEnv):
+    """A MuJoCo task of gymnasium whose ``render`` is this package's renderer.
+
+    It follows the robot, needs no ``MUJOCO_GL`` to be set and draws faster than gymnasium's.
+
+    Args:
+        task_id (str): name in gymnasium.
+
+    Keyword Args:
+        pixels (PixelOptions): how the pictures look.
+        **options: passed on to :class:`~torchrl.envs.GymEnv`.
+    """
+
+    def __init__(self, task_id: str, *, pixels: PixelOptions, **options: Any) -> None:
+        super().__init__(task_id, **options)
+        size = pixels.resolution
+        model = self._env.unwrapped.model
+        self._renderer = Renderer(model, size, size, "track", quality=pixels.quality)
+
+    def render(self) -> NDArray[np.uint8]:
+        """The present state, ``uint8`` of shape ``[3, resolution, resolution]``."""
+        picture = self._renderer.render(self._env.unwrapped.data)
+        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the OpenGL context and close the environment."""
+        self._renderer.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
 def make_mujoco_env(
-    task: MujocoTask, num_envs: int | None, backend: Backend, *, normalize: bool = True
+    task: MujocoTask,
+    num_envs: int | None,
+    backend: Backend,
+    *,
+    pixels: PixelOptions | None = None,
+    normalize: bool = True,
 ) -> TransformedEnv:
     """Build a task on one of its backends; see :func:`~torchrl_metra.envs.make_env`."""
     transforms: list[Transform] = [
@@ -116,15 +156,19 @@ def make_mujoco_env(
             raise ValueError("backend 'envpool' is always batched: give num_envs.")
         if task.hurdles:
             raise ValueError("EnvPool has no hurdles: choose backend 'serial' or 'parallel'.")
+        if pixels is not None:
+            raise ValueError("EnvPool renders no pixels: choose backend 'serial' or 'parallel'.")
         env: EnvBase = EnvPoolEnv(
             task.task_id, num_envs, max_episode_steps=EPISODE_STEPS, **task.envpool_options
         )
         transforms = transforms[1:]
     elif num_envs is None:
-        env = _gymnasium_env(task)
+        env = _gymnasium_env(task, pixels)
+        if pixels is not None:
+            transforms.insert(0, PixelRenderTransform())
     else:
         batched = SerialEnv if backend == "serial" else ParallelEnv
-        env = batched(num_envs, partial(_gymnasium_env, task))
+        env = batched(num_envs, partial(_worker, task, pixels))
     if normalize:
         transforms.append(
             ObservationNorm(
@@ -134,13 +178,21 @@ def make_mujoco_env(
                 standard_normal=True,
             )
         )
+    if pixels is not None:
+        transforms.append(stack_frames(pixels.frames))
     return TransformedEnv(env, Compose(*transforms))
 
 
-def _gymnasium_env(task: MujocoTask) -> GymEnv:
+def _worker(task: MujocoTask, pixels: PixelOptions | None) -> EnvBase:
+    env = _gymnasium_env(task, pixels)
+    return env if pixels is None else TransformedEnv(env, PixelRenderTransform())
+
+
+def _gymnasium_env(task: MujocoTask, pixels: PixelOptions | None = None) -> GymEnv:
     require("mujoco", "mujoco")
     require("gymnasium", "mujoco")
-    build = partial(GymEnv, task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
+    make = GymEnv if pixels is None else partial(DrawnGymEnv, pixels=pixels)
+    build = partial(make, task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
     return _with_hurdles(build, task.hurdles) if task.hurdles else build()
 
 
