@@ -26,12 +26,11 @@ from torchrl_metra import PixelOptions, SkillAction, SkillConditionedActor, Skil
 from torchrl_metra.modules import PixelEncoder, PixelNetwork
 
 
-def make_task(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
+def make_task(config: DictConfig, skills: SkillPolicy | None, num_envs: int, seed: int) -> EnvBase:
     """The task, in which an action is a skill if there are some."""
     pixels = PixelOptions(**config.pixels) if config.pixels else None
     env = make_env(config.env, num_envs, backend=config.backend, pixels=pixels)
-    if config.skill_policy is not None:
-        skills = SkillPolicy.load(config.skill_policy)
+    if skills is not None:
         env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=config.skill_steps))
     if "observation" in env.observation_spec.keys():
         entries = ["observation", "to_goal"]
@@ -86,12 +85,12 @@ def observed(env: EnvBase) -> list[str]:
     return ["state"] if "state" in env.observation_spec.keys() else ["pixels", "to_goal"]
 
 
-def run(config: DictConfig) -> dict[str, Any]:
-    """Train on the task; returns a summary."""
+def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
+    """Train on the task, with skills or without; returns a summary."""
     torch.manual_seed(config.seed)
-    env = make_task(config, config.num_envs, config.seed)
+    env = make_task(config, skills, config.num_envs, config.seed)
     num_cells = list(config.num_cells)
-    if config.skill_policy is None:
+    if skills is None:
         policy, critics = make_sac_networks(env, num_cells)
         trainer = make_sac_trainer(config.baseline, env, policy, critics)
     elif isinstance(env.action_spec, OneHotSpec):
@@ -100,14 +99,14 @@ def run(config: DictConfig) -> dict[str, Any]:
     else:
         policy, critics = make_sac_networks(env, num_cells)
         trainer = make_sac_trainer(config.sac, env, policy, critics, config.skill_steps)
-    evaluation_env = make_task(config, config.evaluation_episodes, config.seed + 1_000)
+    evaluation_env = make_task(config, skills, config.evaluation_episodes, config.seed + 1_000)
     return train(config, trainer, evaluation_env, policy)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="downstream")
 def main(config: DictConfig) -> None:
     """Train with the settings of ``conf/downstream.yaml``."""
-    run(config)
+    run(config, SkillPolicy.load(config.skill_policy) if config.skill_policy else None)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,20 @@ def make_sac_trainer(
     return _count_from_zero(trainer)
 
 
+def learn_critics_first(trainer: SACTrainer, frames: int) -> None:
+    """Hold the policy for so many frames: new critics would unlearn what it can do."""
+    policy = [p for name, p in trainer.loss_module.named_parameters() if "qvalue" not in name]
+    for parameter in policy:
+        parameter.requires_grad_(False)
+
+    def release() -> None:
+        if trainer.collected_frames >= frames:
+            for parameter in policy:
+                parameter.requires_grad_(True)
+
+    trainer.register_op("post_steps", release)
+
+
 def make_ppo_trainer(
     config: DictConfig,
     env: EnvBase,

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import Composite, Unbounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -28,11 +28,11 @@ class SkillAction(Transform):
     there, with the observation and the reward of its last step, while others of the batch
     go on. Discounts then count skills, not steps: so do the frames of a collector.
 
-    The action has the spec of the prior. Of a continuous skill only the direction counts,
-    as :meth:`~torchrl_metra.SkillPrior.toward` has it: it is brought to the length of the
-    prior's skills. The skill policy reads the entries it was trained on; the high-level
-    policy is free to read more. The entry ``"inner_steps"``, ``int64`` of shape
-    ``[*B, 1]``, is the number of steps that the action took.
+    The action has the prior's spec, or that of a box if it has no bounds. Of a continuous
+    skill only the direction counts: :meth:`~torchrl_metra.SkillPrior.toward` brings it to
+    the length of the prior's skills. The skill policy reads the entries it was trained on;
+    the high-level policy is free to read more. The entry ``"inner_steps"``, ``int64`` of
+    shape ``[*B, 1]``, is the number of steps that the action took.
 
     Append it after all transforms that the skill policy relies on.
 
@@ -161,7 +161,11 @@ class SkillAction(Transform):
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Put a skill in the place of the action."""
         actions = input_spec["full_action_spec"]
-        spec = self.prior.spec.to(actions.device) if actions.device else self.prior.spec
+        spec = self.prior.spec
+        if isinstance(spec, Unbounded):
+            spec = Bounded(-1.0, 1.0, shape=spec.shape)
+        if actions.device is not None:
+            spec = spec.to(actions.device)
         actions["action"] = spec.expand(*actions.shape, *spec.shape)
         return input_spec
 
