@@ -183,7 +183,7 @@ class METRALoss(LossModule):
         self.distance = distance
         self._trains_distance = isinstance(distance, nn.Module) and hasattr(distance, "loss")
         if self._trains_distance:
-            self.out_keys = ["loss_encoder", "loss_dual", "loss_distance", *self.out_keys[2:]]
+            self.out_keys = [*self.out_keys, "loss_distance"]
         self.reduction = reduction
         log_dual = torch.tensor(math.log(dual_init), device=self._default_device)
         if fixed_dual:
