@@ -62,13 +62,20 @@ def measure(policy: SkillPolicy, name: str) -> dict[str, Any]:
     wind = WindyPointEnv.wind if name == "windy_point" else 0.0
     encode = policy.encoder.module
     env = make_env(name, 48).append_transform(SkillPrimer(policy.prior))
-    visited = rollout_skills(env, policy.actor, policy.prior.grid(48))["position"].flatten(0, 1)
+    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(240))
+    visited, following = rollouts["position"].flatten(0, 1), rollouts["next", "position"]
+    made_steps = (encode(following).flatten(0, 1) - encode(visited)).norm(dim=-1)
+    x, y = following[:, -1].unbind(-1)
 
     headings = torch.tensor(list(DIRECTIONS.values()))
     goals = DISTANCE * headings
     steps = goals / fewest_steps(goals, wind)[:, None]
     paths = reach(policy, name, goals)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {
+        # How close to straight upwind a skill leads, in degrees.
+        "upwind_angle": torch.atan2(y.abs(), -x).rad2deg().min().item(),
+        "longest_made_step": made_steps.max().item(),
+    }
     for direction, heading, step, goal, path in zip(
         DIRECTIONS, headings, steps, goals, paths, strict=True
     ):
