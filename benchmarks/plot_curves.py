@@ -1,14 +1,17 @@
-"""Draw the committed coverage curves, one picture per group of seeds.
+"""Draw the committed curves: of coverage, one picture per group of seeds; of returns, one per task.
 
     python benchmarks/plot_curves.py
 
 Reads ``benchmarks/results/NAME[_seedN].csv``, as ``examples/training.py`` writes
-them, and draws ``NAME_coverage.png`` beside them.
+them, and draws ``NAME_coverage.png`` beside them. Reads
+``benchmarks/results/TASK/NAME_seedN.csv``, as ``examples/downstream.py`` and ``finetune.py``
+write them, and draws ``returns.png`` beside them.
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,17 +20,31 @@ import torch
 from torchrl_metra.evaluation import plot_coverage
 
 RESULTS = Path(__file__).parent / "results"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def read_curve(path: Path) -> torch.Tensor:
-    """Frames and cells, of shape ``[n, 2]``."""
+def read_curve(path: Path, column: str = "policy_coverage") -> torch.Tensor:
+    """Frames and values, of shape ``[n, 2]``."""
     with path.open() as file:
-        rows = [(int(row["frames"]), int(row["policy_coverage"])) for row in csv.DictReader(file)]
+        rows = [(float(row["frames"]), float(row[column])) for row in csv.DictReader(file)]
     return torch.tensor(rows)
 
 
+def draw_returns(folder: Path) -> None:
+    """Mean and range over the seeds of what was tried on a task."""
+    sys.path.insert(0, str(EXAMPLES))
+    from learners import plot_returns
+
+    groups: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for path in sorted(folder.glob("*_seed*.csv")):
+        groups[path.stem.partition("_seed")[0]].append(read_curve(path, "return"))
+    plot_returns(groups, folder / "returns.png", folder.name.replace("_", " "))
+
+
 def main() -> None:
-    """Draw every group."""
+    """Draw every group and every task."""
+    for folder in filter(Path.is_dir, RESULTS.iterdir()):
+        draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for path in sorted(RESULTS.glob("*.csv")):
         name, _, seed = path.stem.partition("_seed")

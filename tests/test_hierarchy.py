@@ -38,7 +38,7 @@ class Countdown(EnvBase):
         self.lengths = torch.tensor(lengths).reshape(*batch, 1)
         self.observation_spec = Composite(observation=Unbounded((*batch, 1)), shape=batch)
         self.action_spec = Bounded(-9.0, 9.0, (*batch, 1))
-        self.reward_spec = Unbounded((*batch, 1))
+        self.reward_spec = Bounded(0.0, 300.0, (*batch, 1), dtype=torch.float64)
         self.done_spec = Composite(
             {key: Categorical(2, (*batch, 1), dtype=torch.bool) for key in ("done", "terminated")},
             shape=batch,
@@ -58,7 +58,7 @@ class Countdown(EnvBase):
         return TensorDict(
             {
                 "observation": self.count.float(),
-                "reward": self.count * tensordict["action"],
+                "reward": (self.count * tensordict["action"]).clamp(0, 300).double(),
                 "done": done,
                 "terminated": done.clone(),
             },
@@ -117,6 +117,7 @@ class TestSkillAction:
         assert second["reward"].tolist() == [[2 * (5 + 6 + 7 + 8)], [5 + 6 + 7 + 8]]
         assert second["inner_steps"].tolist() == [[4], [4]]
         assert second["reward"].dtype == torch.float32
+        assert env.reward_spec == Unbounded((2, 1))
 
     def test_one_step(self) -> None:
         env = countdown(100, 100, num_steps=1)

@@ -117,7 +117,7 @@ class SkillAction(Transform):
             if not active.any():
                 break
             following = self._inner_step(tensordict.copy().update(next_tensordict), active)
-            reward = reward + following.get("reward").where(active, 0.0)
+            reward = reward + following.get("reward").float().where(active, 0.0)
             steps = steps + active
             if not active.all():
                 # Whatever a finished environment does when it is stepped again, unseen.
@@ -168,6 +168,13 @@ class SkillAction(Transform):
             spec = spec.to(actions.device)
         actions["action"] = spec.expand(*actions.shape, *spec.shape)
         return input_spec
+
+    def transform_reward_spec(self, reward_spec: Composite) -> Composite:
+        """Without the bounds of a single step's reward."""
+        reward_spec["reward"] = Unbounded(
+            shape=reward_spec["reward"].shape, device=reward_spec.device, dtype=torch.float32
+        )
+        return reward_spec
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Add the number of steps, after a look at whether the policy fits."""
