@@ -188,7 +188,8 @@ class TestSkillMetrics:
         """Where φ is the position and skills are followed, all is known."""
         env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
         rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
-        results = measure_skills(rollouts, torch.nn.Identity(), UnitSphere(2))
+        latents = encode_trajectories(rollouts, torch.nn.Identity())
+        results = measure_skills(rollouts, latents, UnitSphere(2))
         assert results["policy_coverage"] == coverage(rollouts["next", "position"])
         assert results["sectors"] == len({0, 4, 8, 12})
         assert results["skill_alignment"] == pytest.approx(1.0)
@@ -202,7 +203,7 @@ class TestSkillMetrics:
         rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
         results = measure_skills(
             rollouts,
-            torch.nn.Identity(),
+            encode_trajectories(rollouts, torch.nn.Identity()),
             UnitSphere(2),
             projection=lambda states: states["observation"][..., :1],
             cell_size=0.5,
@@ -356,6 +357,12 @@ class TestWriteVideo:
         assert video.shape == (12, 64, 96, 3)
         centres = torch.as_tensor(video[-1, 16::32, 16::32, 0].astype(int)).flatten()
         assert (centres - torch.tensor([*shades.tolist(), 0])).abs().max() <= 6
+
+    def test_channels_may_come_last(self, tmp_path: Path) -> None:
+        pixels = torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8)
+        write_video(pixels, tmp_path / "first.gif")
+        write_video(pixels.permute(0, 1, 3, 4, 2), tmp_path / "last.gif")
+        assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "last.gif").read_bytes()
 
     def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"\[episodes, steps, channels.*found \[5, 3, 8, 8\]"):

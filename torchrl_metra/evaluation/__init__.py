@@ -13,6 +13,7 @@ from torchrl_metra.evaluation.plots import (
     plot_skills,
     plot_temporal_distances,
 )
+from torchrl_metra.evaluation.report import evaluate
 from torchrl_metra.evaluation.rollouts import rollout_skills
 from torchrl_metra.evaluation.temporal import (
     latent_steps,
@@ -32,6 +33,7 @@ __all__ = [
     "coverage",
     "encode_trajectories",
     "episode_lengths",
+    "evaluate",
     "goal_metrics",
     "latent_steps",
     "measure_skills",

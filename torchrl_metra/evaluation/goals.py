@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 
 from torchrl_metra.envs import GoalPrimer, SkillPrimer
-from torchrl_metra.evaluation.rollouts import episodes
+from torchrl_metra.evaluation.rollouts import concatenate, episodes
 
 if TYPE_CHECKING:
     from torchrl_metra.modules import SkillPolicy
@@ -62,7 +61,7 @@ def rollout_goals(
         chunk.exclude("goal", ("next", "goal"))
         for chunk in episodes(env, policy, starts, max_steps)
     ]
-    rollouts: TensorDictBase = torch.cat(chunks)[: len(goals)]
+    rollouts = concatenate(chunks)[: len(goals)]
     return rollouts.set("goal", goals.to(rollouts.device).unsqueeze(1).expand(rollouts.shape))
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.evaluation.coverage import sector_coverage, visited
 from torchrl_metra.evaluation.temporal import temporal_check
 from torchrl_metra.evaluation.trajectories import (
     Projection,
-    encode_trajectories,
     episode_lengths,
     positions,
 )
@@ -71,7 +69,7 @@ def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> f
 
 def measure_skills(
     rollouts: TensorDictBase,
-    encoder: TensorDictModuleBase | nn.Module,
+    latents: Tensor,
     prior: SkillPrior,
     *,
     norm: ConstraintNorm = "l2",
@@ -83,7 +81,8 @@ def measure_skills(
     Args:
         rollouts (TensorDictBase): transitions of batch size ``[M, T]``, as
             :func:`~torchrl_metra.evaluation.rollout_skills` returns them.
-        encoder (nn.Module or TensorDictModule): φ.
+        latents (Tensor): φ of all of their states, of shape ``[M, T + 1, D]``, see
+            :func:`~torchrl_metra.evaluation.encode_trajectories`.
         prior (SkillPrior): distribution of the skills.
 
     Keyword Args:
@@ -99,15 +98,15 @@ def measure_skills(
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
-        >>> from torchrl_metra.evaluation import rollout_skills
+        >>> from torchrl_metra.evaluation import encode_trajectories, rollout_skills
         >>> prior = UnitSphere(2)
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
         >>> rollouts = rollout_skills(env, networks.actor, prior.grid(4), max_steps=20)
-        >>> sorted(measure_skills(rollouts, networks.encoder, prior))[:3]
+        >>> latents = encode_trajectories(rollouts, networks.encoder)
+        >>> sorted(measure_skills(rollouts, latents, prior))[:3]
         ['latent_step', 'latent_step_max', 'pairs_beyond']
     """
-    latents = encode_trajectories(rollouts, encoder)
     skills = rollouts["skill"][:, 0].cpu()
     start, end = latents[:, 0], latents[:, -1]
     return {

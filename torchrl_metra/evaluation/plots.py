@@ -115,10 +115,11 @@ def plot_temporal_distances(
         ImportError: if matplotlib is not installed.
     """
     figure, (left, right) = _new_figure(2, title)
+    scale = " / √D" if norm == "rms" else ""
     steps = latent_steps(latents, lengths, norm=norm)
     left.hist(steps.tolist(), bins=60, color="tab:blue")
     left.axvline(1.0, color="black", ls="--", lw=1.0)
-    left.set(xlabel="latent distance of adjacent states, ‖φ(s′) − φ(s)‖", ylabel="pairs")
+    left.set(xlabel=f"latent distance of adjacent states, ‖φ(s′) − φ(s)‖{scale}", ylabel="pairs")
     left.set_xlim(left=0)
 
     times, distances = pair_distances(latents, lengths, norm=norm)
@@ -133,7 +134,8 @@ def plot_temporal_distances(
     right.plot(ticks.tolist(), middle, label="median")
     longest = float(ticks[-1])
     right.plot([0, longest], [0, longest], color="black", ls="--", lw=1.0, label="bound")
-    right.set(xlabel="steps between two states, |i − j|", ylabel="latent distance, ‖φ(sᵢ) − φ(sⱼ)‖")
+    right.set(xlabel="steps between two states, |i − j|")
+    right.set(ylabel=f"latent distance, ‖φ(sᵢ) − φ(sⱼ)‖{scale}")
     right.set(xlim=(0, longest), ylim=(0, 1.1 * max(longest, max(high))))
     right.legend(fontsize="small", loc="upper left")
     _save(figure, path)

@@ -33,7 +33,8 @@ def rollout_skills(
         max_steps (int, optional): length of the episodes. Defaults to 200.
 
     Returns:
-        The transitions, of batch size ``[M, T]``.
+        The transitions, of batch size ``[M, T]``, with ``T`` the length of the longest
+        episode. Episodes that ended before it repeat their last transition.
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
@@ -44,7 +45,7 @@ def rollout_skills(
         torch.Size([6, 200])
     """
     starts = TensorDict({"skill": skills}, [len(skills)])
-    return torch.cat(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+    return concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
 
 
 @torch.no_grad()
@@ -79,3 +80,19 @@ def episodes(
                 break_when_all_done=True,
             )
         yield rollout.reshape(width, -1)
+
+
+def concatenate(chunks: list[TensorDictBase]) -> TensorDictBase:
+    """Episodes of different lengths as one batch, in which the shorter ones repeat their end.
+
+    Args:
+        chunks (list of TensorDictBase): transitions of batch sizes ``[N, T]``, each with a
+            ``T`` of its own.
+
+    Returns:
+        The transitions of all, with the longest ``T``.
+    """
+    longest = max(chunk.shape[1] for chunk in chunks)
+    # An index past the end of an episode stands for its last transition.
+    steps = torch.arange(longest)
+    return torch.cat([chunk[:, steps.clamp(max=chunk.shape[1] - 1)] for chunk in chunks])

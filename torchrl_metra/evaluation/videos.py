@@ -18,8 +18,9 @@ def write_video(pixels: Tensor, path: str | os.PathLike[str], *, fps: float = 25
     """Write episodes side by side as one video, all from their first step on.
 
     Args:
-        pixels (Tensor): ``uint8`` pictures of shape ``[M, T, C, H, W]``. Of stacked
-            frames, the last three channels are shown, which are the newest frame.
+        pixels (Tensor): ``uint8`` pictures of shape ``[M, T, C, H, W]``, or
+            ``[M, T, H, W, 3]`` as gymnasium renders. Of stacked frames, the last three
+            channels are shown, which are the newest frame.
         path (path): file to write, ``.mp4`` or ``.gif``; its folder is created.
 
     Keyword Args:
@@ -35,6 +36,8 @@ def write_video(pixels: Tensor, path: str | os.PathLike[str], *, fps: float = 25
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_video(pixels, folder + "/skills.gif")
     """
+    if pixels.ndim == 5 and pixels.shape[-1] == 3:
+        pixels = pixels.permute(0, 1, 4, 2, 3)
     if pixels.ndim != 5 or pixels.shape[2] < 3:
         raise ValueError(
             "expected pixels of shape [episodes, steps, channels, height, width] with at least "

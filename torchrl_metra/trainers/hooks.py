@@ -147,20 +147,20 @@ class SkillEvaluation(TrainerHookBase):
         interval (int): frames between two evaluations.
 
     Keyword Args:
-        measure (Callable, optional): from rollouts to numbers to log, such as
-            :func:`~torchrl_metra.evaluation.measure_skills` with the encoder and the prior
-            filled in by ``functools.partial``.
+        measure (Callable, optional): from rollouts to numbers to log, such as those of
+            :func:`~torchrl_metra.evaluation.measure_skills`.
         callback (Callable, optional): called with the number of frames and the
             rollouts, to draw or to save them.
 
     Examples:
-        >>> from functools import partial
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
-        >>> from torchrl_metra.evaluation import measure_skills
+        >>> from torchrl_metra.evaluation import encode_trajectories, measure_skills
         >>> prior = UnitSphere(2)
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
-        >>> measure = partial(measure_skills, encoder=networks.encoder, prior=prior)
+        >>> def measure(rollouts):
+        ...     latents = encode_trajectories(rollouts, networks.encoder)
+        ...     return measure_skills(rollouts, latents, prior)
         >>> evaluation = SkillEvaluation(
         ...     env, networks.actor, prior.grid(8), interval=10_000, measure=measure
         ... )

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Bounded
+from torchrl.envs import TransformedEnv
+
+from torchrl_metra import (
+    PixelOptions,
+    PointEnv,
+    SkillPolicy,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+    sample_goals,
+)
+from torchrl_metra.evaluation import evaluate, rollout_skills
+from torchrl_metra.evaluation.__main__ import main
+
+pytest.importorskip("matplotlib")
+DOCS = Path(__file__).parents[1] / "docs"
+PRIOR = UnitSphere(2)
+
+
+def follow_the_skill() -> SkillPolicy:
+    """A policy that goes where its skill points, with positions for φ."""
+    actor = TensorDictModule(nn.Identity(), in_keys=["skill"], out_keys=["action"])
+    encoder = TensorDictModule(nn.Identity(), in_keys=["observation"], out_keys=["latent"])
+    return SkillPolicy(actor, encoder, PRIOR)
+
+
+class TestEvaluate:
+    def test_numbers_pictures_video_and_page(self, tmp_path: Path) -> None:
+        pytest.importorskip("imageio_ffmpeg")
+        report = evaluate(
+            follow_the_skill(),
+            make_env("point", 8),
+            tmp_path / "new",
+            goals=sample_goals("point", 8, extent=10.0),
+            video_env=make_env("point", pixels=PixelOptions(resolution=32, frames=1)),
+            num_episodes=8,
+            max_steps=100,
+            title="A <point>",
+        )
+        assert report["skills"]["sectors"] == 8
+        assert report["skills"]["skill_accuracy"] == 1.0
+        assert report["goals"]["adaptive"]["goal/final_distance"] < 0.3
+        assert report["goals"]["random"]["goal/final_distance"] > 3
+        assert json.loads((tmp_path / "new" / "report.json").read_text()) == report
+        page = (tmp_path / "new" / "report.html").read_text()
+        assert "<h1>A &lt;point&gt;</h1>" in page
+        assert "<code>goal/final_distance</code>" in page
+        for name in ("skills.png", "temporal.png", "goals.png", "skills.mp4"):
+            data = (tmp_path / "new" / name).read_bytes()
+            assert base64.b64encode(data).decode() in page
+        assert (tmp_path / "new" / "skills.gif").stat().st_size > 1_000
+        # Nothing is loaded from elsewhere.
+        assert all(source.startswith("data:") for source in re.findall(r'src="([^"]+)"', page))
+        assert "http" not in page
+
+    def test_leaves_the_environment_as_it_was(self, tmp_path: Path) -> None:
+        env = make_env("point", 4)
+        evaluate(follow_the_skill(), env, tmp_path, num_episodes=4, max_steps=5)
+        assert "skill" not in env.reset().keys()
+
+    def test_norm_of_training_scales_distances(self, tmp_path: Path) -> None:
+        policy, env = follow_the_skill(), make_env("point", 4)
+        paper = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)["skills"]
+        policy.constraint_norm = "rms"
+        authors = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)["skills"]
+        assert authors["latent_step"] == pytest.approx(paper["latent_step"] / 2**0.5)
+
+    def test_an_environment_of_the_users_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The code of the documentation, in fewer than 20 lines."""
+        pytest.importorskip("gymnasium")
+        monkeypatch.chdir(tmp_path)
+        section = (DOCS / "evaluation.md").read_text().split("## Your own environment")[1]
+        code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+        assert len(code.strip().splitlines()) < 20
+        networks = make_sac_networks(3, Bounded(-2, 2, (1,)), PRIOR, num_cells=[16])
+        namespace = {"actor": networks.actor, "encoder": networks.encoder}
+        exec(code, namespace)
+        assert 1 < namespace["report"]["skills"]["policy_coverage"] <= 361
+        assert (tmp_path / "pendulum_report" / "report.html").exists()
+
+
+def test_episodes_of_different_lengths_are_evened_out() -> None:
+    """Six episodes, two at a time, those of each pair one step longer than the last."""
+
+    class GrowingPoint(PointEnv):
+        def _reset(self, tensordict: TensorDict | None, **kwargs: object) -> TensorDict:
+            self.max_steps += 1
+            return super()._reset(tensordict, **kwargs)
+
+    env = TransformedEnv(GrowingPoint(2, max_steps=3), SkillPrimer(PRIOR))
+    rollouts = rollout_skills(env, follow_the_skill().actor, PRIOR.grid(6))
+    lengths = (~rollouts["next", "done"]).sum(1).flatten() + 1
+    assert rollouts.shape[1] == lengths.max()
+    assert len(lengths.unique()) == 3
+    for episode, length in zip(rollouts, lengths.tolist(), strict=True):
+        last = episode["next", "position"][length - 1]
+        assert episode["next", "position"][length:].equal(last.expand(len(episode) - length, -1))
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        env = make_env("point")
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[16])
+        policy = SkillPolicy.from_networks(networks, PRIOR, env, env_name="point")
+        policy.save(tmp_path / "skill_policy.pt")
+        return tmp_path
+
+    def test_writes_a_report_beside_the_policy(
+        self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("imageio_ffmpeg")
+        small = PixelOptions(resolution=16, frames=1)
+        monkeypatch.setattr("torchrl_metra.evaluation.__main__.VIDEO", small)
+        main([str(run), "--episodes", "4", "--goals", "3"])
+        report = json.loads((run / "report" / "report.json").read_text())
+        assert report["episodes"] == 4
+        assert set(report["goals"]) == {"adaptive", "single", "random"}
+        assert (run / "report" / "skills.mp4").exists()
+        assert "policy_coverage" in capsys.readouterr().out
+
+    def test_environment_must_be_known(self, run: Path) -> None:
+        policy = SkillPolicy.load(run / "skill_policy.pt")
+        policy.env_name = None
+        policy.save(run / "skill_policy.pt")
+        with pytest.raises(SystemExit, match="does not say where it was trained: add --env"):
+            main([str(run / "skill_policy.pt")])

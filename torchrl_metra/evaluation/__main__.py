@@ -1,0 +1,85 @@
+"""Evaluate a skill policy: ``python -m torchrl_metra.evaluation outputs/quickstart``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_metra.envs import PixelOptions, make_env, rendering_available, sample_goals
+from torchrl_metra.envs.goals import GOAL_EXTENTS
+from torchrl_metra.evaluation.report import evaluate
+from torchrl_metra.modules import SkillPolicy
+
+VIDEO = PixelOptions(resolution=160, frames=1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Load the policy, build its environment and write the report."""
+    options = _parse(arguments)
+    path = options.policy / "skill_policy.pt" if options.policy.is_dir() else options.policy
+    policy = SkillPolicy.load(path)
+    name = options.env or policy.env_name
+    if name is None:
+        raise SystemExit(f"{path} does not say where it was trained: add --env half_cheetah.")
+    torch.manual_seed(options.seed)
+    pixels = _pixel_options(policy)
+    num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
+    env = make_env(name, num_envs, pixels=pixels)
+    env.set_seed(options.seed)
+    has_goals = options.goals and name in (*GOAL_EXTENTS, "kitchen")
+    output = options.output or path.parent / "report"
+    report = evaluate(
+        policy,
+        env,
+        output,
+        goals=sample_goals(name, options.goals, pixels=pixels, seed=options.seed)
+        if has_goals
+        else None,
+        video_env=_video_env(name, pixels, options.seed),
+        num_episodes=options.episodes,
+        title=f"{name}, {policy.prior!r}",
+    )
+    env.close()
+    for key, value in report["skills"].items():
+        print(f"{key:18} {value:.4g}")
+    for key, metrics in report.get("goals", {}).items():
+        print(f"goals, {key}: " + ", ".join(f"{k[5:]} {v:.3g}" for k, v in metrics.items()))
+    print(f"Written to {output}: open report.html in a browser.")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_metra.evaluation",
+        description="Measure a skill policy; write a folder with numbers, pictures and videos.",
+    )
+    parser.add_argument("policy", type=Path, help="file of a SkillPolicy, or a run's folder")
+    parser.add_argument("--env", help="name for make_env; by default where it was trained")
+    parser.add_argument("--output", type=Path, help="folder to write; default: report beside it")
+    parser.add_argument("--episodes", type=int, default=48, help="skills to roll out (48)")
+    parser.add_argument("--goals", type=int, default=50, help="zero-shot goals (50); 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def _pixel_options(policy: SkillPolicy) -> PixelOptions | None:
+    shape = getattr(policy.architecture, "pixel_shape", None)
+    return None if shape is None else PixelOptions(resolution=shape[1], frames=shape[0] // 3)
+
+
+def _video_env(name: str, pixels: PixelOptions | None, seed: int) -> EnvBase | None:
+    if pixels is not None:
+        return None
+    if name != "point" and not rendering_available():
+        print("No OpenGL backend of MuJoCo works here: the report is without videos.")
+        return None
+    env = make_env(name, pixels=VIDEO)
+    env.set_seed(seed)
+    return env
+
+
+if __name__ == "__main__":
+    main()

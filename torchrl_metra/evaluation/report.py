@@ -1,0 +1,201 @@
+"""A folder that shows what a skill policy has learned."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_metra._record import describe_run
+from torchrl_metra.data import OneHot
+from torchrl_metra.envs import SkillPrimer
+from torchrl_metra.evaluation.goals import goal_metrics, rollout_goal_policies
+from torchrl_metra.evaluation.metrics import measure_skills
+from torchrl_metra.evaluation.page import Section, write_page
+from torchrl_metra.evaluation.plots import plot_goals, plot_skills, plot_temporal_distances
+from torchrl_metra.evaluation.rollouts import rollout_skills
+from torchrl_metra.evaluation.trajectories import (
+    Projection,
+    encode_trajectories,
+    episode_lengths,
+    positions,
+)
+from torchrl_metra.evaluation.videos import write_video
+
+if TYPE_CHECKING:
+    from torchrl_metra.modules import SkillPolicy
+
+__all__ = ["evaluate"]
+
+SKILLS_CAPTION = (
+    "One line per episode, coloured by its skill: in space, and in the latent space of φ. A "
+    "good set of skills is a fan in both: every colour leaves the start in a direction of its "
+    "own, and far."
+)
+TEMPORAL_CAPTION = (
+    "The constraint that METRA trains with. Adjacent states should be at most one apart (left "
+    "of the dashed line), and states of an episode at most as far apart as the steps between "
+    "them (below it). The nearer the median is to that line, the better distances tell the time."
+)
+GOALS_CAPTION = (
+    "Zero-shot goals: the skill points from φ of the state to φ of the goal, at every step "
+    "(adaptive) or at the first one only (single). Random skills, which know of no goal, show "
+    "what chance gives."
+)
+
+
+def evaluate(
+    policy: SkillPolicy,
+    env: EnvBase,
+    output: str | os.PathLike[str],
+    *,
+    projection: Projection | None = None,
+    goals: TensorDictBase | None = None,
+    video_env: EnvBase | None = None,
+    num_episodes: int = 48,
+    max_steps: int = 200,
+    title: str = "",
+) -> dict[str, Any]:
+    """Measure a skill policy and write a folder that shows it (Section 5).
+
+    Rolls out one deterministic episode per skill of a grid and, with goals, episodes that
+    are sent to them. The folder holds ``report.json``, ``skills.png`` (trajectories in space
+    and in latent space), ``temporal.png`` (do latent distances tell the time?), ``goals.png``,
+    videos of skills, and ``report.html``, which shows all of that in one file.
+
+    Args:
+        policy (SkillPolicy): the trained policy.
+        env (EnvBase): environment to evaluate in, of any batch size, without a
+            :class:`~torchrl_metra.SkillPrimer`.
+        output (path): folder to write; it is created.
+
+    Keyword Args:
+        projection (Callable, optional): maps states, a TensorDict of batch size ``*B``, to
+            coordinates of shape ``[*B, k]``, in which trajectories are drawn and coverage is
+            counted in cells of edge 1: scale it to choose their size. By default these are
+            the entry ``"position"`` in metres, where there is one.
+        goals (TensorDictBase, optional): goals of batch size ``[M]``, see
+            :func:`~torchrl_metra.envs.sample_goals`.
+        video_env (EnvBase, optional): an environment of the same task that has ``"pixels"``
+            too, through TorchRL's :class:`~torchrl.record.PixelRenderTransform` for instance;
+            ``env`` itself where it has them.
+        num_episodes (int, optional): number of skills to roll out. Defaults to 48.
+        max_steps (int, optional): length of the episodes. Defaults to 200.
+        title (str, optional): title of the page and of its pictures.
+
+    Returns:
+        What ``report.json`` holds: ``"skills"``, see
+        :func:`~torchrl_metra.evaluation.measure_skills`; ``"goals"``, by policy what
+        :func:`~torchrl_metra.evaluation.goal_metrics` measures; and how to repeat it.
+
+    Raises:
+        ImportError: if matplotlib or, for videos, imageio is not installed; names the extra.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
+        >>> env, prior = make_env("point", num_envs=8), UnitSphere(2)
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> policy = SkillPolicy.from_networks(networks, prior)
+        >>> with TemporaryDirectory() as folder:
+        ...     report = evaluate(policy, env, folder, num_episodes=8, max_steps=20)
+        >>> report["skills"]["policy_coverage"] > 0
+        True
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)
+    report: dict[str, Any] = {"skills": results}
+    if goals is not None:
+        report["goals"], more = _evaluate_goals(policy, env, output, goals, max_steps)
+        sections += more
+    filmed = env if video_env is None else video_env
+    if "pixels" in filmed.observation_spec.keys():
+        sections += _film_skills(policy, filmed, output, max_steps)
+    report |= {"prior": repr(policy.prior), "episodes": num_episodes, **describe_run()}
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_page(output / "report.html", title or "Skills", report, sections)
+    return report
+
+
+def _evaluate_skills(
+    policy: SkillPolicy,
+    env: EnvBase,
+    output: Path,
+    projection: Projection | None,
+    num_episodes: int,
+    max_steps: int,
+) -> tuple[dict[str, float], list[Section]]:
+    rollouts = rollout_skills(
+        _with_skills(env, policy),
+        policy.actor,
+        policy.prior.grid(num_episodes),
+        max_steps=max_steps,
+    )
+    norm = policy.constraint_norm
+    latents = encode_trajectories(rollouts, policy.encoder)
+    position = positions(rollouts, projection)
+    unit = "m" if projection is None else "projection"
+    skills = rollouts["skill"][:, 0].cpu()
+    trajectories, temporal = output / "skills.png", output / "temporal.png"
+    plot_skills(latents, skills, trajectories, position=position, unit=unit)
+    plot_temporal_distances(latents, temporal, lengths=episode_lengths(rollouts), norm=norm)
+    results = measure_skills(rollouts, latents, policy.prior, norm=norm, projection=projection)
+    return results, [
+        Section("Skills", SKILLS_CAPTION, trajectories),
+        Section("Temporal distances", TEMPORAL_CAPTION, temporal),
+    ]
+
+
+def _evaluate_goals(
+    policy: SkillPolicy,
+    env: EnvBase,
+    output: Path,
+    goals: TensorDictBase,
+    max_steps: int,
+) -> tuple[dict[str, dict[str, float]], list[Section]]:
+    rollouts = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
+    metrics = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
+    if "position" not in goals.keys():
+        return metrics, []
+    reached = {
+        name: episodes["next", "position"][:, -1].cpu() for name, episodes in rollouts.items()
+    }
+    picture = output / "goals.png"
+    plot_goals(goals["position"].cpu(), reached, picture)
+    return metrics, [Section("Zero-shot goals", GOALS_CAPTION, picture)]
+
+
+def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int) -> list[Section]:
+    skills = filmed_skills(policy)
+    env = _with_skills(env, policy)
+    pixels = rollout_skills(env, policy.actor, skills, max_steps=max_steps)["next", "pixels"]
+    write_video(pixels, output / "skills.mp4")
+    # GIFs become large: every second picture.
+    write_video(pixels[:, ::2], output / "skills.gif", fps=12.5)
+    names = _name_skills(skills)
+    return [Section("What it looks like", f"Skills, row by row: {names}.", output / "skills.mp4")]
+
+
+def filmed_skills(policy: SkillPolicy) -> Tensor:
+    """The skills of the video: all discrete ones, up to 16; else 9."""
+    prior = policy.prior
+    return prior.grid(min(prior.dim, 16) if isinstance(prior, OneHot) else 9)
+
+
+def _name_skills(skills: Tensor) -> str:
+    if bool(((skills == 0) | (skills == 1)).all()):
+        return ", ".join(str(int(skill.argmax())) for skill in skills)
+    return ", ".join(
+        "(" + ", ".join(f"{value:.1f}" for value in skill) + ")" for skill in skills.tolist()
+    )
+
+
+def _with_skills(env: EnvBase, policy: SkillPolicy) -> EnvBase:
+    # Around the environment, not appended to it: it belongs to the caller.
+    return TransformedEnv(env, SkillPrimer(policy.prior), auto_unwrap=False)
