@@ -152,7 +152,10 @@ class ReturnCurve:
             rollout = self.env.rollout(
                 10_000, self.policy, break_when_any_done=False, break_when_all_done=True
             )
-        returns = rollout["next", "reward"].sum(dim=1)
+        done = rollout["next", "done"].long()
+        # What is repeated of an episode that ended before others does not count.
+        counts = done.cumsum(dim=1) == done
+        returns = (rollout["next", "reward"] * counts).sum(dim=1)
         success = (returns > 0).float().mean()
         self.curve.append(self.frames, round(returns.mean().item(), 3), round(success.item(), 3))
 

@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
 
-from torchrl_metra import OneHot, SkillPolicy, SkillPrior, UnitSphere, make_env, make_sac_networks
+from torchrl_metra import (
+    OneHot,
+    PixelOptions,
+    SkillPolicy,
+    SkillPrior,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
+from torchrl_metra.envs import ReachGoals
 
 hydra = pytest.importorskip("hydra")
 OmegaConf = pytest.importorskip("omegaconf").OmegaConf
@@ -89,6 +101,52 @@ def test_the_high_level_learns(examples: SimpleNamespace, tmp_path: Path) -> Non
     at_random = env.rollout(8)["next", "reward"].sum(dim=1).mean()
     assert results["return_after"] > 2 * at_random
     assert results["return_after"] > results["return_before"] + 10
+
+
+def test_networks_for_pictures(examples: SimpleNamespace) -> None:
+    env = make_env("point_pixels", 2, pixels=PixelOptions(resolution=32, frames=1))
+    env.append_transform(ReachGoals(5.0, radius=1.0))
+    state = env.reset()
+    actor, critics = examples.downstream.make_sac_networks(env, [8])
+    state = critics[0](actor(state))
+    assert state["action"].shape == (2, 2)
+    assert state["state_action_value"].shape == (2, 1)
+    actor.zero_grad()
+    state["state_action_value"].sum().backward()
+    assert all(p.grad is not None for p in critics[0].parameters())
+
+
+class EndsApart(EnvBase):
+    """Two episodes, of one and of three steps, with a reward of 1 for each step."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=torch.Size([2]))
+        flag = Categorical(2, (2, 1), dtype=torch.bool)
+        self.observation_spec = Composite(observation=Unbounded((2, 1)), shape=[2])
+        self.action_spec = Bounded(-1, 1, (2, 1))
+        self.reward_spec = Unbounded((2, 1))
+        self.done_spec = Composite(done=flag, terminated=flag.clone(), shape=[2])
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        self.count = torch.zeros(2, 1)
+        return TensorDict({"observation": self.count}, [2])
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.count = self.count + 1
+        done = self.count >= torch.tensor([[1], [3]])
+        values = {"observation": self.count, "reward": torch.ones(2, 1)}
+        return TensorDict({**values, "done": done, "terminated": done.clone()}, [2])
+
+    def _set_seed(self, seed: int | None) -> None:
+        del seed
+
+
+def test_returns_of_episodes_of_different_lengths(
+    examples: SimpleNamespace, tmp_path: Path
+) -> None:
+    policy = TensorDictModule(torch.nn.Identity(), ["observation"], ["action"])
+    curve = examples.learners.ReturnCurve(EndsApart(), policy, 10, tmp_path / "returns.csv").curve
+    assert curve.rows[0][2] == (1 + 3) / 2
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
