@@ -40,12 +40,12 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.evaluation import (
+    encode_trajectories,
+    measure_skills,
     plot_coverage,
-    plot_latents,
-    plot_positions,
+    plot_skills,
+    positions,
     rollout_skills,
-    sector_coverage,
-    skill_alignment,
     visited,
     write_video,
 )
@@ -206,12 +206,21 @@ def train(config: DictConfig) -> dict[str, Any]:
     )
     curve = CoverageCurve(output / "coverage.csv")
 
+    def measure(rollouts: TensorDictBase) -> dict[str, float]:
+        latents = encode_trajectories(rollouts, networks.encoder)
+        return measure_skills(rollouts, latents, prior, norm=policy.constraint_norm)
+
     def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
         curve.append(frames, len(visited(rollouts).unique(dim=0)))
         policy.save(output / "skill_policy.pt")
 
     evaluation = SkillEvaluation(
-        evaluation_env, networks.policy, skills, config.evaluation_interval, callback=on_evaluation
+        evaluation_env,
+        networks.policy,
+        skills,
+        config.evaluation_interval,
+        measure=measure,
+        callback=on_evaluation,
     )
     on_evaluation(0, rollout_skills(evaluation_env, networks.policy, skills))
     evaluation.register(trainer)
@@ -223,24 +232,27 @@ def train(config: DictConfig) -> dict[str, Any]:
     rollouts = rollout_skills(evaluation_env, networks.policy, skills)
     evaluation_env.close()
     on_evaluation(trainer.collected_frames, rollouts)
-    latents = encode(networks, rollouts)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
-    draw(rollouts, latents, output, title)
+    latents = encode_trajectories(rollouts, networks.encoder)
+    plot_skills(latents, skills, output / "skills.png", position=positions(rollouts), title=title)
     plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title, unit=unit)
+    if "pixels" in rollouts.keys():
+        write_video(rollouts["pixels"], output / "skills.mp4")
     before, after = curve.rows[0][-1], curve.rows[-1][-1]
     results = {
         "coverage_before": before,
         "coverage_after": after,
-        **measure_directions(rollouts, latents, prior),
+        **measure(rollouts),
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
     }
     write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
     print(
         f"policy coverage of {config.evaluation_episodes} episodes: {before} {unit} before "
-        f"training, {after} after {trainer.collected_frames:,} frames "
-        f"({curve.seconds:.0f} s). Written to {output}/"
+        f"training, {after} after {trainer.collected_frames:,} frames ({curve.seconds:.0f} s).\n"
+        f"Written to {output}/. For pictures, videos and goals of these skills:\n"
+        f"python -m torchrl_metra.evaluation {output}"
     )
     return results
 
@@ -251,36 +263,3 @@ def in_own_folder(config: DictConfig) -> DictConfig:
         return config
     sweep = HydraConfig.get().sweep
     return OmegaConf.merge(config, {"output": f"{sweep.dir}/{sweep.subdir}"})
-
-
-@torch.no_grad()
-def encode(networks: SACNetworks, rollouts: TensorDictBase) -> torch.Tensor:
-    """φ of all states of the episodes, an episode at a time: those of pictures are large."""
-    states = rollouts.select(*networks.encoder.in_keys)
-    device = next(networks.encoder.parameters()).device
-    latents = [networks.encoder(episode.to(device))["latent"] for episode in states.split(1)]
-    return torch.cat(latents).cpu()
-
-
-def measure_directions(
-    rollouts: TensorDictBase, latents: torch.Tensor, prior: SkillPrior
-) -> dict[str, float]:
-    """How well episodes follow their skills in latent space, and how they spread in the plane."""
-    skills = prior.center(rollouts["skill"][:, 0])
-    results: dict[str, float] = {
-        "skill_alignment": skill_alignment(latents[:, 0], latents[:, -1], skills)
-    }
-    position = rollouts.get("position", default=None)
-    if position is not None and position.shape[-1] == 2:
-        results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
-    return results
-
-
-def draw(rollouts: TensorDictBase, latents: torch.Tensor, output: Path, title: str) -> None:
-    """Pictures and, where there is something to see, a video of skills."""
-    skills = rollouts["skill"][:, 0]
-    if "position" in rollouts.keys():
-        plot_positions(rollouts["position"], skills, output / "positions.png", title=title)
-    plot_latents(latents, skills, output / "latents.png", title=title)
-    if "pixels" in rollouts.keys():
-        write_video(rollouts["pixels"], output / "skills.mp4")

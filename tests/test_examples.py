@@ -34,7 +34,7 @@ def compose(name: str, *overrides: str) -> Any:
 def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: Path) -> None:
     config = compose("point", f"output={tmp_path}", "total_frames=4800", "seed=3")
     results = training.train(config)
-    for name in ("positions.png", "latents.png", "coverage.png"):
+    for name in ("skills.png", "coverage.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     curve = (tmp_path / "coverage.csv").read_text().splitlines()
     assert curve[0] == "frames,seconds,policy_coverage"
@@ -45,6 +45,7 @@ def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: 
     assert summary["coverage_after"] == results["coverage_after"]
     assert {"command", "commit", "hardware", "torch"} <= summary.keys()
     policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
+    assert (policy.env_name, policy.constraint_norm) == ("point", "l2")
     env = make_env("point", 48).append_transform(SkillPrimer(policy.prior))
     rollouts = rollout_skills(env, policy.actor, policy.prior.grid(48))
     assert coverage(rollouts["next", "position"]) == results["coverage_after"]
@@ -56,7 +57,7 @@ def test_an_interrupted_run_is_evaluated_all_the_same(training: Any, tmp_path: P
     threading.Timer(15, os.kill, (os.getpid(), signal.SIGTERM)).start()
     results = training.train(config)
     assert 0 < results["frames"] < 1_000_000
-    assert (tmp_path / "positions.png").exists()
+    assert (tmp_path / "skills.png").exists()
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
@@ -169,7 +170,7 @@ def test_a_run_from_pixels(
     config = compose("point_pixels", f"output={tmp_path}", *SMALL, *switches)
     config.pixels.resolution = 32
     assert training.train(config)["frames"] == 1_600
-    for name in ("positions.png", "latents.png", "coverage.png", "skills.mp4"):
+    for name in ("skills.png", "coverage.png", "skills.mp4"):
         assert (tmp_path / name).stat().st_size > 1_000
     assert any((tmp_path / "disk").rglob("*.memmap")) == ("storage=disk" in switches)
     policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
@@ -186,4 +187,4 @@ def test_debug_run_of_a_simulator(training: Any, tmp_path: Path, name: str) -> N
     results = training.train(compose(name, *overrides, "evaluation_episodes=2"))
     assert results["frames"] == 400
     assert (tmp_path / "skills.mp4").stat().st_size > 1_000
-    assert (tmp_path / "positions.png").exists() == (name == "quadruped")
+    assert (tmp_path / "skills.png").exists()

@@ -132,10 +132,11 @@ class TestSkillPolicy:
     def test_round_trip(self, tmp_path: Path, prior) -> None:
         spec = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
         networks = make_sac_networks(4, spec, prior, num_cells=[8, 12])
-        policy = SkillPolicy.from_networks(networks, prior)
+        policy = SkillPolicy.from_networks(networks, prior, env_name="ant", constraint_norm="rms")
         policy.save(tmp_path / "new" / "skills.pt")
         loaded = SkillPolicy.load(tmp_path / "new" / "skills.pt")
         assert loaded.prior == prior
+        assert (loaded.env_name, loaded.constraint_norm) == ("ant", "rms")
         assert loaded.architecture == networks.architecture
         inputs = TensorDict({"observation": torch.randn(6, 4), "skill": prior.sample([6])}, [6])
         with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -146,6 +147,15 @@ class TestSkillPolicy:
             loaded.encoder(inputs.clone())["latent"], networks.encoder(inputs.clone())["latent"]
         )
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["skills.pt"]
+
+    def test_reads_files_of_before_they_named_the_environment(self, tmp_path: Path) -> None:
+        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
+        content = torch.load(tmp_path / "skills.pt")
+        del content["env_name"], content["constraint_norm"]
+        torch.save(content, tmp_path / "skills.pt")
+        policy = SkillPolicy.load(tmp_path / "skills.pt")
+        assert (policy.env_name, policy.constraint_norm) == (None, "l2")
 
     def test_keeps_observation_normalisation(self, tmp_path: Path) -> None:
         pytest.importorskip("mujoco")

@@ -14,7 +14,7 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers.samplers import PrioritizedSampler
-from torchrl.envs import ActionScaling, RewardSum, TransformedEnv
+from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import OptimizationStepper, Trainer
@@ -30,7 +30,7 @@ from torchrl_metra import (
     make_env,
     make_metra_optimizers,
 )
-from torchrl_metra.trainers import SkillEvaluation
+from torchrl_metra.trainers import LogCoverage, SkillEvaluation
 
 
 def skill_env(parts: SimpleNamespace, num_envs: int = 4) -> TransformedEnv:
@@ -217,7 +217,8 @@ class TestTrainer:
         logger = CSVLogger(exp_name="run", log_dir=str(tmp_path))
         trainer = build_trainer(make_losses(), logger=logger, log_interval=0)
         trainer.train()
-        for name in ("frames_per_second", "updates_per_second", "total_coverage", "dual"):
+        names = ("frames_per_second", "updates_per_second", "total_coverage", "queue_coverage")
+        for name in (*names, "dual"):
             file = tmp_path / "run" / "scalars" / f"{name}.csv"
             assert file.exists(), name
         assert float(file.read_text().split()[-1].split(",")[1]) == pytest.approx(30, rel=0.01)
@@ -237,6 +238,25 @@ class TestTrainer:
         trainer.train()
         assert seen == [(40, (5, 200)), (120, (5, 200))]
         assert len(trainer._log_dict["policy_coverage"]) == 2
+
+    def test_evaluation_hook_logs_what_is_measured_and_dumps_videos(self) -> None:
+        parts = make_losses()
+        trainer = build_trainer(parts)
+        dumped = []
+
+        class Recorder(Transform):
+            def dump(self, **kwargs: object) -> None:
+                dumped.append(trainer.collected_frames)
+
+        env = skill_env(parts, 3).append_transform(Recorder(in_keys=[], out_keys=[]))
+        actor, skills = parts.networks.actor, parts.prior.grid(3)
+        SkillEvaluation(
+            env, actor, skills, 80, measure=lambda rollouts: {"size": rollouts.numel()}
+        ).register(trainer)
+        trainer.train()
+        assert [value for _, value in trainer._log_dict["size"]] == [600, 600]
+        assert "policy_coverage" not in trainer._log_dict
+        assert dumped == [40, 120]
 
     def test_nan_in_collected_data(self) -> None:
         trainer = build_trainer(make_losses())
@@ -376,3 +396,28 @@ class TestHook:
     def test_missing_optimizer(self) -> None:
         with pytest.raises(ValueError, match="lack 'encoder'"):
             METRAHook(make_losses().metra_loss, {})
+
+
+class TestLogCoverage:
+    def test_counts_all_and_the_latest(self) -> None:
+        def batch(x: float) -> TensorDict:
+            position = torch.full((10, 1), x)
+            return TensorDict({"next": {"position": position, "other": -position}}, [10])
+
+        hook = LogCoverage(window=20)
+        for x, queue in ((0.5, 1), (1.5, 2), (2.5, 2)):
+            logged = hook(batch(x))
+            assert logged["total_coverage"] == int(x) + 1
+            assert logged["queue_coverage"] == queue
+        restored = LogCoverage(window=20)
+        restored.load_state_dict(hook.state_dict())
+        assert restored(batch(1.5)) == hook(batch(1.5))
+        assert restored(batch(7.5)) == hook(batch(7.5)) == {**logged, "total_coverage": 4}
+
+    def test_projection_and_cell_size(self) -> None:
+        other = torch.tensor([[0.1], [0.6], [1.2]])
+        states = TensorDict({"next": {"other": other}}, [3])
+        hook = LogCoverage(projection=lambda states: states["other"], cell_size=0.5)
+        assert hook(states)["total_coverage"] == 3
+        assert LogCoverage()(states) is None
+        assert hook(None) is None

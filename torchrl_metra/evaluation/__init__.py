@@ -24,6 +24,7 @@ from torchrl_metra.evaluation.temporal import (
 from torchrl_metra.evaluation.trajectories import (
     encode_trajectories,
     episode_lengths,
+    positions,
     trajectories,
 )
 from torchrl_metra.evaluation.videos import write_video
@@ -42,6 +43,7 @@ __all__ = [
     "plot_goals",
     "plot_skills",
     "plot_temporal_distances",
+    "positions",
     "rank_correlation",
     "rollout_goal_policies",
     "rollout_goals",

@@ -198,7 +198,11 @@ class SkillEvaluation(TrainerHookBase):
             self.callback(frames, rollouts)
         if isinstance(self.env, TransformedEnv):
             self.env.transform.dump()
-        return {**self.measure(rollouts), "log_pbar": True}
+        results = self.measure(rollouts)
+        if self._trainer.progress_bar and "policy_coverage" in results:
+            # All of the numbers would be too many for the bar.
+            self._trainer._pbar_str["policy_coverage"] = str(results["policy_coverage"])
+        return results
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next}
