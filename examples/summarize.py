@@ -1,6 +1,7 @@
 """One table of many runs: what was set differently, and what came of it.
 
 python examples/summarize.py outputs/half_cheetah
+python examples/summarize.py outputs/half_cheetah --results coverage_after skill_alignment
 
 Reads every ``summary.json`` below the folders, or files with a list of such summaries. Runs that
 differ by their seed only share a row, which shows the mean of their results and, in brackets, the
@@ -53,22 +54,25 @@ def differing_settings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def summarize(runs: Sequence[Mapping[str, Any]]) -> str:
+def result_names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the numbers beside ``"config"``, in the order of the first run."""
+    names = dict.fromkeys(name for run in runs for name in run if name != "threads")
+    return [name for name in names if any(isinstance(run.get(name), (int, float)) for run in runs)]
+
+
+def summarize(runs: Sequence[Mapping[str, Any]], results: Sequence[str] | None = None) -> str:
     """A Markdown table with a row for each combination of settings.
 
     Args:
         runs (sequence of mappings): contents of ``summary.json`` files.
+        results (sequence of str, optional): names of the results. Defaults to all that are
+            numbers.
 
     Returns:
-        The table: settings that differ, number of seeds, then the results, numbers next to
-        ``"config"`` in the summaries, in the order of the first run.
+        The table: settings that differ, number of seeds, then the results.
     """
     names = differing_settings(runs)
-    results = [
-        name
-        for name, value in runs[0].items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "threads"
-    ]
+    results = results or result_names(runs)
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
         settings = flatten(run["config"])
@@ -97,10 +101,14 @@ def main() -> None:
     """Print the table of the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("places", nargs="+", type=Path, help="folders of runs, or files of them")
-    runs = read_runs(parser.parse_args().places)
+    parser.add_argument("--results", nargs="+", help="columns; all numbers without it")
+    args = parser.parse_args()
+    runs = read_runs(args.places)
     if not runs:
         parser.error("no summary.json there: runs write one at their end.")
-    print(summarize(runs))
+    if unknown := set(args.results or ()) - set(result_names(runs)):
+        parser.error(f"no results {sorted(unknown)}, expected some of {result_names(runs)}.")
+    print(summarize(runs, args.results))
 
 
 if __name__ == "__main__":

@@ -162,13 +162,22 @@ class TestSummary:
         read_runs = scripts("summarize").read_runs
         assert read_runs([tmp_path, tmp_path / "many.json"]) == self.runs()
 
-    def test_no_runs(
+    def test_command(
         self, scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        monkeypatch.setattr("sys.argv", ["summarize.py", str(tmp_path)])
-        with pytest.raises(SystemExit):
+        def run(*arguments: str) -> None:
+            monkeypatch.setattr("sys.argv", ["summarize.py", str(tmp_path), *arguments])
             scripts("summarize").main()
+
+        with pytest.raises(SystemExit):
+            run()
         assert "no summary.json" in capsys.readouterr().err
+        (tmp_path / "summary.json").write_text(json.dumps(self.runs()))
+        run("--results", "alignment")
+        assert "| 8 | None | 3 | 0.5 |" in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            run("--results", "coverage")
+        assert "['coverage'], expected some of ['coverage_after', " in capsys.readouterr().err
 
 
 class TestAsymmetry:
