@@ -254,7 +254,7 @@ class TestTrainer:
             env, actor, skills, 80, measure=lambda rollouts: {"size": rollouts.numel()}
         ).register(trainer)
         trainer.train()
-        assert [value for _, value in trainer._log_dict["size"]] == [600, 600]
+        assert trainer._log_dict["size"] == [600, 600]
         assert "policy_coverage" not in trainer._log_dict
         assert dumped == [40, 120]
 
