@@ -14,7 +14,7 @@ from torchrl_metra.envs.goals import GOAL_EXTENTS
 from torchrl_metra.evaluation.report import evaluate
 from torchrl_metra.modules import SkillPolicy
 
-VIDEO = PixelOptions(resolution=160, frames=1)
+VIDEO = PixelOptions(resolution=128, frames=1)
 
 
 def main(arguments: list[str] | None = None) -> None:
