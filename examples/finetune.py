@@ -56,7 +56,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         networks.policy.load_state_dict(skills.actor.state_dict())
     trainer = make_sac_trainer(config.sac, env, networks.policy, networks.critics)
     if config.pretrained:
-        learn_critics_first(trainer, config.critic_frames)
+        learn_critics_first(trainer, config.critic_frames, config.policy_lr)
     evaluation_env = make_task(config, skill, config.evaluation_episodes, config.seed + 1_000)
     return train(config, trainer, evaluation_env, networks.policy)
 

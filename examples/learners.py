@@ -56,16 +56,20 @@ def make_sac_trainer(
     return _count_from_zero(trainer)
 
 
-def learn_critics_first(trainer: SACTrainer, frames: int) -> None:
-    """Hold the policy for so many frames: new critics would unlearn what it can do."""
-    policy = [p for name, p in trainer.loss_module.named_parameters() if "qvalue" not in name]
-    for parameter in policy:
-        parameter.requires_grad_(False)
+def learn_critics_first(trainer: SACTrainer, frames: int, lr: float) -> None:
+    """Hold the policy for so many frames, and let it learn at its own rate from then on.
+
+    New critics would have it unlearn what it can do.
+    """
+    (group,) = trainer.optimizer.param_groups
+    parameters = trainer.loss_module.named_parameters()
+    policy = {id(p): p for name, p in parameters if "qvalue" not in name}
+    group["params"] = [p for p in group["params"] if id(p) not in policy]
+    trainer.optimizer.add_param_group({"params": list(policy.values()), "lr": 0.0})
 
     def release() -> None:
         if trainer.collected_frames >= frames:
-            for parameter in policy:
-                parameter.requires_grad_(True)
+            trainer.optimizer.param_groups[1]["lr"] = lr
 
     trainer.register_op("post_steps", release)
 

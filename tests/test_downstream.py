@@ -189,7 +189,7 @@ def test_critics_learn_first(examples: SimpleNamespace) -> None:
         compose("finetune", "env=point_goal"), prior.grid(1)[0], 4, seed=0
     )
     trainer = examples.learners.make_sac_trainer(config, env, networks.actor, networks.critics)
-    examples.learners.learn_critics_first(trainer, 800)
+    examples.learners.learn_critics_first(trainer, 800, lr=1e-3)
     weights, critic = networks.actor.module[0].module.head.linear.weight, networks.critics[0]
     start = weights.detach().clone(), next(critic.parameters()).detach().clone()
     changed = []
