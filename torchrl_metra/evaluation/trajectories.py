@@ -7,8 +7,10 @@ from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+
+from torchrl_metra.modules.encoder import as_encoder, latent_key
 
 __all__ = ["Projection", "encode_trajectories", "episode_lengths", "positions", "trajectories"]
 
@@ -67,9 +69,8 @@ def encode_trajectories(
         >>> encode_trajectories(rollouts, nn.Linear(2, 3)).shape
         torch.Size([4, 11, 3])
     """
-    if not isinstance(encoder, TensorDictModuleBase):
-        encoder = TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
-    key = "latent" if "latent" in encoder.out_keys else encoder.out_keys[0]
+    encoder = as_encoder(encoder)
+    key = latent_key(encoder)
     parameter = next(encoder.parameters(), None)
     device = rollouts.device if parameter is None else parameter.device
 

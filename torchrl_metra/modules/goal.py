@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules.encoder import as_encoder, latent_key
 
 __all__ = ["GoalReachingPolicy"]
 
@@ -59,13 +60,12 @@ class GoalReachingPolicy(TensorDictModuleBase):
         adaptive: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, TensorDictModuleBase):
-            encoder = TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
+        encoder = as_encoder(encoder)
         self.actor = actor
         self.encoder: TensorDictModuleBase = encoder
         self.prior = prior
         self.adaptive = adaptive
-        self._latent_key = "latent" if "latent" in encoder.out_keys else encoder.out_keys[0]
+        self._latent_key = latent_key(encoder)
         # Who writes the entries that an environment of METRA does not have.
         self._writers: dict[NestedKey, str] = {
             unravel_key(("goal", key)): "GoalPrimer(goals)" for key in encoder.in_keys

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchrl.objectives.common import LossModule
 
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules.encoder import as_encoder, latent_key
 from torchrl_metra.objectives import functional as F
 
 __all__ = ["METRALoss"]
@@ -172,10 +173,8 @@ class METRALoss(LossModule):
                 f"distance, got {distance!r}."
             )
 
-        if not isinstance(encoder, TensorDictModuleBase):
-            encoder = TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
-        if self.tensor_keys.latent not in encoder.out_keys:
-            self.tensor_keys.latent = encoder.out_keys[0]
+        encoder = as_encoder(encoder)
+        self.tensor_keys.latent = latent_key(encoder)
         self.convert_to_functional(encoder, "encoder")
         self.prior = prior
         self.constraint_norm = constraint_norm
