@@ -90,6 +90,7 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
   padding: 0 1rem; }}
 img, video {{ max-width: 100%; height: auto; background: white; border-radius: 4px; }}
+video {{ width: 32rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 td, th {{ padding: 0.2rem 0.8rem; border-bottom: 1px solid #8884; text-align: left; }}
 pre {{ overflow-x: auto; padding: 1rem; background: #8881; border-radius: 4px; }}
