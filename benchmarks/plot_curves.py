@@ -43,7 +43,7 @@ def draw_returns(folder: Path) -> None:
 
 def main() -> None:
     """Draw every group and every task."""
-    for folder in filter(Path.is_dir, RESULTS.iterdir()):
+    for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for path in sorted(RESULTS.glob("*.csv")):
