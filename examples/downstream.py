@@ -1,4 +1,4 @@
-"""A task with frozen skills, or without (Section 5.3).
+"""A task with frozen skills, or without (Section 5).
 
 python examples/downstream.py skill_policy=outputs/quickstart/skill_policy.pt
 python examples/downstream.py skill_policy=null    # SAC on the environment's own actions

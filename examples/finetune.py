@@ -4,7 +4,7 @@ python examples/finetune.py skill_policy=outputs/quickstart/skill_policy.pt
 python examples/finetune.py pretrained=false    # the same networks from scratch
 
 The skill that already earns most is held for good; SAC goes on from its policy. (The paper
-leaves this open, Section 6.)
+leaves this open.)
 """
 
 from __future__ import annotations

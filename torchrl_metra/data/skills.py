@@ -87,7 +87,7 @@ class SkillPrior(abc.ABC):
 
     @abc.abstractmethod
     def toward(self, displacement: Tensor) -> Tensor:
-        """The skill that moves φ along a displacement (Section 4.2, Equation 10).
+        """The skill that moves φ along a displacement (Section 4.2).
 
         With ``displacement = φ(g) - φ(s)`` it is the skill to reach a goal ``g`` from a
         state ``s``.

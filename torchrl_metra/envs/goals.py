@@ -38,7 +38,7 @@ def sample_goals(
     seed: int = 0,
     pixels: PixelOptions | None = None,
 ) -> TensorDict:
-    """Goals for an environment of :func:`~torchrl_metra.make_env` (Section 5.3).
+    """Goals for an environment of :func:`~torchrl_metra.make_env` (Section 5).
 
     A goal is a state after a reset, moved to a place drawn uniformly from a square around
     the origin. In the kitchen it is such a state with one of the tasks solved, each task

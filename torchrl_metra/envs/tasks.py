@@ -1,4 +1,4 @@
-"""The paper's downstream tasks, on which skills are put to use (Section 5.3, Appendix F.2)."""
+"""The paper's downstream tasks, on which skills are put to use (Section 5)."""
 
 from __future__ import annotations
 

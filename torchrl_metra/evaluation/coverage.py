@@ -16,7 +16,7 @@ __all__ = ["CoverageCounter", "coverage", "sector_coverage", "visited"]
 
 
 def coverage(position: Tensor, cell_size: float = 1.0) -> int:
-    """Number of distinct cells visited, the paper's state coverage (Section 5.2).
+    """Number of distinct cells visited, the paper's state coverage (Section 5).
 
     Args:
         position (Tensor): positions of shape ``[*B, k]``, in metres or whatever a projection
@@ -41,7 +41,7 @@ def visited(
     """Where transitions led, in the terms in which coverage is counted.
 
     Cells of the plane by ``("next", "position")`` or, in the kitchen, the solved tasks by
-    ``("next", "tasks")`` (Section 5.2). The number of distinct rows is the coverage.
+    ``("next", "tasks")`` (Section 5). The number of distinct rows is the coverage.
 
     Args:
         transitions (TensorDictBase): transitions of any batch size.
@@ -88,7 +88,7 @@ class CoverageCounter:
     """Counts distinct cells as transitions come in: all of them, or the latest.
 
     With all, it is the paper's total coverage; with a window of 100 000 transitions, its
-    queue coverage (Section 5.2). It keeps distinct cells only, so that its memory follows
+    queue coverage (Section 5). It keeps distinct cells only, so that its memory follows
     the ground that was covered and not the number of transitions.
 
     Args:

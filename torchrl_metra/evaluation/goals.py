@@ -68,7 +68,7 @@ def rollout_goals(
 def goal_metrics(
     rollouts: TensorDictBase, *, radii: Sequence[float] = (3.0, 1.0)
 ) -> dict[str, float]:
-    """How well episodes reach their goals (Section 5.3).
+    """How well episodes reach their goals (Section 5).
 
     * ``"goal/start_distance"`` and ``"goal/final_distance"``: mean distance between position
       and goal before the first step and after the last one, in metres.

@@ -72,7 +72,7 @@ class LogRates(TrainerHookBase):
 
 
 class LogCoverage(TrainerHookBase):
-    """Logs how much was visited in all of training, and of late (Section 5.2).
+    """Logs how much was visited in all of training, and of late (Section 5).
 
     ``total_coverage`` counts the cells of all transitions, ``queue_coverage`` those of the
     latest; in the kitchen, the tasks solved. Silent where the environment gives neither
@@ -132,7 +132,7 @@ class LogCoverage(TrainerHookBase):
 
 
 class SkillEvaluation(TrainerHookBase):
-    """Rolls out a grid of skills at intervals and logs what they are worth (Section 5.2).
+    """Rolls out a grid of skills at intervals and logs what they are worth (Section 5).
 
     Without ``measure`` it logs ``policy_coverage``, counted as
     :func:`~torchrl_metra.evaluation.visited` does, and nothing where the environment gives

@@ -22,7 +22,7 @@ __all__ = ["SkillAction"]
 class SkillAction(Transform):
     """Makes the environment's action a skill, which a frozen policy follows for some steps.
 
-    The way to use skills for a task (Section 5.3): a high-level policy writes a skill to
+    The way to use skills for a task (Section 5): a high-level policy writes a skill to
     ``"action"``; a frozen copy of the skill policy acts on it, deterministically, for
     ``num_steps`` steps, whose rewards are summed. An environment that is done before stops
     there, with the observation and the reward of its last step, while others of the batch
