@@ -18,6 +18,9 @@ from torchrl.trainers import Trainer
 from torchrl_metra._extras import require
 from torchrl_metra._record import describe_run
 
+# Read at the start: the repository may move on while a run trains.
+RUN = describe_run()
+
 
 class Curve:
     """What is measured against frames and seconds, on disk as it grows."""
@@ -78,5 +81,5 @@ def stop_on_signal(trainer: Trainer) -> Iterator[None]:
 
 def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:
     """Write the results with command, commit, versions and hardware."""
-    record = {**results, **describe_run(), "config": config}
+    record = {**results, **RUN, "config": config}
     path.write_text(json.dumps(record, indent=2) + "\n")

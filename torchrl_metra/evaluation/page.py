@@ -15,7 +15,7 @@ MEANINGS = {
     "policy_coverage": "cells (in the kitchen: tasks) that the episodes visited",
     "sectors": "of 16 sectors around the start in which an episode ended",
     "skill_alignment": "mean cosine between a skill and where it led in latent space; best 1",
-    "skill_accuracy": "share of skills told from where they led in latent space; best 1",
+    "skill_accuracy": "share of skills told, among all, by where they led in latent space; best 1",
     "latent_step": "mean latent distance of adjacent states; at most 1",
     "latent_step_max": "largest latent distance of adjacent states",
     "steps_beyond": "share of adjacent states more than 5 % beyond the bound; best 0",
