@@ -76,7 +76,7 @@ def test_a_run_is_written_and_printed(
     run.main()
     torch.set_num_threads(threads)
     record = json.loads(output.read_text())
-    assert {"commit", "cpu", "cores", "torch"} <= record["environment"].keys()
+    assert {"commit", "hardware", "torch"} <= record["environment"].keys()
     names = {result["name"]: result for result in record["results"]}
     bytes_per_transition = names["replay/state/bytes"]
     # Two observations of 29 floats, an action of 8, a skill of 2, two flags.

@@ -224,7 +224,7 @@ class TestMakeEnv:
         env.close()
 
     def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match=r"'walker'.*'point', 'ant', 'half_cheetah'"):
+        with pytest.raises(ValueError, match=r"'walker'.*'point', .*'ant', 'half_cheetah'"):
             make_env("walker")
         with pytest.raises(ValueError, match=r"backend 'gpu'.*'envpool'"):
             make_env("ant", 2, backend="gpu")

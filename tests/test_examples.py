@@ -54,8 +54,12 @@ def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: 
 def test_an_interrupted_run_is_evaluated_all_the_same(training: Any, tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     config = compose("point", f"output={tmp_path}", "total_frames=1_000_000")
-    threading.Timer(15, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    results = training.train(config)
+    timer = threading.Timer(10, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        results = training.train(config)
+    finally:
+        timer.cancel()
     assert 0 < results["frames"] < 1_000_000
     assert (tmp_path / "skills.png").exists()
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -201,7 +201,7 @@ class SkillEvaluation(TrainerHookBase):
         results = self.measure(rollouts)
         if self._trainer.progress_bar and "policy_coverage" in results:
             # All of the numbers would be too many for the bar.
-            self._trainer._pbar_str["policy_coverage"] = str(results["policy_coverage"])
+            self._trainer._pbar_str["policy_coverage"] = results["policy_coverage"]
         return results
 
     def state_dict(self) -> dict[str, Any]:
