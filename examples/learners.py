@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from records import Curve, stop_on_signal, write_summary
+from records import Curve, in_own_folder, stop_on_signal, write_summary
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn, optim
@@ -168,6 +168,7 @@ def train(
     config: DictConfig, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
 ) -> dict[str, Any]:
     """Train, evaluating in ``env``; writes the curve, its picture and a summary."""
+    config = in_own_folder(config)
     output = Path(config.output)
     returns = ReturnCurve(env, policy, config.evaluation_interval, output / "returns.csv")
     trainer.register_op("post_steps_log", returns)

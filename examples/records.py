@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from torchrl.record.loggers import Logger, get_logger
 from torchrl.trainers import Trainer
 
@@ -83,3 +86,11 @@ def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:
     """Write the results with command, commit, versions and hardware."""
     record = {**results, **RUN, "config": config}
     path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def in_own_folder(config: DictConfig) -> DictConfig:
+    """The settings; for a job of a multirun, with the folder that Hydra gave it as output."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return config
+    sweep = HydraConfig.get().sweep
+    return OmegaConf.merge(config, {"output": f"{sweep.dir}/{sweep.subdir}"})

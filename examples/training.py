@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from records import CoverageCurve, make_logger, stop_on_signal, write_summary
+from records import CoverageCurve, in_own_folder, make_logger, stop_on_signal, write_summary
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
@@ -255,11 +253,3 @@ def train(config: DictConfig) -> dict[str, Any]:
         f"python -m torchrl_metra.evaluation {output}"
     )
     return results
-
-
-def in_own_folder(config: DictConfig) -> DictConfig:
-    """The settings; for a job of a multirun, with the folder that Hydra gave it as output."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return config
-    sweep = HydraConfig.get().sweep
-    return OmegaConf.merge(config, {"output": f"{sweep.dir}/{sweep.subdir}"})
