@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -12,9 +11,7 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 
 from torchrl_metra.envs import GoalPrimer, SkillPrimer
 from torchrl_metra.evaluation.rollouts import concatenate, episodes
-
-if TYPE_CHECKING:
-    from torchrl_metra.modules import SkillPolicy
+from torchrl_metra.modules import SkillPolicy
 
 __all__ = ["goal_metrics", "rollout_goal_policies", "rollout_goals"]
 

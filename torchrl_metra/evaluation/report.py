@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -26,9 +26,7 @@ from torchrl_metra.evaluation.trajectories import (
     positions,
 )
 from torchrl_metra.evaluation.videos import write_video
-
-if TYPE_CHECKING:
-    from torchrl_metra.modules import SkillPolicy
+from torchrl_metra.modules import SkillPolicy
 
 __all__ = ["evaluate"]
 

@@ -7,7 +7,7 @@ import pickle
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -19,9 +19,6 @@ from torchrl_metra.modules.actor import SkillConditionedActor
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks
 from torchrl_metra.modules.pixels import PixelArchitecture
-
-if TYPE_CHECKING:
-    from torchrl_metra.objectives.functional import ConstraintNorm
 
 __all__ = ["SkillPolicy"]
 
@@ -65,7 +62,7 @@ class SkillPolicy:
     observation_norm: dict[str, Tensor] | None = None
     architecture: Recipe | None = None
     env_name: str | None = None
-    constraint_norm: ConstraintNorm = "l2"
+    constraint_norm: Literal["l2", "rms"] = "l2"
 
     @classmethod
     def from_networks(
@@ -75,7 +72,7 @@ class SkillPolicy:
         env: EnvBase | None = None,
         *,
         env_name: str | None = None,
-        constraint_norm: ConstraintNorm = "l2",
+        constraint_norm: Literal["l2", "rms"] = "l2",
     ) -> SkillPolicy:
         """Collect the parts, the normalisation from the environment's transforms."""
         return cls(
