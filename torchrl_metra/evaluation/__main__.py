@@ -30,15 +30,17 @@ def main(arguments: list[str] | None = None) -> None:
     num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
     env = make_env(name, num_envs, pixels=pixels)
     env.set_seed(options.seed)
-    has_goals = options.goals and name in (*GOAL_EXTENTS, "kitchen")
+    goals = None
+    if options.goals and name in (*GOAL_EXTENTS, "kitchen"):
+        goals = sample_goals(
+            name, options.goals, extent=options.extent, pixels=pixels, seed=options.seed
+        )
     output = options.output or path.parent / "report"
     report = evaluate(
         policy,
         env,
         output,
-        goals=sample_goals(name, options.goals, pixels=pixels, seed=options.seed)
-        if has_goals
-        else None,
+        goals=goals,
         video_env=_video_env(name, pixels, options.seed),
         num_episodes=options.episodes,
         title=f"{name}, {policy.prior!r}",
@@ -61,6 +63,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder to write; default: report beside it")
     parser.add_argument("--episodes", type=int, default=48, help="skills to roll out (48)")
     parser.add_argument("--goals", type=int, default=50, help="zero-shot goals (50); 0: none")
+    parser.add_argument(
+        "--extent", type=float, help="goals lie within ± this, in metres; default: the paper's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
