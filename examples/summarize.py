@@ -39,7 +39,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             settings |= flatten(value, f"{prefix}{key}.")
         else:
-            settings[f"{prefix}{key}"] = value
+            settings[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
     return settings
 
 

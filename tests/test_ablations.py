@@ -145,6 +145,13 @@ class TestSummary:
             "| 16 | 0.001 | 1 | 70 | 0.5 |",
         ]
 
+    def test_settings_that_are_lists(self, scripts: Any) -> None:
+        runs = self.runs()[:2]
+        runs[0]["config"]["num_cells"], runs[1]["config"]["num_cells"] = [64, 64], [128]
+        table = scripts("summarize").summarize(runs, ["coverage_after"])
+        assert "| [64, 64] | 1 | 70 |" in table
+        assert "| [128] | 1 | 10 |" in table
+
     def test_a_result_that_only_some_runs_have(self, scripts: Any) -> None:
         runs = self.runs()
         del runs[3]["alignment"]
