@@ -137,8 +137,8 @@ def rollout_goal_policies(
         max_steps (int, optional): length of the episodes. Defaults to 200.
 
     Returns:
-        What :func:`rollout_goals` returns, under ``"adaptive"``, ``"single"`` and
-        ``"random"``.
+        What :func:`rollout_goals` returns, without ``"pixels"``, under ``"adaptive"``,
+        ``"single"`` and ``"random"``.
 
     Examples:
         >>> from torchrl_metra import (
@@ -162,7 +162,9 @@ def rollout_goal_policies(
         "single": policy.reach_goals(adaptive=False),
         "random": policy.actor,
     }
+    # Nobody measures pictures, and those of three times 50 episodes are gigabytes.
+    pictures = ("pixels", ("next", "pixels"))
     return {
-        name: rollout_goals(env, module, goals, max_steps=max_steps)
+        name: rollout_goals(env, module, goals, max_steps=max_steps).exclude(*pictures)
         for name, module in policies.items()
     }
