@@ -206,7 +206,7 @@ def plot_returns(
     axes = figure.add_subplot()
     for name, curves in groups.items():
         frames, values = torch.stack(curves).float().unbind(dim=-1)
-        (line,) = axes.plot(frames[0], values.mean(dim=0), label=name)
+        (line,) = axes.plot(frames[0], values.mean(dim=0), label=name.replace("_", " "))
         low, high = values.amin(dim=0), values.amax(dim=0)
         axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
     axes.set(xlabel="environment steps", ylabel=label, title=title)
