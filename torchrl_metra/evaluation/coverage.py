@@ -112,6 +112,9 @@ class CoverageCounter:
         if window is not None and window < 1:
             raise ValueError(f"window must be a positive number of transitions, got {window}.")
         self.window = window
+        self._clear()
+
+    def _clear(self) -> None:
         self._num_updates: Counter[tuple[int, ...]] = Counter()
         self._recent: deque[tuple[int, list[tuple[int, ...]]]] = deque()
         self._num_recent = 0
@@ -155,7 +158,7 @@ class CoverageCounter:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self.__init__(self.window)  # type: ignore[misc]
+        self._clear()
         for size, cells in zip(state_dict["sizes"].tolist(), state_dict["cells"], strict=True):
             self._add(size, [tuple(cell) for cell in cells.tolist()])
 
