@@ -48,7 +48,7 @@ def write_page(path: Path, title: str, report: dict[str, Any], sections: list[Se
         parts.append(f"<h2>Goals, in numbers</h2>\n{_goals_table(report['goals'])}")
     facts = {key: value for key, value in report.items() if key not in ("skills", "goals")}
     parts.append(f"<h2>How it was made</h2>\n<pre>{html.escape(json.dumps(facts, indent=2))}</pre>")
-    path.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts)))
+    path.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts)), encoding="utf-8")
 
 
 def _numbers_table(results: dict[str, float]) -> str:

@@ -94,7 +94,6 @@ def plot_temporal_distances(
     *,
     lengths: Tensor | None = None,
     norm: ConstraintNorm = "l2",
-    title: str = "",
 ) -> None:
     """Draw what :func:`~torchrl_metra.evaluation.temporal_check` measures.
 
@@ -109,12 +108,11 @@ def plot_temporal_distances(
     Keyword Args:
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
         norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
-        title (str, optional): title of the picture.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    figure, (left, right) = _new_figure(2, title)
+    figure, (left, right) = _new_figure(2)
     scale = " / √D" if norm == "rms" else ""
     steps = latent_steps(latents, lengths, norm=norm)
     left.hist(steps.tolist(), bins=60, color="tab:blue")
@@ -145,9 +143,6 @@ def plot_goals(
     goals: Tensor,
     reached: Mapping[str, Tensor],
     path: str | os.PathLike[str],
-    *,
-    title: str = "",
-    unit: str = "m",
 ) -> None:
     """Draw where episodes ended that were sent to goals, one panel per policy.
 
@@ -155,35 +150,31 @@ def plot_goals(
     goals, where the dashed line is the best that can be.
 
     Args:
-        goals (Tensor): positions of the goals, of shape ``[M, k]``.
+        goals (Tensor): positions of the goals, of shape ``[M, k]``, in metres.
         reached (mapping of str to Tensor): by name of the policy, final positions of shape
-            ``[M, k]``.
+            ``[M, k]``, in metres.
         path (path): picture to write; its suffix selects the format.
-
-    Keyword Args:
-        title (str, optional): title of the picture.
-        unit (str, optional): of the positions. Defaults to ``"m"``.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    figure, panels = _new_figure(len(reached), title)
+    figure, panels = _new_figure(len(reached))
     for axes, (name, ends) in zip(panels, reached.items(), strict=True):
         if goals.shape[-1] == 1:
             span = [goals.min().item(), goals.max().item()]
             axes.plot(span, span, color="black", ls="--", lw=1.0)
             axes.scatter(goals[:, 0].tolist(), ends[:, 0].tolist(), s=18, color="tab:blue")
-            axes.set(xlabel=f"x of the goal ({unit})", ylabel=f"x at the end ({unit})")
+            axes.set(xlabel="x of the goal (m)", ylabel="x at the end (m)")
         else:
             for goal, end in zip(goals.tolist(), ends.tolist(), strict=True):
                 axes.plot([goal[0], end[0]], [goal[1], end[1]], color="0.7", lw=0.8)
             axes.scatter(*goals[:, :2].T.tolist(), s=40, marker="*", color="tab:red", label="goal")
             axes.scatter(*ends[:, :2].T.tolist(), s=18, color="tab:blue", label="end")
-            axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})")
+            axes.set(xlabel="x (m)", ylabel="y (m)")
             axes.set_aspect("equal", adjustable="datalim")
             axes.legend(fontsize="small")
         distance = (goals - ends).norm(dim=-1).mean()
-        axes.set_title(f"{name}: {distance:.1f} {unit} from the goal", fontsize="medium")
+        axes.set_title(f"{name}: {distance:.1f} m from the goal", fontsize="medium")
     _save(figure, path)
 
 
@@ -209,7 +200,7 @@ def _plot_lines(axes: Any, lines: Tensor, skills: Tensor, names: tuple[str, str]
     axes.set(xlabel=names[0], ylabel=names[1])
 
 
-def _new_figure(num_panels: int, title: str) -> tuple[Any, Any]:
+def _new_figure(num_panels: int, title: str = "") -> tuple[Any, Any]:
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 

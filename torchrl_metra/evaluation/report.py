@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_metra._record import describe_run
-from torchrl_metra.data import OneHot
+from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation.goals import goal_metrics, rollout_goal_policies
 from torchrl_metra.evaluation.metrics import measure_skills
@@ -84,7 +84,7 @@ def evaluate(
             ``env`` itself where it has them.
         num_episodes (int, optional): number of skills to roll out. Defaults to 48.
         max_steps (int, optional): length of the episodes. Defaults to 200.
-        title (str, optional): title of the page and of its pictures.
+        title (str, optional): title of the page.
 
     Returns:
         What ``report.json`` holds: ``"skills"``, see
@@ -177,7 +177,7 @@ def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int
     write_video(pixels, output / "skills.mp4")
     # GIFs become large: every fourth picture, twice as fast.
     write_video(pixels[:, ::4], output / "skills.gif", fps=12.5)
-    names = _name_skills(skills)
+    names = _name_skills(policy.prior, skills)
     return [Section("What it looks like", f"Skills, row by row: {names}.", output / "skills.mp4")]
 
 
@@ -187,8 +187,8 @@ def filmed_skills(policy: SkillPolicy) -> Tensor:
     return prior.grid(min(prior.dim, 16) if isinstance(prior, OneHot) else 9)
 
 
-def _name_skills(skills: Tensor) -> str:
-    if bool(((skills == 0) | (skills == 1)).all()):
+def _name_skills(prior: SkillPrior, skills: Tensor) -> str:
+    if isinstance(prior, OneHot):
         return ", ".join(str(int(skill.argmax())) for skill in skills)
     return ", ".join(
         "(" + ", ".join(f"{value:.1f}" for value in skill) + ")" for skill in skills.tolist()
