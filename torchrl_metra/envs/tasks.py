@@ -28,7 +28,8 @@ class ReachGoals(Transform):
     of ``radius``; ``"goal_position"``, the goal in metres, for pictures. Both ``float32``,
     of the shape of the position. The skill policy's own entries stay as they are.
 
-    Draws come from torch's global generator, which ``env.set_seed`` seeds.
+    Draws come from torch's global generator: seed it by ``torch.manual_seed``,
+    ``env.set_seed`` does not.
 
     Args:
         goal_range (float): how far goals lie, in metres.

@@ -15,8 +15,9 @@ class GoalPrimer(TensorDictPrimer):
     """Draws a goal at reset and carries it through the episode, under ``"goal"``.
 
     Every environment of a batch has its own goal, redrawn only where that environment is
-    reset. Draws come from torch's global generator, which ``env.set_seed`` seeds. A goal
-    passed to ``env.reset`` is kept instead of a new draw, for evaluation.
+    reset. Draws come from torch's global generator: seed it by ``torch.manual_seed``,
+    ``env.set_seed`` does not. A goal passed to ``env.reset`` is kept instead of a new draw,
+    for evaluation.
 
     Args:
         goals (TensorDictBase): goals to draw from, of batch size ``[M]``. Their entries are

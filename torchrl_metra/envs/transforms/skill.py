@@ -16,9 +16,9 @@ class SkillPrimer(TensorDictPrimer):
     """Draws a skill at reset and carries it through the episode.
 
     Every environment of a batch has its own skill, redrawn only where that
-    environment is reset. Draws come from torch's global generator, which
-    ``env.set_seed`` seeds. A skill passed to ``env.reset`` is kept instead of a new
-    draw, for evaluation.
+    environment is reset. Draws come from torch's global generator: seed it by
+    ``torch.manual_seed``, ``env.set_seed`` does not. A skill passed to ``env.reset`` is kept
+    instead of a new draw, for evaluation.
 
     Args:
         prior (SkillPrior): distribution of the skills.
