@@ -103,7 +103,7 @@ def build(config: DictConfig) -> Parts:
         total_frames=config.total_frames,
         optim_steps_per_batch=config.optim_steps_per_batch,
         loss_module=sac_loss,
-        metra_loss=metra_loss,
+        skill_loss=metra_loss,
         replay_buffer=make_replay_buffer(config),
         optimization_stepper=stepper,
         min_buffer_size=config.min_buffer_size,

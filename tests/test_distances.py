@@ -18,7 +18,7 @@ from torchrl_metra import (
     UnitSphere,
     make_metra_optimizers,
 )
-from torchrl_metra.trainers.stepper import step_encoder
+from torchrl_metra.trainers.stepper import step_skill_loss
 
 
 class Constant(nn.Module):
@@ -203,7 +203,7 @@ class TestInMETRALoss:
         if not is_trained:
             del optimizers["distance"]
         before = [p.clone() for p in parts.metra_loss.distance.parameters()]
-        step_encoder(parts.metra_loss(make_batch(parts.prior, 16)), optimizers)
+        step_skill_loss(parts.metra_loss(make_batch(parts.prior, 16)), optimizers)
         after = list(parts.metra_loss.distance.parameters())
         assert all(a.equal(b) != is_trained for a, b in zip(before, after, strict=True))
         assert all(p.grad is None for p in parts.metra_loss.parameters())

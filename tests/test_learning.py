@@ -130,7 +130,7 @@ def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
     )
     METRATrainer(
         **parts.trainer,
-        metra_loss=parts.metra_loss,
+        skill_loss=parts.metra_loss,
         optimization_stepper=stepper,
         min_buffer_size=1_600,
     ).train()
@@ -183,7 +183,7 @@ def test_learns_the_fan_from_pixels() -> None:
         total_frames=total_frames,
         optim_steps_per_batch=50,
         loss_module=sac_loss,
-        metra_loss=metra_loss,
+        skill_loss=metra_loss,
         optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
         replay_buffer=ReplayBuffer(
             storage=FrameStackStorage(total_frames, num_frames=1), batch_size=128

@@ -223,7 +223,7 @@ def test_trainer(shared_encoder: bool) -> None:
         total_frames=240,
         optim_steps_per_batch=2,
         loss_module=parts.sac_loss,
-        metra_loss=parts.metra_loss,
+        skill_loss=parts.metra_loss,
         optimization_stepper=parts.stepper,
         replay_buffer=ReplayBuffer(storage=FrameStackStorage(300, num_frames=2), batch_size=16),
         progress_bar=False,

@@ -95,7 +95,7 @@ def test_other_critics_are_refused(network: nn.Module) -> None:
     actor = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).actor
     critic = ValueOperator(network, in_keys=["observation", "skill", "action"])
     with pytest.raises(
-        TypeError, match=r"linear layers with biases and of elementwise.*Use SACLoss"
+        TypeError, match=r"linear layers with biases and of elementwise.*SACLoss takes others"
     ):
         BatchedSACLoss(actor, critic, **KEYWORDS)
 

@@ -46,7 +46,7 @@ def build_trainer(parts: SimpleNamespace, **overrides: Any) -> METRATrainer:
         "total_frames": 120,
         "optim_steps_per_batch": 3,
         "loss_module": parts.sac_loss,
-        "metra_loss": parts.metra_loss,
+        "skill_loss": parts.metra_loss,
         "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(500), batch_size=16),
         "progress_bar": False,
     }
@@ -260,7 +260,7 @@ class TestTrainer:
 
     def test_nan_in_collected_data(self) -> None:
         trainer = build_trainer(make_losses())
-        batch = make_batch(trainer.metra_loss.prior, 8)
+        batch = make_batch(trainer.skill_loss.prior, 8)
         batch["next", "observation"][2, 1] = float("nan")
         with pytest.raises(ValueError, match=r"1 values of \('next', 'observation'\).*NaN"):
             trainer._process_batch_hook(batch)
@@ -302,7 +302,7 @@ class TestTrainer:
             one.optimization_stepper.step(one, batch.clone())
             metrics.append(one.optimization_stepper.step(one, batch.clone()))
         torch.testing.assert_close(*metrics)
-        assert same(weights(trainer.metra_loss), weights(restored.metra_loss))
+        assert same(weights(trainer.skill_loss), weights(restored.skill_loss))
 
     def test_state_dict_round_trip(self) -> None:
         parts = make_losses()
@@ -330,8 +330,8 @@ class TestTrainer:
         parts = make_losses()
         with pytest.raises(TypeError, match=r"loss_module must be a SACLoss, got METRALoss"):
             build_trainer(parts, loss_module=parts.metra_loss)
-        with pytest.raises(TypeError, match=r"metra_loss must be a METRALoss, got SACLoss"):
-            build_trainer(parts, metra_loss=parts.sac_loss)
+        with pytest.raises(TypeError, match=r"skill_loss must be a SkillLoss, got SACLoss"):
+            build_trainer(parts, skill_loss=parts.sac_loss)
         with pytest.raises(ValueError, match="no batch size"):
             build_trainer(parts, replay_buffer=ReplayBuffer(storage=LazyTensorStorage(10)))
 

@@ -255,7 +255,8 @@ class OneHot(SkillPrior):
         device: torch.device | str | None = None,
     ) -> Tensor:
         index = torch.randint(self.dim, tuple(batch_size), generator=generator, device=device)
-        return torch.nn.functional.one_hot(index, self.dim).float()
+        # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
+        return torch.eye(self.dim, device=device)[index]
 
     def grid(self, num_skills: int) -> Tensor:
         """Every one-hot skill in turn, each repeated equally often.

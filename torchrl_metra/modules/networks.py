@@ -96,6 +96,7 @@ def make_sac_networks(
     prior: SkillPrior,
     *,
     num_cells: Sequence[int] = (1024, 1024),
+    value_size: int = 1,
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for vector observations.
 
@@ -113,6 +114,8 @@ def make_sac_networks(
     Keyword Args:
         num_cells (sequence of int, optional): widths of the hidden layers.
             Defaults to ``(1024, 1024)``.
+        value_size (int, optional): size of the critics' output: 1, or the skills' size for
+            :class:`~torchrl_metra.SuccessorFeatureSACLoss`. Defaults to 1.
 
     Returns:
         The networks, on the CPU.
@@ -127,7 +130,7 @@ def make_sac_networks(
     state_size = observation_size + prior.dim
     spec = single_action_spec(action_spec)
     trunk = make_trunk(state_size, num_cells)
-    critics = [make_critic(state_size + spec.shape[-1], num_cells) for _ in range(2)]
+    critics = [make_critic(state_size + spec.shape[-1], num_cells, value_size) for _ in range(2)]
     encoder = make_encoder(observation_size, prior.dim, num_cells)
     return SACNetworks(
         actor=SkillConditionedActor(trunk, num_cells[-1], action_spec),
@@ -167,9 +170,9 @@ def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) 
     return _initialize(encoder, nn.init.xavier_uniform_)
 
 
-def make_critic(in_features: int, num_cells: Sequence[int]) -> MLP:
+def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:
     """A critic, or what of it follows the convolutions."""
-    critic = _mlp(in_features, 1, num_cells)
+    critic = _mlp(in_features, out_features, num_cells)
     _keep_float32(critic, [0, -1])
     return _initialize(critic, nn.init.xavier_normal_)
 

@@ -149,6 +149,7 @@ def make_pixel_sac_networks(
     num_cells: Sequence[int] = (1024, 1024),
     channels: int = 48,
     shared_encoder: bool = False,
+    value_size: int = 1,
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for pictures under ``"pixels"``.
 
@@ -172,6 +173,8 @@ def make_pixel_sac_networks(
             Defaults to ``(1024, 1024)``.
         channels (int, optional): channels of the first convolution. Defaults to 48.
         shared_encoder (bool, optional): see above. Defaults to ``False``.
+        value_size (int, optional): see :func:`~torchrl_metra.make_sac_networks`.
+            Defaults to 1.
 
     Returns:
         The networks, on the CPU.
@@ -198,13 +201,13 @@ def make_pixel_sac_networks(
         shared_encoder=shared_encoder,
     )
     build = _build_shared if shared_encoder else _build_separate
-    return build(architecture, spec, prior)
+    return build(architecture, spec, prior, value_size)
 
 
 def _build_separate(
-    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior
+    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior, value_size: int
 ) -> SACNetworks:
-    num_cells, action_size = architecture.num_cells, action_spec.shape[-1]
+    num_cells, input_size = architecture.num_cells, prior.dim + action_spec.shape[-1]
 
     def see(make_head: Callable[[int], nn.Module], float32: bool = False) -> PixelNetwork:
         encoder = PixelEncoder(
@@ -214,7 +217,7 @@ def _build_separate(
 
     trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
     critics = [
-        see(lambda size: make_critic(size + prior.dim + action_size, num_cells)) for _ in range(2)
+        see(lambda size: make_critic(size + input_size, num_cells, value_size)) for _ in range(2)
     ]
     encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
     return SACNetworks(
@@ -226,13 +229,13 @@ def _build_separate(
 
 
 def _build_shared(
-    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior
+    architecture: PixelArchitecture, action_spec: Bounded, prior: SkillPrior, value_size: int
 ) -> SACNetworks:
-    num_cells, action_size = architecture.num_cells, action_spec.shape[-1]
+    num_cells, input_size = architecture.num_cells, prior.dim + action_spec.shape[-1]
     encoder = PixelEncoder(architecture.pixel_shape, channels=architecture.channels, float32=True)
     size = encoder.num_features
     trunk = make_trunk(size + prior.dim, num_cells)
-    critics = [make_critic(size + prior.dim + action_size, num_cells) for _ in range(2)]
+    critics = [make_critic(size + input_size, num_cells, value_size) for _ in range(2)]
     head = make_encoder(size, prior.dim, num_cells)
     shared_encoder = TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"])
     return SACNetworks(

@@ -47,9 +47,9 @@ class BatchedSACLoss(SACLoss):
             network = network.head
         if not isinstance(network, nn.Sequential) or not all(map(_is_supported, network)):
             raise TypeError(
-                "BatchedSACLoss needs critics that are an nn.Sequential of linear layers with "
-                "biases and of elementwise activations, got "
-                f"{type(network).__name__}. Use SACLoss instead."
+                f"{type(self).__name__} needs critics that are an nn.Sequential of linear layers "
+                "with biases and of elementwise activations, got "
+                f"{type(network).__name__}. SACLoss takes others."
             )
 
     def _make_vmap(self) -> None:

@@ -18,13 +18,14 @@ from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
-from torchrl_metra.objectives import METRALoss
+from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_finite
 from torchrl_metra.trainers.stepper import (
     METRAOptimizationStepper,
+    check_cumulant,
     make_metra_optimizers,
     relabel,
-    step_encoder,
+    step_skill_loss,
 )
 
 __all__ = ["METRAHook", "METRATrainer"]
@@ -38,13 +39,14 @@ class METRAHook(TrainerHookBase):
     trainer's loss reads. The rest of the trainer stays as it is.
 
     Args:
-        metra_loss (METRALoss): loss of φ and λ.
-        optimizers (mapping of str to Optimizer): an optimiser for ``"encoder"`` and,
-            unless λ is fixed, one for ``"dual"``; one for ``"distance"`` if it is learned.
+        skill_loss (SkillLoss): :class:`~torchrl_metra.METRALoss` or another.
+        optimizers (mapping of str to Optimizer): an optimiser for each of its
+            ``parameter_groups()``: METRA's are ``"encoder"``, ``"dual"`` unless λ is fixed,
+            and ``"distance"`` if it is learned. A group without one is held fixed.
 
     Raises:
-        ValueError: if there is no optimiser for ``"encoder"``, or if the trainer
-            optimises remotely.
+        ValueError: if there is no optimiser for the first group, if the critics are not made
+            for this objective, or if the trainer optimises remotely.
 
     Examples:
         >>> from torch.optim import Adam
@@ -85,20 +87,21 @@ class METRAHook(TrainerHookBase):
 
     _trainer: Trainer
 
-    def __init__(self, metra_loss: METRALoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
-        if "encoder" not in optimizers:
-            raise ValueError(f"optimizers lack 'encoder', found {sorted(optimizers)}.")
-        self.metra_loss = metra_loss
+    def __init__(self, skill_loss: SkillLoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
+        main = next(iter(skill_loss.parameter_groups()))
+        if main not in optimizers:
+            raise ValueError(f"optimizers lack {main!r}, found {sorted(optimizers)}.")
+        self.skill_loss = skill_loss
         self.optimizers = dict(optimizers)
         self._metrics: list[TensorDictBase] = []
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        self._metrics.append(step_encoder(self.metra_loss(batch), self.optimizers))
-        relabel(self.metra_loss, batch, self._trainer.loss_module)
+        self._metrics.append(step_skill_loss(self.skill_loss(batch), self.optimizers))
+        relabel(self.skill_loss, batch, self._trainer.loss_module)
         return batch
 
     def log(self, optim_steps: int, losses: TensorDictBase | None) -> dict[str, Any] | None:
-        """METRA's metrics, averaged over the gradient steps since the last call."""
+        """The skill loss's metrics, averaged over the gradient steps since the last call."""
         if not self._metrics:
             return None
         means = {
@@ -110,10 +113,10 @@ class METRAHook(TrainerHookBase):
 
     def state_dict(self) -> dict[str, Any]:
         optimizers = {name: value.state_dict() for name, value in self.optimizers.items()}
-        return {"metra_loss": self.metra_loss.state_dict(), "optimizers": optimizers}
+        return {"skill_loss": self.skill_loss.state_dict(), "optimizers": optimizers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.metra_loss.load_state_dict(state_dict["metra_loss"])
+        self.skill_loss.load_state_dict(state_dict["skill_loss"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state_dict["optimizers"][name])
 
@@ -123,6 +126,7 @@ class METRAHook(TrainerHookBase):
                 "METRAHook runs between sampling and optimisation, which a trainer with "
                 f"learner_backend={trainer.learner_backend!r} does remotely: use METRATrainer."
             )
+        check_cumulant(self.skill_loss, trainer.loss_module)
         self._trainer = trainer
         trainer.register_module(name, self)
         trainer.register_op("process_optim_batch", self)
@@ -145,7 +149,7 @@ class METRATrainer(Trainer):
         total_frames (int): number of transitions to collect.
         optim_steps_per_batch (int): gradient steps after each collected batch.
         loss_module (SACLoss): trains the policy on the intrinsic reward.
-        metra_loss (METRALoss): trains φ and λ.
+        skill_loss (SkillLoss): trains φ and λ: :class:`~torchrl_metra.METRALoss` or another.
         replay_buffer (ReplayBuffer): with a batch size.
 
     Keyword Args:
@@ -178,7 +182,7 @@ class METRATrainer(Trainer):
         ...     total_frames=160,
         ...     optim_steps_per_batch=2,
         ...     loss_module=SACLoss(networks.actor, networks.critics, target_entropy=-1.0),
-        ...     metra_loss=METRALoss(networks.encoder, prior),
+        ...     skill_loss=METRALoss(networks.encoder, prior),
         ...     replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
         ...     progress_bar=False,
         ... )
@@ -194,7 +198,7 @@ class METRATrainer(Trainer):
         total_frames: int,
         optim_steps_per_batch: int,
         loss_module: SACLoss,
-        metra_loss: METRALoss,
+        skill_loss: SkillLoss,
         replay_buffer: ReplayBuffer,
         optimization_stepper: OptimizationStepper | None = None,
         target_net_updater: TargetNetUpdater | None = None,
@@ -202,7 +206,8 @@ class METRATrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_type("loss_module", loss_module, SACLoss)
-        _check_type("metra_loss", metra_loss, METRALoss)
+        _check_type("skill_loss", skill_loss, SkillLoss)
+        check_cumulant(skill_loss, loss_module)
         if replay_buffer.batch_size is None:
             raise ValueError(
                 "the replay buffer has no batch size: build it with ReplayBuffer(batch_size=256, "
@@ -211,8 +216,8 @@ class METRATrainer(Trainer):
         # TorchRL builds it at its first use, but a checkpoint must find it before that.
         _ = loss_module.value_estimator
         if optimization_stepper is None:
-            optimizers = make_metra_optimizers(metra_loss, loss_module)
-            optimization_stepper = METRAOptimizationStepper(metra_loss, optimizers)
+            optimizers = make_metra_optimizers(skill_loss, loss_module)
+            optimization_stepper = METRAOptimizationStepper(skill_loss, optimizers)
         if getattr(optimization_stepper, "target_net_updater", None) is None:
             target_net_updater = target_net_updater or SoftUpdate(loss_module, eps=0.995)
         elif target_net_updater is not None:
@@ -235,11 +240,11 @@ class METRATrainer(Trainer):
         self._optim_count = self.collected_frames = self._last_save = 0
         self._last_log: dict[str, int] = {}
 
-        self.metra_loss = metra_loss
+        self.skill_loss = skill_loss
         self.min_buffer_size = min_buffer_size
         # Rewards are made anew for each batch, and a skill is the same at both ends of a step.
-        self._replay_keys = {*metra_loss.in_keys, *loss_module.in_keys} - {
-            ("next", metra_loss.tensor_keys.skill),
+        self._replay_keys = {*skill_loss.in_keys, *loss_module.in_keys} - {
+            ("next", skill_loss.tensor_keys.skill),
             ("next", loss_module.tensor_keys.reward),
         }
         policy = loss_module.actor_network
@@ -248,7 +253,7 @@ class METRATrainer(Trainer):
             policy = TensorDictSequential(shared_encoder, policy)
             for key in shared_encoder.out_keys:
                 self._replay_keys -= {key, unravel_key(("next", key))}
-        self.register_module("metra_loss", metra_loss)
+        self.register_module("skill_loss", skill_loss)
         self.register_op("batch_process", self._store)
         if self.learner_backend == "local":
             self.register_op("process_optim_batch", self._sample)
@@ -262,7 +267,7 @@ class METRATrainer(Trainer):
         LogCoverage().register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
-        check_finite(batch, self.metra_loss.in_keys)
+        check_finite(batch, self.skill_loss.in_keys)
         self.replay_buffer.extend(batch.select(*self._replay_keys, strict=False).reshape(-1))
         return batch
 
@@ -279,8 +284,10 @@ class METRATrainer(Trainer):
 
     def _show_progress(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
         if self.progress_bar and metrics is not None:
-            shown = {"λ": metrics["dual"], "reward": metrics["intrinsic_reward"]}
-            self._pbar_str.update({name: value.item() for name, value in shown.items()})
+            shown = {"λ": "dual", "reward": "intrinsic_reward"}
+            self._pbar_str.update(
+                {name: metrics[key].item() for name, key in shown.items() if key in metrics.keys()}
+            )
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Update ``optim_steps_per_batch`` times, once the replay buffer is filled enough."""

@@ -1,4 +1,4 @@
-"""One gradient step of METRA."""
+"""One gradient step of METRA, and of its neighbours."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from torchrl.objectives import LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
-from torchrl_metra.objectives import METRALoss
+from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.graph import UpdateGraph
 
-__all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step_encoder"]
+__all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step_skill_loss"]
 
 
 def make_metra_optimizers(
-    metra_loss: METRALoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
+    skill_loss: SkillLoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
 ) -> dict[str, optim.Optimizer]:
     """One fused Adam per part, as the authors have it (Appendix F.1).
 
     Args:
-        metra_loss (METRALoss): owns φ (``"encoder"``), λ (``"dual"``) and what is
-            learned of the constraint's distance (``"distance"``).
+        skill_loss (SkillLoss): owns what its ``parameter_groups`` say: METRA's are φ
+            (``"encoder"``), λ (``"dual"``) and what is learned of the constraint's distance
+            (``"distance"``).
         sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
             and the entropy coefficient (``"alpha"``).
         lr (float, optional): learning rate. Defaults to 1e-4.
@@ -38,7 +39,8 @@ def make_metra_optimizers(
         The optimisers by part; parts held fixed or without parameters have none.
 
     Raises:
-        ValueError: if a learning rate is given for an unknown part.
+        ValueError: if a learning rate is given for an unknown part, or if the critics are
+            not made for what the skill loss has them predict.
 
     Examples:
         >>> from torchrl.objectives import SACLoss
@@ -50,14 +52,9 @@ def make_metra_optimizers(
         >>> sorted(make_metra_optimizers(metra_loss, sac_loss, lr=3e-4, dual=1e-3))
         ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
     """
+    check_cumulant(skill_loss, sac_loss)
     parts = {
-        "encoder": list(metra_loss.encoder_params.parameters()),
-        "dual": [metra_loss.log_dual],
-        "distance": [
-            parameter
-            for name, parameter in metra_loss.named_parameters()
-            if name.startswith("distance.")
-        ],
+        **skill_loss.parameter_groups(),
         "qvalue": list(sac_loss.qvalue_network_params.parameters()),
         "actor": list(sac_loss.actor_network_params.parameters()),
         "alpha": [sac_loss.log_alpha],
@@ -79,15 +76,15 @@ def make_metra_optimizers(
 class METRAOptimizationStepper(OptimizationStepper):
     """One gradient step of METRA, in the authors' order (Algorithm 1).
 
-    φ, λ and what is learned of the constraint's distance, then the rewards anew with the φ
-    just updated, then critics, policy and entropy coefficient, each with an optimiser of its
-    own, then the targets.
+    φ, λ and what is learned of the constraint's distance (of another skill loss: all of its
+    parameter groups), then the rewards anew with the φ just updated, then critics, policy and
+    entropy coefficient, each with an optimiser of its own, then the targets.
 
     The rewards go where the trainer's ``SACLoss`` reads them. Priorities of a
     prioritised replay buffer are updated from the critics' error.
 
     Args:
-        metra_loss (METRALoss): loss of φ, λ and, if it is learned, of the distance.
+        skill_loss (SkillLoss): :class:`~torchrl_metra.METRALoss` or another.
         optimizers (mapping of str to Optimizer): see :func:`make_metra_optimizers`;
             a part without an entry is held fixed.
 
@@ -106,7 +103,8 @@ class METRAOptimizationStepper(OptimizationStepper):
             gradient, it adds its ``out_keys`` to both ends of each transition.
 
     Raises:
-        ValueError: if ``optimizers`` lacks ``"encoder"``, ``"qvalue"`` or ``"actor"``.
+        ValueError: if ``optimizers`` lacks ``"qvalue"``, ``"actor"`` or the skill loss's
+            first part, such as ``"encoder"``.
         TypeError: if ``target_net_updater`` is no ``SoftUpdate``.
 
     Examples:
@@ -124,7 +122,7 @@ class METRAOptimizationStepper(OptimizationStepper):
 
     def __init__(
         self,
-        metra_loss: METRALoss,
+        skill_loss: SkillLoss,
         optimizers: Mapping[str, optim.Optimizer],
         *,
         target_net_updater: SoftUpdate | None = None,
@@ -133,7 +131,8 @@ class METRAOptimizationStepper(OptimizationStepper):
         autocast: torch.dtype | None = None,
         shared_encoder: TensorDictModule | None = None,
     ) -> None:
-        if missing := {"encoder", "qvalue", "actor"} - optimizers.keys():
+        main = next(iter(skill_loss.parameter_groups()))
+        if missing := {main, "qvalue", "actor"} - optimizers.keys():
             raise ValueError(
                 f"optimizers lack {sorted(missing)}; make_metra_optimizers builds them all."
             )
@@ -142,7 +141,7 @@ class METRAOptimizationStepper(OptimizationStepper):
                 "target_net_updater must be a SoftUpdate, got "
                 f"{type(target_net_updater).__name__}: give others to the trainer."
             )
-        self.metra_loss = metra_loss
+        self.skill_loss = skill_loss
         self.optimizers = dict(optimizers)
         self.target_net_updater = target_net_updater
         self.compile = compile
@@ -174,11 +173,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         """
         batch = batch.copy()
         with self._autocast():
-            losses = self.metra_loss(batch)
-        metrics = step_encoder(losses, self.optimizers)
+            losses = self.skill_loss(batch)
+        metrics = step_skill_loss(losses, self.optimizers)
 
         with self._autocast():
-            relabel(self.metra_loss, batch, sac_loss)
+            relabel(self.skill_loss, batch, sac_loss)
             if self.shared_encoder is not None:
                 add_features(self.shared_encoder, batch)
 
@@ -207,8 +206,8 @@ class METRAOptimizationStepper(OptimizationStepper):
         )
 
     def _make_graph(self, sac_loss: SACLoss) -> UpdateGraph:
-        in_keys = {*self.metra_loss.in_keys, *sac_loss.in_keys}
-        in_keys |= {loss.tensor_keys.priority_weight for loss in (self.metra_loss, sac_loss)}
+        in_keys = {*self.skill_loss.in_keys, *sac_loss.in_keys}
+        in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
         return UpdateGraph(
             partial(self.update, sac_loss),
             self.optimizers,
@@ -219,7 +218,7 @@ class METRAOptimizationStepper(OptimizationStepper):
 
     def _autocast(self) -> torch.autocast:
         # The cache would outlive the weights, which change between two losses.
-        device = self.metra_loss.log_dual.device.type
+        device = next(self.skill_loss.parameters()).device.type
         return torch.autocast(
             device, self.autocast, enabled=self.autocast is not None, cache_enabled=False
         )
@@ -243,10 +242,10 @@ class METRAOptimizationStepper(OptimizationStepper):
             optimizer.load_state_dict(state_dict[name])
 
 
-def step_encoder(
+def step_skill_loss(
     losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer]
 ) -> TensorDictBase:
-    """One step of each part of METRA on its loss; returns the losses detached."""
+    """One step of each part of a skill loss; returns its output detached."""
     # No loss reaches another's parameters, so one backward pass serves all.
     names = [key.removeprefix("loss_") for key in losses.keys() if key.startswith("loss_")]
     parts = [name for name in names if name in optimizers]
@@ -256,13 +255,24 @@ def step_encoder(
     return losses.detach()
 
 
-def relabel(metra_loss: METRALoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
-    """Write today's reward where the policy's loss reads it."""
-    skill_key = metra_loss.tensor_keys.skill
+def relabel(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
+    """Write today's reward, or what else the critics accumulate, where their loss reads it."""
+    skill_key = skill_loss.tensor_keys.skill
     with torch.no_grad():
-        batch.set(("next", sac_loss.tensor_keys.reward), metra_loss.reward(batch))
+        batch.set(("next", sac_loss.tensor_keys.reward), skill_loss.cumulant(batch))
     # A skill lasts for the whole episode: no need to store it twice.
     batch.set(("next", skill_key), batch.get(skill_key))
+
+
+def check_cumulant(skill_loss: SkillLoss, sac_loss: LossModule) -> None:
+    """Refuse critics that were not made for what the skill loss has them predict."""
+    expected, found = skill_loss.cumulant_size, getattr(sac_loss, "cumulant_size", 1)
+    if expected != found:
+        raise ValueError(
+            f"{type(skill_loss).__name__} needs critics that predict {expected} "
+            f"{'numbers' if expected > 1 else 'number'}, but those of {type(sac_loss).__name__} "
+            f"predict {found}: CSFLoss goes with SuccessorFeatureSACLoss, the others with SACLoss."
+        )
 
 
 @torch.no_grad()

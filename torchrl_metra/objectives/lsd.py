@@ -1,0 +1,116 @@
+"""The LSD loss module."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+from torchrl_metra.data import SkillPrior
+from torchrl_metra.objectives.common import EncoderLoss
+
+__all__ = ["LSDLoss"]
+
+
+class LSDLoss(EncoderLoss):
+    r"""LSD: skills that move far in the space of observations.
+
+    Presented in "Lipschitz-constrained Unsupervised Skill Discovery", Park, Choi, Kim, Lee and
+    Kim, ICLR 2022, https://arxiv.org/abs/2202.00914 (Equation 4):
+
+    .. math::
+        \max_\phi \; \mathbb{E}\left[(\phi(s') - \phi(s))^\top z\right]
+        \quad \text{s.t.} \quad \|\phi(x) - \phi(y)\|_2 \le \|x - y\|_2 .
+
+    The bound is kept by spectral normalisation of every layer of φ. It takes activations that
+    do not stretch, such as ReLU or Tanh, and treats a convolution as the matrix of its
+    weights, as is usual, which bounds its norm only up to a constant.
+
+    Args:
+        encoder (nn.Module or TensorDictModule): :math:`\phi`, from observations
+            to ``[*B, D]``; changed in place: its linear and convolutional layers are
+            normalised from now on, unless they are so already.
+        prior (SkillPrior): distribution of the skills; its ``dim`` is ``D``.
+
+    Keyword Args:
+        reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: if the encoder has no layer to normalise.
+
+    The output holds ``loss_encoder`` and, detached, ``intrinsic_reward`` and ``latent_step``
+    (:math:`\|\phi(s') - \phi(s)\|_2`).
+
+    Examples:
+        >>> from torchrl.modules import MLP
+        >>> from torchrl_metra import LSDLoss, SkillPrimer, UnitSphere, make_env
+        >>> prior = UnitSphere(2)
+        >>> lsd_loss = LSDLoss(MLP(in_features=2, out_features=2, num_cells=[32]), prior)
+        >>> transitions = make_env("point", 4).append_transform(SkillPrimer(prior)).rollout(5)
+        >>> lsd_loss(transitions)["loss_encoder"].backward()
+        >>> lsd_loss.reward(transitions).shape
+        torch.Size([4, 5, 1])
+    """
+
+    out_keys = ["loss_encoder", "intrinsic_reward", "latent_step"]
+
+    def __init__(
+        self,
+        encoder: nn.Module | TensorDictModuleBase,
+        prior: SkillPrior,
+        *,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> None:
+        if isinstance(encoder, nn.Module):
+            _normalize_layers(encoder)
+        super().__init__(encoder, prior, reduction=reduction)
+
+    def encode_pair(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """φ of both states of each transition, each in a call of its own.
+
+        A call brings the estimate of each layer's norm forward by one iteration while the
+        encoder is in training mode, so that two bring it twice as far.
+
+        Args:
+            tensordict (TensorDictBase): observations and next observations.
+
+        Returns:
+            φ(s) and φ(s'), each of shape ``[*B, D]``.
+        """
+        keys, batch_size = self.state_keys, (1, *tensordict.batch_size)
+        ends = [keys, [("next", key) for key in keys]]
+        latent, next_latent = (
+            self._encode([self.read(tensordict, key).unsqueeze(0) for key in end], batch_size)[0]
+            for end in ends
+        )
+        return latent, next_latent
+
+    def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        latent, next_latent = self.encode_pair(tensordict)
+        reward = self.step_along_skill(latent, next_latent, tensordict)
+        return {
+            "loss_encoder": -reward,
+            "intrinsic_reward": reward,
+            "latent_step": (next_latent - latent).norm(dim=-1),
+        }
+
+
+def _normalize_layers(encoder: nn.Module) -> None:
+    """Divide the weight of each layer by its largest singular value."""
+    layers = [
+        layer
+        for layer in encoder.modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    if not layers:
+        raise ValueError(
+            f"LSD bounds the linear and convolutional layers of its encoder, but "
+            f"{type(encoder).__name__} has none."
+        )
+    for layer in layers:
+        if not is_parametrized(layer, "weight"):
+            spectral_norm(layer)
