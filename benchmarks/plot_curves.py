@@ -1,19 +1,23 @@
-"""Draw the committed curves: of coverage, one picture per group of seeds; of returns, one per task.
+"""Draw the committed curves: of coverage, of returns, and of all objectives side by side.
 
     python benchmarks/plot_curves.py
 
 Reads ``benchmarks/results/NAME[_seedN].csv``, as ``examples/training.py`` writes
 them, and draws ``NAME_coverage.png`` beside them. Reads
 ``benchmarks/results/TASK/NAME_seedN.csv``, as ``examples/downstream.py`` and ``finetune.py``
-write them, and draws ``returns.png`` beside them.
+write them, and draws ``returns.png`` beside them. Reads
+``benchmarks/results/objectives.json``, as ``examples/summarize.py --save`` writes it, and draws
+``objectives.png`` with a panel per environment.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,8 +45,29 @@ def draw_returns(folder: Path) -> None:
     plot_returns(groups, folder / "returns.png", folder.name.replace("_", " "))
 
 
+def draw_objectives(runs: list[dict[str, Any]], path: Path) -> None:
+    """Mean and range over the seeds of each objective, in a panel per environment."""
+    sys.path.insert(0, str(EXAMPLES))
+    from learners import draw_groups
+    from matplotlib.figure import Figure
+
+    panels: dict[str, dict[str, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        curve = torch.tensor([(frames, cells) for frames, _, cells in run["curve"]])
+        panels[run["config"]["env"]][run["config"]["objective"]].append(curve)
+    figure = Figure(figsize=(5.5 * len(panels) + 1, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (env, groups) in zip(axes, panels.items(), strict=True):
+        draw_groups(panel, groups)
+        panel.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=env)
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Draw every group and every task."""
+    objectives = RESULTS / "objectives.json"
+    draw_objectives(json.loads(objectives.read_text()), objectives.with_suffix(".png"))
     for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)

@@ -5,7 +5,7 @@ The scripts beside this file, ``downstream.py`` and ``finetune.py``, say what th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,17 @@ def plot_returns(
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    draw_groups(axes, groups)
+    axes.set(xlabel="environment steps", ylabel=label, title=title)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def draw_groups(axes: Any, groups: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Mean and range of each group of curves, of shape ``[n, 2]`` each, in a panel."""
     for name, curves in groups.items():
-        frames, values = torch.stack(curves).float().unbind(dim=-1)
+        frames, values = torch.stack(list(curves)).float().unbind(dim=-1)
         (line,) = axes.plot(frames[0], values.mean(dim=0), label=name.replace("_", " "))
         low, high = values.amin(dim=0), values.amax(dim=0)
         axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
-    axes.set(xlabel="environment steps", ylabel=label, title=title)
     axes.grid(alpha=0.2)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)

@@ -5,7 +5,7 @@ python examples/summarize.py outputs/half_cheetah --results coverage_after skill
 
 Reads every ``summary.json`` below the folders, or files with a list of such summaries. Runs that
 differ by their seed only share a row, which shows the mean of their results and, in brackets, the
-lowest and the highest. Prints Markdown.
+lowest and the highest. Prints Markdown. ``--save FILE`` keeps the summaries in one file.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("places", nargs="+", type=Path, help="folders of runs, or files of them")
     parser.add_argument("--results", nargs="+", help="columns; all numbers without it")
+    parser.add_argument("--save", type=Path, help="file that takes all of the summaries")
     args = parser.parse_args()
     runs = read_runs(args.places)
     if not runs:
@@ -109,6 +110,8 @@ def main() -> None:
     if unknown := set(args.results or ()) - set(result_names(runs)):
         parser.error(f"no results {sorted(unknown)}, expected some of {result_names(runs)}.")
     print(summarize(runs, args.results))
+    if args.save:
+        args.save.write_text(json.dumps(runs) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""METRA from the first to the last line, for any environment of this package.
+"""METRA and its neighbours from the first to the last line, for any environment of this package.
 
 The scripts beside this file call :func:`train` with the settings of one environment.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from objectives import make_networks, make_policy_loss, make_prior, make_skill_loss
 from omegaconf import DictConfig, OmegaConf
 from records import CoverageCurve, in_own_folder, make_logger, stop_on_signal, write_summary
 from tensordict import TensorDictBase
@@ -21,11 +22,8 @@ from torchrl.envs import EnvBase
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
-    BatchedSACLoss,
-    ControllabilityDistance,
+    EncoderLoss,
     FrameStackStorage,
-    L2Distance,
-    METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     PixelOptions,
@@ -34,8 +32,6 @@ from torchrl_metra import (
     SkillPrior,
     make_env,
     make_metra_optimizers,
-    make_pixel_sac_networks,
-    make_sac_networks,
 )
 from torchrl_metra.evaluation import (
     encode_trajectories,
@@ -64,7 +60,7 @@ def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
     """The environment of a run, with a skill for every episode."""
     pixels = PixelOptions(**config.pixels) if config.pixels else None
     env = make_env(config.env, num_envs, backend=config.backend, pixels=pixels)
-    env = env.append_transform(SkillPrimer(SkillPrior.from_config(config.skill)))
+    env = env.append_transform(SkillPrimer(make_prior(config)))
     env.set_seed(seed)
     return env
 
@@ -72,26 +68,20 @@ def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
 def build(config: DictConfig) -> Parts:
     """Everything that trains, from the settings."""
     torch.manual_seed(config.seed)
-    prior = SkillPrior.from_config(config.skill)
+    prior = make_prior(config)
     env = make_skill_env(config, config.num_envs, config.seed)
 
-    # Networks and losses: METRA trains φ and λ, SAC the policy.
+    # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
     networks = make_networks(config, env, prior).to(config.device)
-    distance = make_distance(config, env)
-    metra_loss = METRALoss(networks.encoder, prior, distance=distance, **config.metra)
-    sac_loss = BatchedSACLoss(
-        networks.actor,
-        networks.critics,
-        loss_function="l2",
-        target_entropy=-env.action_spec.shape[-1] / 2,
-        **config.sac,
-    )
-    sac_loss.make_value_estimator(gamma=config.gamma)
+    skill_loss = make_skill_loss(config, env, networks.encoder)
+    sac_loss = make_policy_loss(config, env, networks)
+    if not isinstance(skill_loss, EncoderLoss):
+        networks.encoder = None
 
     # The algorithm.
     stepper = METRAOptimizationStepper(
-        metra_loss,
-        make_metra_optimizers(metra_loss, sac_loss, **config.learning_rate),
+        skill_loss,
+        make_metra_optimizers(skill_loss, sac_loss, **config.learning_rate),
         target_net_updater=SoftUpdate(sac_loss, eps=0.995),
         compile=config.compile,
         cudagraphs=config.cudagraphs,
@@ -103,7 +93,7 @@ def build(config: DictConfig) -> Parts:
         total_frames=config.total_frames,
         optim_steps_per_batch=config.optim_steps_per_batch,
         loss_module=sac_loss,
-        skill_loss=metra_loss,
+        skill_loss=skill_loss,
         replay_buffer=make_replay_buffer(config),
         optimization_stepper=stepper,
         min_buffer_size=config.min_buffer_size,
@@ -112,36 +102,6 @@ def build(config: DictConfig) -> Parts:
         seed=config.seed,
     )
     return Parts(prior, networks, trainer)
-
-
-def make_networks(config: DictConfig, env: EnvBase, prior: SkillPrior) -> SACNetworks:
-    """The paper's networks for what the environment shows: pictures or vectors."""
-    if config.pixels:
-        shape = env.observation_spec["pixels"].shape[-3:]
-        return make_pixel_sac_networks(
-            shape, env.action_spec, prior, num_cells=config.num_cells, **config.encoder
-        )
-    size = env.observation_spec["observation"].shape[-1]
-    return make_sac_networks(size, env.action_spec, prior, num_cells=config.num_cells)
-
-
-def make_distance(config: DictConfig, env: EnvBase) -> L2Distance | ControllabilityDistance | None:
-    """What bounds a step of φ: time, as METRA has it, or for ablations another distance."""
-    if config.distance == "temporal":
-        return None
-    if config.distance not in ("l2", "csd"):
-        raise ValueError(
-            f"unknown distance {config.distance!r}, expected 'temporal', 'l2' or 'csd'."
-        )
-    if config.pixels:
-        raise ValueError(
-            f"distance={config.distance} compares vectors, but {config.env!r} is observed by "
-            "pictures: leave it at temporal."
-        )
-    if config.distance == "l2":
-        return L2Distance()
-    size = env.observation_spec["observation"].shape[-1]
-    return ControllabilityDistance.from_size(size, num_cells=config.num_cells).to(config.device)
 
 
 def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
@@ -200,12 +160,16 @@ def train(config: DictConfig) -> dict[str, Any]:
         prior,
         evaluation_env,
         env_name=config.env,
-        constraint_norm=config.metra.get("constraint_norm", "l2"),
+        constraint_norm=config.metra.constraint_norm if config.objective == "metra" else None,
     )
     curve = CoverageCurve(output / "coverage.csv")
 
+    def encode(rollouts: TensorDictBase) -> torch.Tensor | None:
+        encoder = networks.encoder
+        return None if encoder is None else encode_trajectories(rollouts, encoder)
+
     def measure(rollouts: TensorDictBase) -> dict[str, float]:
-        latents = encode_trajectories(rollouts, networks.encoder)
+        latents = encode(rollouts)
         return measure_skills(rollouts, latents, prior, norm=policy.constraint_norm)
 
     def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
@@ -232,8 +196,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     on_evaluation(trainer.collected_frames, rollouts)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
-    latents = encode_trajectories(rollouts, networks.encoder)
-    plot_skills(latents, skills, output / "skills.png", position=positions(rollouts), title=title)
+    plot_skills(
+        encode(rollouts), skills, output / "skills.png", position=positions(rollouts), title=title
+    )
     plot_coverage({config.env: curve.points()}, output / "coverage.png", title=title, unit=unit)
     if "pixels" in rollouts.keys():
         write_video(rollouts["pixels"], output / "skills.mp4")
@@ -241,9 +206,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     results = {
         "coverage_before": before,
         "coverage_after": after,
+        "total_coverage": len(trainer.log_coverage.total),
         **measure(rollouts),
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
+        "curve": curve.rows,
     }
     write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
     print(

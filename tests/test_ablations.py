@@ -13,8 +13,6 @@ import torch
 from torchrl.envs import check_env_specs
 
 from torchrl_metra import (
-    ControllabilityDistance,
-    L2Distance,
     SkillPolicy,
     UnitSphere,
     make_env,
@@ -75,48 +73,27 @@ class TestSettings:
         assert windy == calm
         assert callable(scripts("windy_point").main)
 
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [("temporal", type(None)), ("l2", L2Distance), ("csd", ControllabilityDistance)],
-    )
-    def test_distance(self, scripts: Any, name: str, expected: type) -> None:
-        training = scripts("training")
-        config = compose("point", f"distance={name}")
-        distance = training.make_distance(config, make_env("point", 2))
-        assert isinstance(distance, expected)
-        if name == "csd":
-            batch = make_env("point", 2).rollout(3)
-            assert distance(batch).shape == (2, 3)
-        assert compose("half_cheetah").distance == "temporal"
-
-    def test_unknown_distance(self, scripts: Any) -> None:
-        make_distance = scripts("training").make_distance
-        with pytest.raises(ValueError, match=r"'lsd'.*'temporal', 'l2' or 'csd'"):
-            make_distance(compose("point", "distance=lsd"), None)
-        with pytest.raises(ValueError, match=r"'point_pixels' is observed by pictures.*temporal"):
-            make_distance(compose("point_pixels", "distance=csd"), None)
-
 
 def test_a_multirun_and_its_table(scripts: Any, tmp_path: Path) -> None:
     """Every job writes into a folder of its own, and the table tells them apart."""
     command = [
-        sys.executable, "examples/windy_point.py", "--multirun", "distance=temporal,csd",
+        sys.executable, "examples/windy_point.py", "--multirun", "objective=metra,csd",
         f"output={tmp_path}", "total_frames=3200", "optim_steps_per_batch=1", "num_cells=[8]",
         "evaluation_episodes=3", "metra.slack=0.01",
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     files = sorted(tmp_path.rglob("summary.json"))
     assert len({file.parent for file in files}) == 2
-    for file, distance in zip(files, ("csd", "temporal"), strict=True):
-        assert f"distance={distance}" in file.parent.name
-        assert json.loads(file.read_text())["config"]["distance"] == distance
+    for file, objective in zip(files, ("csd", "metra"), strict=True):
+        assert f"objective={objective}" in file.parent.name
+        assert json.loads(file.read_text())["config"]["objective"] == objective
         assert (file.parent / "skill_policy.pt").exists()
         logged = {path.stem for path in file.parent.rglob("scalars/*.csv")}
-        assert ("loss_distance" in logged) == (distance == "csd")
+        assert ("loss_distance" in logged) == (objective == "csd")
     summarize = scripts("summarize")
     lines = summarize.summarize(summarize.read_runs([tmp_path])).splitlines()
-    assert lines[0].startswith("| distance | seeds | coverage_before | coverage_after |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| csd", "| temporal"]
+    assert lines[0].startswith("| objective | seeds | coverage_before | coverage_after |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| csd", "| metra"]
 
 
 class TestSummary:

@@ -11,7 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from torchrl_metra import SkillPolicy, SkillPrimer, SkillPrior, make_env
+from torchrl_metra import (
+    CICLoss,
+    CSDLoss,
+    CSFLoss,
+    DADSLoss,
+    DIAYNLoss,
+    LSDLoss,
+    METRALoss,
+    OneHot,
+    RNDBaseline,
+    SkillPolicy,
+    SkillPrimer,
+    SkillPrior,
+    StandardNormal,
+    UnitSphere,
+    make_env,
+)
 from torchrl_metra.envs import rendering_available
 from torchrl_metra.evaluation import coverage, rollout_skills
 
@@ -74,6 +90,72 @@ def test_same_seed_same_result(training: Any, tmp_path: Path) -> None:
         weights.append(torch.cat([p.flatten() for p in policy.actor.parameters()]))
     assert weights[0].equal(weights[1])
     assert not weights[0].equal(weights[2])
+
+
+OBJECTIVES = {
+    "metra": METRALoss,
+    "l2": METRALoss,
+    "csd": CSDLoss,
+    "lsd": LSDLoss,
+    "diayn": DIAYNLoss,
+    "dads": DADSLoss,
+    "cic": CICLoss,
+    "csf": CSFLoss,
+    "rnd": RNDBaseline,
+}
+
+
+@pytest.mark.parametrize("kind", ["UnitSphere", "OneHot"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(training: Any, tmp_path: Path, objective: str, kind: str) -> None:
+    config = compose(
+        "point", f"objective={objective}", f"skill.kind={kind}", f"output={tmp_path}",
+        "total_frames=1600", "optim_steps_per_batch=3", "evaluation_episodes=4", "num_cells=[16]",
+    )  # fmt: skip
+    parts = training.build(config)
+    skill_loss = parts.trainer.skill_loss
+    assert type(skill_loss) is OBJECTIVES[objective]
+    assert isinstance(skill_loss.prior, OneHot) == (kind == "OneHot")
+    before = [parameter.clone() for parameter in skill_loss.parameters()]
+    parts.trainer.train()
+    after = skill_loss.parameters()
+    assert any(not old.equal(new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["csd", "dads", "lsd"])
+def test_a_run_of_another_objective_is_recorded(
+    training: Any, tmp_path: Path, objective: str
+) -> None:
+    """Without φ or without a temporal constraint, a run shows what there is to show."""
+    config = compose(
+        "point", f"objective={objective}", f"output={tmp_path}", "total_frames=1600",
+        "optim_steps_per_batch=1", "evaluation_episodes=4", "num_cells=[16]",
+    )  # fmt: skip
+    results = training.train(config)
+    assert (tmp_path / "skills.png").stat().st_size > 10_000
+    assert results["coverage_after"] > 0
+    assert results["total_coverage"] > 0
+    assert ("skill_alignment" in results) == (objective != "dads")
+    assert "pairs_beyond" not in results
+    policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
+    assert policy.constraint_norm is None
+    assert (policy.encoder is None) == (objective == "dads")
+
+
+def test_normal_skills_for_those_that_want_them(training: Any) -> None:
+    make_prior = __import__("objectives").make_prior
+    assert make_prior(compose("point", "objective=diayn")) == StandardNormal(2)
+    assert make_prior(compose("point", "objective=lsd")) == UnitSphere(2)
+    assert make_prior(compose("half_cheetah", "objective=dads")) == OneHot(16)
+
+
+def test_objectives_that_cannot_be(training: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown objective 'visr', expected .*'rnd'"
+    ):
+        training.build(compose("point", "objective=visr"))
+    with pytest.raises(ValueError, match=r"objective=dads models vectors.*'point_pixels'.*'metra'"):
+        training.build(compose("point_pixels", "objective=dads"))
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,8 @@ class METRATrainer(Trainer):
             self.register_op("post_optim_complete_log", self._check_metrics)
             self.register_op("post_optim_complete_log", self._show_progress)
         LogRates().register(self)
-        LogCoverage().register(self)
+        self.log_coverage = LogCoverage()
+        self.log_coverage.register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         check_finite(batch, self.skill_loss.in_keys)
