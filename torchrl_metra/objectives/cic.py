@@ -57,7 +57,7 @@ class CICLoss(EncoderLoss):
         TypeError: if ``query`` or ``key`` is no module.
 
     The output holds ``loss_encoder``, which trains φ, query and key together, and, detached,
-    ``intrinsic_reward``, ``skill_accuracy`` (how often the key nearest to a query is its own)
+    ``intrinsic_reward``, ``query_accuracy`` (how often the key nearest to a query is its own)
     and ``neighbor_distance`` (mean of the :math:`M` distances).
 
     Examples:
@@ -73,7 +73,7 @@ class CICLoss(EncoderLoss):
         torch.Size([4, 5, 1])
     """
 
-    out_keys = ["loss_encoder", "intrinsic_reward", "skill_accuracy", "neighbor_distance"]
+    out_keys = ["loss_encoder", "intrinsic_reward", "query_accuracy", "neighbor_distance"]
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class CICLoss(EncoderLoss):
         entries = {
             "loss_encoder": _contrast(similarity, 1 / self.temperature),
             "intrinsic_reward": self._entropy(distance),
-            "skill_accuracy": (similarity.diagonal() >= similarity.amax(dim=-1)).to(latent.dtype),
+            "query_accuracy": (similarity.diagonal() >= similarity.amax(dim=-1)).to(latent.dtype),
             "neighbor_distance": distance.mean(dim=-1),
         }
         return {name: value.reshape(batch_size) for name, value in entries.items()}
