@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from torchrl.envs.transforms.rnd import RunningMeanStd
 
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
 
 __all__ = ["CICLoss"]
@@ -111,7 +112,7 @@ class CICLoss(EncoderLoss):
         )
         query = normalize(self.query(skill.reshape(latent.shape)), dim=-1)
         key = normalize(self.key(torch.cat([latent, next_latent], dim=-1)), dim=-1)
-        similarity = query @ key.T / self.temperature
+        similarity = F.pairwise_products(query, key) / self.temperature
         distance = self._nearest(latent.detach(), next_latent.detach())
         self.distance_stats.update(distance)
         entries = {

@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
 
 __all__ = ["CSFLoss"]
@@ -89,7 +90,7 @@ class CSFLoss(EncoderLoss):
         negatives = self.prior.center(
             self.prior.sample([self.num_negatives], device=step.device).to(step.dtype)
         )
-        normalizer = torch.logsumexp(step @ negatives.T, dim=-1)
+        normalizer = torch.logsumexp(F.pairwise_products(step, negatives), dim=-1)
         return {
             "loss_encoder": self.negative_weight * normalizer - reward,
             "intrinsic_reward": reward,

@@ -17,6 +17,7 @@ __all__ = [
     "dual_loss",
     "encoder_loss",
     "intrinsic_reward",
+    "pairwise_products",
     "squared_step",
     "temporal_constraint",
 ]
@@ -144,3 +145,22 @@ def dual_loss(log_dual: Tensor, constraint: Tensor) -> Tensor:
         tensor([-1.])
     """
     return log_dual * torch.detach(constraint)
+
+
+def pairwise_products(left: Tensor, right: Tensor) -> Tensor:
+    r"""Inner product of every row with every row of another matrix, exact under autocast too.
+
+    Args:
+        left (Tensor): rows :math:`x_i`, of shape ``[*B, D]``.
+        right (Tensor): rows :math:`y_k`, of shape ``[K, D]``.
+
+    Returns:
+        :math:`x_i^\top y_k`, of shape ``[*B, K]``.
+
+    Examples:
+        >>> import torch
+        >>> pairwise_products(torch.tensor([[1.0, 2.0]]), torch.eye(2))
+        tensor([[1., 2.]])
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right.T

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
@@ -88,6 +90,11 @@ class LSDLoss(EncoderLoss):
             for end in ends
         )
         return latent, next_latent
+
+    def _encode(self, inputs: Sequence[Tensor], batch_size: Sequence[int]) -> Tensor:
+        # Under autocast norms would be rounded, and iterated at each access to a weight.
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return super()._encode(inputs, batch_size)
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
