@@ -251,6 +251,13 @@ class TestGoalsOfThePoint:
         assert "goal" not in env.reset().keys()
         assert distance["adaptive"] < 0.3 < 10 < distance["single"] < distance["random"]
 
+    def test_no_encoder(self) -> None:
+        policy = SkillPolicy(actor(), None, UnitSphere(2))
+        with pytest.raises(ValueError, match=r"no encoder.*no latent space.*METRA"):
+            policy.reach_goals()
+        with pytest.raises(ValueError, match="no encoder"):
+            rollout_goal_policies(make_env("point"), policy, self.goals)
+
 
 class TestMetrics:
     def rollouts(self, walk: list[list[float]], goal: float) -> TensorDict:

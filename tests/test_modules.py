@@ -12,11 +12,13 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, TanhNormal
 
 from torchrl_metra import (
+    LSDLoss,
     OneHot,
     SkillConditionedActor,
     SkillPolicy,
     UnitSphere,
     make_env,
+    make_pixel_sac_networks,
     make_sac_networks,
 )
 from torchrl_metra.modules import Float32Linear, NormalHead
@@ -122,6 +124,16 @@ class TestMakeSACNetworks:
         networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
         assert networks.architecture.action_low == (-1.0, -1.0)
 
+    @pytest.mark.parametrize("has_encoder", [True, False])
+    def test_move_to_a_device(self, has_encoder: bool) -> None:
+        networks = make_pixel_sac_networks(
+            (3, 32, 32), ACTION_SPEC, PRIOR, num_cells=[8], channels=4, shared_encoder=True
+        )
+        if not has_encoder:
+            networks.encoder = None
+        modules = [networks.to("meta").policy, *networks.critics, networks.encoder]
+        assert all(p.is_meta for m in modules if m is not None for p in m.parameters())
+
     def test_no_hidden_layers(self) -> None:
         with pytest.raises(ValueError, match="at least one hidden layer"):
             make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[])
@@ -181,6 +193,64 @@ class TestSkillPolicy:
         fresh_actor, fresh_encoder = build()
         SkillPolicy.load(tmp_path / "skills.pt", actor=fresh_actor, encoder=fresh_encoder)
         assert fresh_encoder.weight.equal(encoder.weight)
+
+    def test_round_trip_without_an_encoder(self, tmp_path: Path) -> None:
+        path = tmp_path / "skills.pt"
+        networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR).save(path)
+        # Readers of before, which expect an encoder, read such files still, and refuse others.
+        assert torch.load(path)["format_version"] == 1
+        networks.encoder = None
+        SkillPolicy.from_networks(networks, PRIOR, constraint_norm=None).save(path)
+        assert torch.load(path)["format_version"] == 2
+        loaded = SkillPolicy.load(path)
+        assert (loaded.encoder, loaded.constraint_norm) == (None, None)
+        assert loaded.architecture == networks.architecture
+        inputs = states()
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            action = networks.actor(inputs.clone())["action"]
+            assert loaded.actor(inputs)["action"].equal(action)
+
+    def test_own_networks_without_an_encoder(self, tmp_path: Path) -> None:
+        path = tmp_path / "skills.pt"
+        SkillPolicy(nn.Linear(3, 2), None, PRIOR).save(path)
+        with pytest.raises(ValueError, match=r"pass them as `actor`\.$"):
+            SkillPolicy.load(path)
+        with pytest.raises(ValueError, match=r"no weights for the `encoder`.*Leave the argument"):
+            SkillPolicy.load(path, actor=nn.Linear(3, 2), encoder=nn.Linear(4, 3))
+        assert SkillPolicy.load(path, actor=nn.Linear(3, 2)).encoder is None
+
+    def test_normalised_layers_become_plain_ones(self, tmp_path: Path) -> None:
+        networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
+        lsd_loss = LSDLoss(networks.encoder, PRIOR)
+        batch = states()
+        batch["next", "observation"] = torch.randn(6, 4)
+        for parameter in lsd_loss.encoder_params.parameters():
+            parameter.data += torch.randn_like(parameter)  # iterations would show
+        before = {key: value.clone() for key, value in networks.encoder.state_dict().items()}
+        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
+        after = networks.encoder.state_dict()
+        assert any(key.endswith("_u") for key in after)
+        assert all(value.equal(before[key]) for key, value in after.items())
+        assert all(module.training for module in networks.encoder.modules())
+        loaded = SkillPolicy.load(tmp_path / "skills.pt").encoder
+        assert not any("parametrizations" in key for key in loaded.state_dict())
+        latent = networks.encoder.eval()(batch.clone())["latent"]
+        torch.testing.assert_close(loaded(batch.clone())["latent"], latent)
+        lsd_loss(batch)["loss_encoder"].backward()
+
+    def test_normalised_layers_that_the_actor_shares(self, tmp_path: Path) -> None:
+        networks = make_pixel_sac_networks(
+            (3, 32, 32), ACTION_SPEC, PRIOR, num_cells=[8], channels=4, shared_encoder=True
+        )
+        LSDLoss(networks.encoder, PRIOR)
+        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
+        policy = SkillPolicy.load(tmp_path / "skills.pt").actor
+        pixels = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+        inputs = TensorDict({"pixels": pixels, "skill": PRIOR.sample([5])}, [5])
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            action = networks.policy.eval()(inputs.clone())["action"]
+            torch.testing.assert_close(policy(inputs)["action"], action)
 
     def test_files_of_another_kind(self, tmp_path: Path) -> None:
         path = tmp_path / "other.pt"

@@ -64,7 +64,8 @@ class SACNetworks:
     Attributes:
         actor (SkillConditionedActor): policy π(a | s, z).
         critics (list of ValueOperator): twin critics Q(s, z, a), as ``SACLoss`` takes them.
-        encoder (TensorDictModule): φ(s), from ``"observation"`` to ``"latent"``.
+        encoder (TensorDictModule, optional): φ(s), from ``"observation"`` to ``"latent"``;
+            ``None`` for an objective that has none.
         architecture (Recipe): what it takes to build them again.
         shared_encoder (TensorDictModule, optional): the part of φ whose features
             actor and critics read, if they share one.
@@ -72,7 +73,7 @@ class SACNetworks:
 
     actor: SkillConditionedActor
     critics: list[ValueOperator]
-    encoder: TensorDictModuleBase
+    encoder: TensorDictModuleBase | None
     architecture: Recipe
     shared_encoder: TensorDictModule | None = None
 
@@ -85,8 +86,9 @@ class SACNetworks:
 
     def to(self, device: torch.device | str) -> SACNetworks:
         """Move all networks to a device."""
-        for module in (self.actor, *self.critics, self.encoder):
-            module.to(device)
+        for module in (self.policy, *self.critics, self.encoder):
+            if module is not None:
+                module.to(device)
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
 
 from torchrl_metra.data import SkillPrior
@@ -23,7 +25,8 @@ from torchrl_metra.modules.pixels import PixelArchitecture
 __all__ = ["SkillPolicy"]
 
 _FORMAT = "torchrl_metra.SkillPolicy"
-_FORMAT_VERSION = 1
+# Version 2 may lack the encoder. With one it is version 1, which older readers read as well.
+_FORMAT_VERSION = 2
 
 
 @dataclass
@@ -32,7 +35,7 @@ class SkillPolicy:
 
     Attributes:
         actor (nn.Module): policy π(a | s, z).
-        encoder (nn.Module): φ(s).
+        encoder (nn.Module, optional): φ(s), or ``None`` if the objective has none.
         prior (SkillPrior): distribution of the skills.
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
             :class:`~torchrl.envs.ObservationNorm` that the networks expect to have
@@ -42,8 +45,9 @@ class SkillPolicy:
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
         env_name (str, optional): where it was trained, for
             :func:`~torchrl_metra.make_env`.
-        constraint_norm (str): the norm by which training bounded steps in latent space,
-            see :class:`~torchrl_metra.METRALoss`.
+        constraint_norm (str, optional): the norm by which training bounded steps in latent
+            space, see :class:`~torchrl_metra.METRALoss`, or ``None`` if it was not trained with
+            METRA's temporal constraint. Defaults to ``"l2"``.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -57,12 +61,12 @@ class SkillPolicy:
     """
 
     actor: SkillConditionedActor | nn.Module
-    encoder: TensorDictModule | nn.Module
+    encoder: TensorDictModule | nn.Module | None
     prior: SkillPrior
     observation_norm: dict[str, Tensor] | None = None
     architecture: Recipe | None = None
     env_name: str | None = None
-    constraint_norm: Literal["l2", "rms"] = "l2"
+    constraint_norm: Literal["l2", "rms"] | None = "l2"
 
     @classmethod
     def from_networks(
@@ -72,7 +76,7 @@ class SkillPolicy:
         env: EnvBase | None = None,
         *,
         env_name: str | None = None,
-        constraint_norm: Literal["l2", "rms"] = "l2",
+        constraint_norm: Literal["l2", "rms"] | None = "l2",
     ) -> SkillPolicy:
         """Collect the parts, the normalisation from the environment's transforms."""
         return cls(
@@ -91,11 +95,24 @@ class SkillPolicy:
         Keyword Args:
             adaptive (bool, optional): choose the skill at every step (default) or once, see
                 :class:`~torchrl_metra.GoalReachingPolicy`.
+
+        Raises:
+            ValueError: if there is no encoder.
         """
+        if self.encoder is None:
+            raise ValueError(
+                "this policy has no encoder: its objective learned no latent space in which a "
+                "skill could point to a goal. Goals need a policy that was trained with METRA or "
+                "another objective that has one."
+            )
         return GoalReachingPolicy(self.actor, self.encoder, self.prior, adaptive=adaptive)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy to one file; an interrupted write leaves no partial file.
+
+        Layers with parametrizations, such as the spectral normalisation of
+        :class:`~torchrl_metra.LSDLoss`, are written as the plain weights that they stand for
+        in evaluation mode. The networks themselves are left as they are.
 
         Args:
             path (path): file to write; its folder is created.
@@ -104,7 +121,7 @@ class SkillPolicy:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
+            "format_version": 1 if self.encoder is not None else _FORMAT_VERSION,
             "versions": {
                 name: version(name) for name in ("torchrl-metra", "torchrl", "tensordict", "torch")
             },
@@ -114,7 +131,7 @@ class SkillPolicy:
             "env_name": self.env_name,
             "constraint_norm": self.constraint_norm,
             "actor": _weights(self.actor),
-            "encoder": _weights(self.encoder),
+            "encoder": None if self.encoder is None else _weights(self.encoder),
         }
         temporary = path.with_name(path.name + ".tmp")
         torch.save(content, temporary)
@@ -135,30 +152,41 @@ class SkillPolicy:
             path (path): file to read.
 
         Keyword Args:
-            actor (nn.Module, optional): policy to load the weights into; needed
-                for networks that this package did not build.
-            encoder (nn.Module, optional): encoder to load the weights into, likewise.
+            actor (nn.Module, optional): policy to load the weights into, without
+                parametrizations; needed for networks that this package did not build.
+            encoder (nn.Module, optional): encoder to load the weights into, likewise, if the
+                file has one.
             map_location (torch.device, optional): device of the weights.
 
         Raises:
-            ValueError: if the file is of another format or of a newer version, or
-                if it needs ``actor`` and ``encoder`` and they are not given.
+            ValueError: if the file is of another format or of a newer version, if it needs
+                ``actor`` and ``encoder`` and they are not given, or if it has no encoder
+                and one is given.
         """
         content = _read(path, map_location)
         prior = SkillPrior.from_config(content["prior"])
+        has_encoder = content["encoder"] is not None
+        if encoder is not None and not has_encoder:
+            raise ValueError(
+                f"{path} has no weights for the `encoder` that was given: the policy was trained "
+                "without one. Leave the argument out."
+            )
         architecture = None
-        if actor is None or encoder is None:
+        if actor is None or (encoder is None and has_encoder):
             if content["architecture"] is None:
+                names = "`actor` and `encoder`" if has_encoder else "`actor`"
                 raise ValueError(
                     f"{path} holds networks that were not built by this package: build them "
-                    "yourself and pass them as `actor` and `encoder`."
+                    f"yourself and pass them as {names}."
                 )
             architecture = _recipe(content["architecture"])
             networks = architecture.build(prior).to(map_location)
             actor = networks.policy if actor is None else actor
-            encoder = networks.encoder if encoder is None else encoder
+            if encoder is None and has_encoder:
+                encoder = networks.encoder
         actor.load_state_dict(content["actor"])
-        encoder.load_state_dict(content["encoder"])
+        if encoder is not None:
+            encoder.load_state_dict(content["encoder"])
         return cls(
             actor,
             encoder,
@@ -176,7 +204,17 @@ def _recipe(config: dict[str, Any]) -> Recipe:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    """The module's ``state_dict``, as if its layers had no parametrizations."""
+    weights = module.state_dict()
+    for path, part in module.named_modules(remove_duplicate=False):
+        if isinstance(part, ParametrizationList):
+            owner, _, name = path.rpartition("parametrizations.")
+            weights = {key: weights[key] for key in weights if not key.startswith(f"{path}.")}
+            # Of a copy: in training mode, spectral normalisation goes on with every call. Not
+            # remove_parametrizations on a copy of the layer: it shares the layer's class, and
+            # both would lose their weight.
+            weights[owner + name] = deepcopy(part).eval()()
+    return {name: value.detach().cpu() for name, value in weights.items()}
 
 
 def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dict[str, Any]:
