@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs import TransformedEnv
 
-from torchrl_metra import OneHot, PointEnv, SkillPrimer, UnitSphere, make_env
+from torchrl_metra import LSDLoss, OneHot, PointEnv, SkillPrimer, UnitSphere, make_env
 from torchrl_metra.evaluation import (
     CoverageCounter,
     coverage,
@@ -198,6 +198,17 @@ class TestSkillMetrics:
         assert results["steps_beyond"] == results["pairs_beyond"] == 0.0
         assert results["rank_correlation"] > 0.98
 
+    def test_measures_what_applies(self) -> None:
+        env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
+        rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
+        latents = encode_trajectories(rollouts, torch.nn.Identity())
+        everything = measure_skills(rollouts, latents, UnitSphere(2))
+        untimed = measure_skills(rollouts, latents, UnitSphere(2), norm=None)
+        unencoded = measure_skills(rollouts, None, UnitSphere(2))
+        assert list(unencoded) == ["policy_coverage", "sectors"]
+        assert list(untimed) == [*unencoded, "skill_alignment", "skill_accuracy"]
+        assert everything.items() > untimed.items() > unencoded.items()
+
     def test_projection_of_the_users_own(self) -> None:
         env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
         rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
@@ -235,6 +246,17 @@ class TestTrajectories:
         assert latents.shape == (3, 6, 4)
         assert not latents.requires_grad
         torch.testing.assert_close(latents[:, 2], encoder.module(rollouts["position"][:, 2]))
+
+    def test_an_encoder_in_training_is_left_as_it_is(self) -> None:
+        rollouts = make_env("point", 3).rollout(5)
+        encoder = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Dropout())
+        LSDLoss(encoder, UnitSphere(4))
+        encoder[0].parametrizations.weight.original.data *= torch.tensor([3.0, 1.0])
+        before = {key: value.clone() for key, value in encoder.state_dict().items()}
+        latents = encode_trajectories(rollouts, encoder)
+        assert all(value.equal(before[key]) for key, value in encoder.state_dict().items())
+        assert all(module.training for module in encoder.modules())
+        torch.testing.assert_close(latents[:, :-1], encoder.eval()(rollouts["observation"]).data)
 
 
 class TestTemporalCheck:
@@ -302,10 +324,27 @@ class TestPlots:
         walks = torch.randn(6, 20, size).cumsum(1)
         plot_skills(walks, skills, tmp_path / "a" / "skills.png", position=walks, title="Skills")
         plot_skills(walks, skills, tmp_path / "latents.png")
+        plot_skills(None, skills, tmp_path / "space.png", position=walks)
         plot_temporal_distances(walks, tmp_path / "temporal.png")
         plot_goals(walks[:, 0], {"adaptive": walks[:, 1]}, tmp_path / "goals.png")
-        for picture in ("a/skills.png", "latents.png", "temporal.png", "goals.png"):
+        for picture in ("a/skills.png", "latents.png", "space.png", "temporal.png", "goals.png"):
             assert (tmp_path / picture).stat().st_size > 10_000
+
+    def test_a_panel_for_what_is_given(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        figures = []
+        monkeypatch.setattr(
+            "torchrl_metra.evaluation.plots._save", lambda figure, path: figures.append(figure)
+        )
+        walks, skills = torch.randn(6, 20, 2), UnitSphere(2).grid(6)
+        plot_skills(walks, skills, tmp_path, position=walks)
+        plot_skills(walks, skills, tmp_path)
+        plot_skills(None, skills, tmp_path, position=walks)
+        names = [[axes.get_xlabel() for axes in figure.axes] for figure in figures]
+        assert names == [["x (m)", "φ, dimension 1"], ["φ, dimension 1"], ["x (m)"]]
+        with pytest.raises(ValueError, match="latents, positions or both, but both are None"):
+            plot_skills(None, skills, tmp_path)
 
     def test_missing_matplotlib_names_the_extra(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import Bounded
-from torchrl.envs import TransformedEnv
+from torchrl.envs import ExcludeTransform, TransformedEnv
 
 from torchrl_metra import (
     PixelOptions,
@@ -78,6 +78,48 @@ class TestEvaluate:
         authors = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)["skills"]
         assert authors["latent_step"] == pytest.approx(paper["latent_step"] / 2**0.5, abs=2e-6)
 
+    def test_without_the_temporal_constraint(self, tmp_path: Path) -> None:
+        policy = follow_the_skill()
+        policy.constraint_norm = None
+        goals = sample_goals("point", 3, extent=5.0)
+        report = evaluate(
+            policy, make_env("point", 4), tmp_path, goals=goals, num_episodes=4, max_steps=5
+        )
+        names = {"policy_coverage", "sectors", "skill_alignment", "skill_accuracy"}
+        assert set(report["skills"]) == names
+        assert "adaptive" in report["goals"]
+        assert not (tmp_path / "temporal.png").exists()
+        page = (tmp_path / "report.html").read_text()
+        assert "in space and in the latent space of φ" in page
+        assert "Temporal" not in page
+
+    def test_without_an_encoder(self, tmp_path: Path) -> None:
+        policy = follow_the_skill()
+        policy.encoder = None
+        goals = sample_goals("point", 3, extent=5.0)
+        report = evaluate(
+            policy, make_env("point", 4), tmp_path, goals=goals, num_episodes=4, max_steps=5
+        )
+        assert set(report["skills"]) == {"policy_coverage", "sectors"}
+        assert "goals" not in report
+        assert {file.name for file in tmp_path.iterdir()} == {
+            "report.json",
+            "report.html",
+            "skills.png",
+        }
+        page = (tmp_path / "report.html").read_text()
+        assert "in space. A good" in page
+        for word in ("latent", "φ", "Temporal", "goal"):
+            assert word not in page.split("How it was made")[0]
+
+    def test_with_nothing_to_draw(self, tmp_path: Path) -> None:
+        policy = follow_the_skill()
+        policy.encoder = None
+        env = make_env("point", 4).append_transform(ExcludeTransform("position"))
+        report = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)
+        assert report["skills"] == {}
+        assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}
+
     def test_an_environment_of_the_users_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -134,6 +176,21 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "policy_coverage" in printed
         assert "without videos" in printed
+
+    def test_says_why_there_are_no_goals(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("imageio_ffmpeg")
+        env = make_env("point", 2)
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[16])
+        networks.encoder = None
+        policy = SkillPolicy.from_networks(networks, PRIOR, env, env_name="point")
+        policy.save(tmp_path / "skill_policy.pt")
+        main([str(tmp_path), "--episodes", "4"])
+        assert "goals" not in json.loads((tmp_path / "report" / "report.json").read_text())
+        assert "no encoder to point skills to goals" in capsys.readouterr().out
+        main([str(tmp_path), "--episodes", "4", "--goals", "0"])
+        assert "no encoder" not in capsys.readouterr().out
 
     def test_environment_must_be_known(self, run: Path) -> None:
         policy = SkillPolicy.load(run / "skill_policy.pt")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_metra.envs import PixelOptions, make_env, rendering_available, sample_goals
@@ -30,17 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
     num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
     env = make_env(name, num_envs, pixels=pixels)
     env.set_seed(options.seed)
-    goals = None
-    if options.goals and name in (*GOAL_EXTENTS, "kitchen"):
-        goals = sample_goals(
-            name, options.goals, extent=options.extent, pixels=pixels, seed=options.seed
-        )
     output = options.output or path.parent / "report"
     report = evaluate(
         policy,
         env,
         output,
-        goals=goals,
+        goals=_goals(options, policy, name, pixels),
         video_env=_video_env(name, pixels, options.seed),
         num_episodes=options.episodes,
         title=f"{name}, {policy.prior!r}",
@@ -73,6 +69,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _pixel_options(policy: SkillPolicy) -> PixelOptions | None:
     shape = getattr(policy.architecture, "pixel_shape", None)
     return None if shape is None else PixelOptions(resolution=shape[1], frames=shape[0] // 3)
+
+
+def _goals(
+    options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
+) -> TensorDictBase | None:
+    if not options.goals or name not in (*GOAL_EXTENTS, "kitchen"):
+        return None
+    if policy.encoder is None:
+        print("The policy has no encoder to point skills to goals: the report is without goals.")
+        return None
+    return sample_goals(
+        name, options.goals, extent=options.extent, pixels=pixels, seed=options.seed
+    )
 
 
 def _video_env(name: str, pixels: PixelOptions | None, seed: int) -> EnvBase | None:

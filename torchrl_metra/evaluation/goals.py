@@ -130,7 +130,7 @@ def rollout_goal_policies(
     Args:
         env (EnvBase): environment of batch size ``[N]`` or ``[]``, without a
             :class:`~torchrl_metra.SkillPrimer`. It is left as it is.
-        policy (SkillPolicy): the trained policy.
+        policy (SkillPolicy): the trained policy, with an encoder.
         goals (TensorDictBase): goals of batch size ``[M]``.
 
     Keyword Args:
@@ -139,6 +139,9 @@ def rollout_goal_policies(
     Returns:
         What :func:`rollout_goals` returns, without ``"pixels"``, under ``"adaptive"``,
         ``"single"`` and ``"random"``.
+
+    Raises:
+        ValueError: if the policy has no encoder.
 
     Examples:
         >>> from torchrl_metra import (

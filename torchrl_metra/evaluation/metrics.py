@@ -69,10 +69,10 @@ def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> f
 
 def measure_skills(
     rollouts: TensorDictBase,
-    latents: Tensor,
+    latents: Tensor | None,
     prior: SkillPrior,
     *,
-    norm: ConstraintNorm = "l2",
+    norm: ConstraintNorm | None = "l2",
     projection: Projection | None = None,
     cell_size: float = 1.0,
 ) -> dict[str, float]:
@@ -81,20 +81,21 @@ def measure_skills(
     Args:
         rollouts (TensorDictBase): transitions of batch size ``[M, T]``, as
             :func:`~torchrl_metra.evaluation.rollout_skills` returns them.
-        latents (Tensor): φ of all of their states, of shape ``[M, T + 1, D]``, see
-            :func:`~torchrl_metra.evaluation.encode_trajectories`.
+        latents (Tensor, optional): φ of all of their states, of shape ``[M, T + 1, D]``, see
+            :func:`~torchrl_metra.evaluation.encode_trajectories`; ``None`` without an encoder.
         prior (SkillPrior): distribution of the skills.
 
     Keyword Args:
-        norm (str, optional): that of METRA's constraint in training. Defaults to ``"l2"``.
+        norm (str, optional): that of METRA's constraint in training, ``None`` if there was no
+            temporal constraint. Defaults to ``"l2"``.
         projection (Callable, optional): coordinates of states, see
             :func:`~torchrl_metra.evaluation.visited`.
         cell_size (float, optional): edge of a cell in these coordinates. Defaults to 1.
 
     Returns:
         ``policy_coverage`` (and ``sectors``, out of 16, in two dimensions) where there are
-        coordinates or tasks; ``skill_alignment`` and ``skill_accuracy`` of whole episodes;
-        and :func:`~torchrl_metra.evaluation.temporal_check`.
+        coordinates or tasks; with latents, ``skill_alignment`` and ``skill_accuracy`` of whole
+        episodes; with latents and a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
@@ -107,14 +108,16 @@ def measure_skills(
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
         ['latent_step', 'latent_step_max', 'pairs_beyond']
     """
+    results = _measure_coverage(rollouts, projection, cell_size)
+    if latents is None:
+        return results
     skills = rollouts["skill"][:, 0].cpu()
     start, end = latents[:, 0], latents[:, -1]
-    return {
-        **_measure_coverage(rollouts, projection, cell_size),
-        "skill_alignment": skill_alignment(start, end, prior.center(skills)),
-        "skill_accuracy": skill_accuracy(end - start, skills, prior),
-        **temporal_check(latents, episode_lengths(rollouts), norm=norm),
-    }
+    results["skill_alignment"] = skill_alignment(start, end, prior.center(skills))
+    results["skill_accuracy"] = skill_accuracy(end - start, skills, prior)
+    if norm is not None:
+        results |= temporal_check(latents, episode_lengths(rollouts), norm=norm)
+    return results
 
 
 def _measure_coverage(

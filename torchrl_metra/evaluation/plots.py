@@ -51,7 +51,7 @@ def plot_coverage(
 
 
 def plot_skills(
-    latents: Tensor,
+    latents: Tensor | None,
     skills: Tensor,
     path: str | os.PathLike[str],
     *,
@@ -66,7 +66,8 @@ def plot_skills(
     positions along their first two coordinates.
 
     Args:
-        latents (Tensor): φ of shape ``[M, T, D]``.
+        latents (Tensor, optional): φ of shape ``[M, T, D]``; ``None`` without an encoder, to
+            draw positions only.
         skills (Tensor): skills of shape ``[M, D]``.
         path (path): picture to write; its suffix selects the format.
 
@@ -76,14 +77,19 @@ def plot_skills(
         unit (str, optional): of the positions. Defaults to ``"m"``.
 
     Raises:
+        ValueError: if there are neither latents nor positions.
         ImportError: if matplotlib is not installed.
     """
-    figure, axes = _new_figure(1 if position is None else 2, title)
+    panels = []
     if position is not None:
-        names = (f"x ({unit})", f"y ({unit})")
-        _plot_lines(axes[0], position[..., :2], skills, names)
-    lines, names = _principal_components(latents)
-    _plot_lines(axes[-1], lines, skills, names)
+        panels.append((position[..., :2], (f"x ({unit})", f"y ({unit})")))
+    if latents is not None:
+        panels.append(_principal_components(latents))
+    if not panels:
+        raise ValueError("plot_skills draws latents, positions or both, but both are None.")
+    figure, all_axes = _new_figure(len(panels), title)
+    for axes, (lines, names) in zip(all_axes, panels, strict=True):
+        _plot_lines(axes, lines, skills, names)
     _add_legend(figure, skills)
     _save(figure, path)
 

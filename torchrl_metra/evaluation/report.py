@@ -31,9 +31,8 @@ from torchrl_metra.modules import SkillPolicy
 __all__ = ["evaluate"]
 
 SKILLS_CAPTION = (
-    "One line per episode, coloured by its skill: in space, and in the latent space of φ. A "
-    "good set of skills is a fan in both: every colour leaves the start in a direction of its "
-    "own, and far."
+    "One line per episode, coloured by its skill, in {}. A good set of skills is a fan: every "
+    "colour leaves the start in a direction of its own, and far."
 )
 TEMPORAL_CAPTION = (
     "The constraint that METRA trains with. Adjacent states should be at most one apart (left "
@@ -65,6 +64,10 @@ def evaluate(
     are sent to them. The folder holds ``report.json``, ``skills.png`` (trajectories in space
     and in latent space), ``temporal.png`` (do latent distances tell the time?), ``goals.png``,
     videos of skills, and ``report.html``, which shows all of that in one file.
+
+    What does not apply is left out: ``temporal.png`` and its numbers if the policy was not
+    trained with METRA's temporal constraint; all that has to do with latent space, goals
+    included, if it has no encoder.
 
     Args:
         policy (SkillPolicy): the trained policy.
@@ -109,7 +112,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)
     report: dict[str, Any] = {"skills": results}
-    if goals is not None:
+    if goals is not None and policy.encoder is not None:
         report["goals"], more = _evaluate_goals(policy, env, output, goals, max_steps)
         sections += more
     filmed = env if video_env is None else video_env
@@ -137,18 +140,23 @@ def _evaluate_skills(
         max_steps=max_steps,
     )
     norm = policy.constraint_norm
-    latents = encode_trajectories(rollouts, policy.encoder)
+    latents = None if policy.encoder is None else encode_trajectories(rollouts, policy.encoder)
     position = positions(rollouts, projection)
-    unit = "m" if projection is None else "projection"
-    skills = rollouts["skill"][:, 0].cpu()
-    trajectories, temporal = output / "skills.png", output / "temporal.png"
-    plot_skills(latents, skills, trajectories, position=position, unit=unit)
-    plot_temporal_distances(latents, temporal, lengths=episode_lengths(rollouts), norm=norm)
+    sections = []
+    spaces = {"space": position, "the latent space of φ": latents}
+    shown = [name for name, lines in spaces.items() if lines is not None]
+    if shown:
+        picture = output / "skills.png"
+        unit = "m" if projection is None else "projection"
+        skills = rollouts["skill"][:, 0].cpu()
+        plot_skills(latents, skills, picture, position=position, unit=unit)
+        sections.append(Section("Skills", SKILLS_CAPTION.format(" and in ".join(shown)), picture))
+    if latents is not None and norm is not None:
+        picture = output / "temporal.png"
+        plot_temporal_distances(latents, picture, lengths=episode_lengths(rollouts), norm=norm)
+        sections.append(Section("Temporal distances", TEMPORAL_CAPTION, picture))
     results = measure_skills(rollouts, latents, policy.prior, norm=norm, projection=projection)
-    return results, [
-        Section("Skills", SKILLS_CAPTION, trajectories),
-        Section("Temporal distances", TEMPORAL_CAPTION, temporal),
-    ]
+    return results, sections
 
 
 def _evaluate_goals(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TypeAlias
 
 import torch
@@ -52,7 +53,7 @@ def trajectories(rollouts: TensorDictBase, read: Projection) -> Tensor:
 def encode_trajectories(
     rollouts: TensorDictBase, encoder: TensorDictModuleBase | nn.Module
 ) -> Tensor:
-    """φ of every state of the episodes.
+    """φ of every state of the episodes, in evaluation mode.
 
     Args:
         rollouts (TensorDictBase): transitions of batch size ``[M, T]``.
@@ -69,7 +70,9 @@ def encode_trajectories(
         >>> encode_trajectories(rollouts, nn.Linear(2, 3)).shape
         torch.Size([4, 11, 3])
     """
-    encoder = as_encoder(encoder)
+    # A copy: what is measured may be in training, where spectral normalisation goes on with
+    # every call.
+    encoder = deepcopy(as_encoder(encoder)).eval()
     key = latent_key(encoder)
     parameter = next(encoder.parameters(), None)
     device = rollouts.device if parameter is None else parameter.device
