@@ -150,9 +150,7 @@ def test_normal_skills_for_those_that_want_them(training: Any) -> None:
 
 
 def test_objectives_that_cannot_be(training: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown objective 'visr', expected .*'rnd'"
-    ):
+    with pytest.raises(ValueError, match=r"unknown objective 'visr', expected .*'rnd'"):
         training.build(compose("point", "objective=visr"))
     with pytest.raises(ValueError, match=r"objective=dads models vectors.*'point_pixels'.*'metra'"):
         training.build(compose("point_pixels", "objective=dads"))
