@@ -1,49 +1,58 @@
 """One gradient step against the numbers of the authors' implementation.
 
-``tests/data`` holds what their code computed on tiny networks: weights before and
-after, gradients, losses, and the noise that it drew.
+``tests/data`` holds what their code computed on tiny networks, of METRA and of the methods
+that they compare with: weights before and after, gradients, losses, and the noise that it drew.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from conftest import needs_compiler
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     ControllabilityDistance,
+    CSDLoss,
+    DADSLoss,
+    DIAYNLoss,
     L2Distance,
+    LSDLoss,
     METRALoss,
     METRAOptimizationStepper,
     OneHot,
+    SkillLoss,
+    SkillPrior,
+    StandardNormal,
     UnitSphere,
     make_metra_optimizers,
     make_sac_networks,
 )
+from torchrl_metra.modules import SACNetworks
+from torchrl_metra.modules.networks import make_encoder
 
 DATA = Path(__file__).parent / "data"
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 # TorchRL's Tanh-Normal guards its log-density otherwise than the authors' code does.
 LOG_PROB = {"rtol": 1e-3, "atol": 1e-5}
 
-MLP_LAYERS = {"0": "_layers.0.linear", "2": "_layers.1.linear", "4": "_output_layers.0.linear"}
-ENCODER_LAYERS = {
-    "0": "_mean_module._layers.0.linear",
-    "2": "_mean_module._layers.1.linear",
-    "4": "_mean_module._output_layers.0.linear",
-}
-TRUNK = "_module._shared_mean_log_std_network"
+SIZE, NUM_CELLS = 5, (32, 32)
 
 
 class Golden:
@@ -52,44 +61,189 @@ class Golden:
     def __init__(self, name: str) -> None:
         self.arrays = np.load(DATA / f"{name}.npz")
 
-    def __getitem__(self, key: str) -> torch.Tensor:
+    def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(np.array(self.arrays[key]))
 
-    def mlp(self, stage: str, module: str, layers: dict[str, str]) -> dict[str, torch.Tensor]:
-        return {
-            f"{ours}.{kind}": self[f"{stage}/{module}/{theirs}.{kind}"]
-            for ours, theirs in layers.items()
-            for kind in ("weight", "bias")
-        }
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays.files
 
-    def encoder(self, stage: str) -> dict[str, torch.Tensor]:
-        return self.mlp(stage, "traj_encoder", ENCODER_LAYERS)
 
-    def predictor(self, stage: str) -> dict[str, torch.Tensor]:
-        return {
-            f"{ours}.{key}": value
-            for ours, theirs in (("mean", "_mean_module"), ("log_std", "_log_std_module"))
-            for key, value in self.mlp(
-                stage,
-                "dist_predictor",
-                {key: name.replace("_mean_module", theirs) for key, name in ENCODER_LAYERS.items()},
-            ).items()
-        }
+class Place(NamedTuple):
+    """Where of our tensors a recorded array belongs."""
 
-    def critic(self, stage: str, name: str) -> dict[str, torch.Tensor]:
-        return self.mlp(stage, name, MLP_LAYERS)
+    tensor: Tensor
+    index: Any = ...
 
-    def actor(self, stage: str) -> dict[str, torch.Tensor]:
-        prefix = f"{stage}/option_policy/{TRUNK}"
-        weights = {
-            f"network.{ours}.{kind}": self[f"{prefix}._layers.{layer}.linear.{kind}"]
-            for layer, ours in enumerate("02")
-            for kind in ("weight", "bias")
-        }
-        for kind in ("weight", "bias"):
-            heads = [self[f"{prefix}._output_layers.{head}.linear.{kind}"] for head in (0, 1)]
-            weights[f"head.linear.{kind}"] = torch.cat(heads)
-        return weights
+
+# By their recorded names.
+Places = dict[str, Place]
+
+
+class Objective(NamedTuple):
+    """A skill loss, and where the recorded weights belong."""
+
+    loss: SkillLoss
+    parts: dict[str, Places]
+    buffers: Places
+
+
+def linear(network: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in network if isinstance(layer, nn.Linear)]
+
+
+def layers(network: nn.Sequential, name: str) -> list[tuple[nn.Linear, str]]:
+    """The linear layers and what the authors' multilayer perceptrons call them."""
+    *hidden, last = linear(network)
+    named = [(layer, f"{name}._layers.{i}.linear") for i, layer in enumerate(hidden)]
+    return [*named, (last, f"{name}._output_layers.0.linear")]
+
+
+def weights(network: nn.Sequential, name: str) -> Places:
+    return {
+        f"{recorded}.{kind}": Place(getattr(layer, kind))
+        for layer, recorded in layers(network, name)
+        for kind in ("weight", "bias")
+    }
+
+
+def metra(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    return _metra(METRALoss(encoder, prior, constraint_norm="rms"))
+
+
+def l2(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    return _metra(METRALoss(encoder, prior, constraint_norm="rms", distance=L2Distance()))
+
+
+def csd(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    distance = ControllabilityDistance.from_size(SIZE, num_cells=NUM_CELLS)
+    objective = _metra(CSDLoss(encoder, prior, distance, constraint_norm="rms"))
+    objective.parts["distance"] = {
+        **weights(distance.mean, "dist_predictor/_mean_module"),
+        **weights(distance.log_std, "dist_predictor/_log_std_module"),
+    }
+    return objective
+
+
+def _metra(loss: METRALoss) -> Objective:
+    parts = {
+        "encoder": weights(loss.encoder.module, "traj_encoder/_mean_module"),
+        "dual": {"dual_lam/param": Place(loss.log_dual)},
+    }
+    return Objective(loss, parts, {})
+
+
+def lsd(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    parameters, buffers = {}, {}
+    for layer, name in layers(encoder.module, "traj_encoder/_mean_module"):
+        # PyTorch's new spectral norm iterates u, then v; the one that the authors used v, then
+        # u. The new one of the transpose does the same, with their names exchanged.
+        spectral_norm(layer, dim=1)
+        (normalization,) = layer.parametrizations.weight
+        parameters[f"{name}.weight_orig"] = Place(layer.parametrizations.weight.original)
+        parameters[f"{name}.bias"] = Place(layer.bias)
+        buffers[f"{name}.weight_v"] = Place(normalization._u)
+        buffers[f"{name}.weight_u"] = Place(normalization._v)
+    return Objective(LSDLoss(encoder, prior), {"encoder": parameters}, buffers)
+
+
+def diayn(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    parameters, log_std = weights(encoder.module, "traj_encoder/_mean_module"), None
+    if not isinstance(prior, OneHot):
+        log_std = make_encoder(SIZE, prior.dim, NUM_CELLS)
+        parameters |= weights(log_std, "traj_encoder/_log_std_module")
+    return Objective(DIAYNLoss(encoder, prior, log_std=log_std), {"encoder": parameters}, {})
+
+
+def dads(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    loss = DADSLoss.from_size(SIZE, prior, num_cells=NUM_CELLS)
+    # The authors' has weights, which they never train.
+    loss.observation_norm = nn.BatchNorm1d(SIZE, momentum=0.01).requires_grad_(False)
+    norms = {"input": loss.observation_norm, "target": loss.change_norm}
+    buffers = {
+        f"sd_{name}_batch_norm/{key}": Place(value)
+        for name, norm in norms.items()
+        for key, value in norm.state_dict().items()
+        if key != "num_batches_tracked"
+    }
+    others = golden["in/alt_options"].reshape(loss.num_alternatives, -1, prior.dim)
+    prior.sample = lambda *args, **kwargs: others  # type: ignore[method-assign]
+    dynamics = weights(loss.dynamics, "skill_dynamics/_mean_module")
+    return Objective(loss, {"dynamics": dynamics}, buffers)
+
+
+OBJECTIVES: dict[str, Callable[[Golden, SkillPrior, TensorDictModule], Objective]] = {
+    "continuous": metra,
+    "discrete": metra,
+    "l2": l2,
+    "csd": csd,
+    "lsd": lsd,
+    "diayn": diayn,
+    "diayn_discrete": diayn,
+    "dads": dads,
+}
+CONSTRAINED = ["continuous", "discrete", "l2", "csd"]
+
+SWITCHES = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "graphs": {"compile": {"backend": "aot_eager"}, "cudagraphs": True},
+    "bfloat16": {"autocast": torch.bfloat16},
+}
+# Objectives change a few lines of the step: PyTorch's compiler has enough to do with METRA's.
+STEPS = [
+    *[(kind, path) for kind in OBJECTIVES for path in ("eager", "graphs")],
+    *[
+        pytest.param((kind, "compiled"), marks=needs_compiler)
+        for kind in ("continuous", "discrete")
+    ],
+]
+
+
+def policy(networks: SACNetworks, sac_loss: SACLoss) -> dict[str, Places]:
+    """Where the recorded weights of SAC belong."""
+    trunk, head = (networks.actor.module[0].module.get_submodule(n) for n in ("network", "head"))
+    name = "option_policy/_module._shared_mean_log_std_network"
+    actor = {
+        f"{name}._layers.{index}.linear.{kind}": Place(getattr(layer, kind))
+        for index, layer in enumerate(linear(trunk))
+        for kind in ("weight", "bias")
+    }
+    for kind, value in head.linear.named_parameters():
+        mean, log_std = range(2), range(2, 4)
+        actor[f"{name}._output_layers.0.linear.{kind}"] = Place(value, mean)
+        actor[f"{name}._output_layers.1.linear.{kind}"] = Place(value, log_std)
+    return {
+        "qvalue": _critics(sac_loss.qvalue_network_params, "qf"),
+        "target": _critics(sac_loss.target_qvalue_network_params, "target_qf"),
+        "actor": actor,
+        "alpha": {"log_alpha/param": Place(sac_loss.log_alpha)},
+    }
+
+
+def _critics(params: TensorDict, name: str) -> Places:
+    names = {"0": "_layers.0.linear", "2": "_layers.1.linear", "4": "_output_layers.0.linear"}
+    return {
+        f"{name}{index + 1}/{recorded}.{kind}": Place(params.get(("module", layer, kind)), index)
+        for index in range(2)
+        for layer, recorded in names.items()
+        for kind in ("weight", "bias")
+    }
+
+
+class RecordingStepper(METRAOptimizationStepper):
+    """Returns the rewards, too, that the critics were trained on."""
+
+    def update(self, sac_loss: SACLoss, batch: TensorDict) -> TensorDict:
+        rewards, cumulant = [], self.skill_loss.cumulant
+
+        def recorded(batch: TensorDict) -> Tensor:
+            rewards.append(cumulant(batch))
+            return rewards[0]
+
+        with patch.object(self.skill_loss, "cumulant", recorded):
+            metrics = super().update(sac_loss, batch)
+        (reward,) = rewards
+        return metrics.set("rewards", reward.squeeze(-1))
 
 
 class Noise:
@@ -98,39 +252,17 @@ class Noise:
     def __init__(self, golden: Golden) -> None:
         self.draws = itertools.cycle([golden["next/eps"], golden["new/eps"]])
 
-    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
         return next(self.draws)
 
 
-SWITCHES = {
-    "eager": {},
-    "compiled": {"compile": True},
-    "graphs": {"compile": {"backend": "aot_eager"}, "cudagraphs": True},
-    "bfloat16": {"autocast": torch.bfloat16},
-}
-KINDS = ["continuous", "discrete", "l2", "csd"]
-# Distances change a few lines of the step: PyTorch's compiler has enough to do with the others.
-STEPS = [
-    *[(kind, path) for kind in KINDS for path in ("eager", "graphs")],
-    *[
-        pytest.param((kind, "compiled"), marks=needs_compiler)
-        for kind in ("continuous", "discrete")
-    ],
-]
-DISTANCES = {
-    "l2": L2Distance,
-    "csd": lambda: ControllabilityDistance.from_size(5, num_cells=(32, 32)),
-}
-
-
 def run_step(kind: str, path: str) -> SimpleNamespace:
-    """One METRA step from the recorded weights, batch and noise."""
+    """One step from the recorded weights, batch and noise."""
     golden = Golden(kind)
-    dim = int(golden["cfg/dim_option"])
-    prior = OneHot(dim) if golden["cfg/discrete"] else UnitSphere(dim)
-    networks = make_sac_networks(5, Bounded(-1, 1, (2,)), prior, num_cells=(32, 32))
-    distance = DISTANCES[kind]() if kind in DISTANCES else None
-    metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms", distance=distance)
+    continuous = UnitSphere if golden["cfg/unit_length"] else StandardNormal
+    prior = (OneHot if golden["cfg/discrete"] else continuous)(int(golden["cfg/dim_option"]))
+    networks = make_sac_networks(SIZE, Bounded(-1, 1, (2,)), prior, num_cells=NUM_CELLS)
+    objective = OBJECTIVES[kind](golden, prior, networks.encoder)
     sac_loss = SACLoss(
         networks.actor,
         networks.critics,
@@ -139,9 +271,9 @@ def run_step(kind: str, path: str) -> SimpleNamespace:
         target_entropy=float(golden["out/target_entropy"]),
     )
     sac_loss.make_value_estimator(gamma=0.99)
-    optimizers = make_metra_optimizers(metra_loss, sac_loss)
-    stepper = METRAOptimizationStepper(
-        metra_loss,
+    optimizers = make_metra_optimizers(objective.loss, sac_loss)
+    stepper = RecordingStepper(
+        objective.loss,
         optimizers,
         target_net_updater=SoftUpdate(sac_loss, eps=0.995),
         **SWITCHES[path],
@@ -162,28 +294,33 @@ def run_step(kind: str, path: str) -> SimpleNamespace:
     )
     step = SimpleNamespace(
         golden=golden,
-        networks=networks,
-        metra_loss=metra_loss,
+        skill_loss=objective.loss,
         sac_loss=sac_loss,
+        skill_parts=list(objective.parts),
+        parts={**objective.parts, **policy(networks, sac_loss)},
+        buffers=objective.buffers,
         optimizers=optimizers,
         batch=batch,
         gradients={},
     )
     trainer = SimpleNamespace(loss_module=sac_loss, replay_buffer=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.distributions.normal._standard_normal", Noise(golden))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torch.distributions.normal._standard_normal", Noise(golden))
         if stepper.compile:
             # The first steps run as they are and make the graph.
             stepper.step(trainer, batch)
             stepper.step(trainer, batch)
-        rewind(step)
         if path == "eager":
-            for name, optimizer in optimizers.items():
-                optimizer.register_step_pre_hook(partial(_record_gradients, step.gradients, name))
-        step.reward_before = metra_loss.reward(batch).detach().squeeze(-1)
-        metra_loss.reduction = "none"
-        step.per_pair = metra_loss(batch).detach()
-        metra_loss.reduction = "mean"
+            for optimizer in optimizers.values():
+                optimizer.register_step_pre_hook(partial(_record_gradients, step.gradients))
+        rewind(step)
+        step.reward_before = objective.loss.reward(batch).detach().squeeze(-1)
+        # Some objectives are others after each call: spectral norms, running statistics.
+        rewind(step)
+        objective.loss.reduction = "none"
+        step.per_pair = objective.loss(batch).detach()
+        objective.loss.reduction = "mean"
+        rewind(step)
         step.metrics = stepper.step(trainer, batch)
     return step
 
@@ -193,27 +330,17 @@ step_of = functools.cache(run_step)
 
 def rewind(step: SimpleNamespace) -> None:
     """Put every weight and every optimiser back to the recorded start, in place."""
-    golden = step.golden
-    step.networks.encoder.module.load_state_dict(golden.encoder("init"))
-    step.networks.actor.module[0].module.load_state_dict(golden.actor("init"))
-    for name, params in (
-        ("qf", step.sac_loss.qvalue_network_params),
-        ("target_qf", step.sac_loss.target_qvalue_network_params),
-    ):
-        for index in (0, 1):
-            for key, value in golden.critic("init", f"{name}{index + 1}").items():
-                params.get(("module", *key.split("."))).data[index] = value
-    if "distance" in step.optimizers:
-        step.metra_loss.distance.load_state_dict(golden.predictor("init"))
-    step.metra_loss.log_dual.data.fill_(float(golden["init/dual_lam/param"]))
-    step.sac_loss.log_alpha.data.fill_(float(golden["init/log_alpha/param"]))
+    for places in (*step.parts.values(), step.buffers):
+        for name, (tensor, index) in places.items():
+            value = step.golden[f"init/{name}"]
+            tensor.data[index] = value.reshape(tensor.data[index].shape)
     for optimizer in step.optimizers.values():
         for state in optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=OBJECTIVES)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -223,9 +350,9 @@ def step(request: pytest.FixtureRequest) -> SimpleNamespace:
     return step_of(*request.param)
 
 
-@pytest.fixture(params=["eager", "graphs"])
-def csd_step(request: pytest.FixtureRequest) -> SimpleNamespace:
-    return step_of("csd", request.param)
+@pytest.fixture(params=itertools.product(CONSTRAINED, ["eager", "graphs"]), ids="-".join)
+def constrained_step(request: pytest.FixtureRequest) -> SimpleNamespace:
+    return step_of(*request.param)
 
 
 @pytest.fixture
@@ -234,105 +361,112 @@ def eager_step(kind: str) -> SimpleNamespace:
 
 
 def _record_gradients(
-    gradients: dict[str, list[torch.Tensor]],
-    name: str,
-    optimizer: torch.optim.Optimizer,
-    *_: object,
+    gradients: dict[Tensor, Tensor], optimizer: torch.optim.Optimizer, *_: object
 ) -> None:
-    gradients[name] = [p.grad.clone() for p in optimizer.param_groups[0]["params"]]
+    gradients.update({p: p.grad.clone() for p in optimizer.param_groups[0]["params"]})
 
 
 def assert_matches(
-    actual: torch.Tensor, expected: torch.Tensor, tolerance: dict[str, float]
+    actual: Tensor, expected: Tensor, tolerance: dict[str, float], name: str = ""
 ) -> None:
-    torch.testing.assert_close(actual.detach(), expected.reshape(actual.shape), **tolerance)
+    torch.testing.assert_close(
+        actual.detach(),
+        expected.reshape(actual.shape),
+        **tolerance,
+        msg=lambda message: f"{name}: {message}",
+    )
+
+
+def assert_weights(step: SimpleNamespace, part: str) -> None:
+    """The weights of a part are the recorded ones after the step, others than before."""
+    for name, (tensor, index) in step.parts[part].items():
+        actual = tensor[index]
+        # A bias that serves s and s' alike cancels in φ(s') - φ(s): its gradient is zero up to
+        # rounding, which Adam blows up to one learning rate in either direction.
+        cancels = torch.zeros(actual.shape, dtype=torch.bool)
+        if part == "encoder":
+            cancels = step.golden[f"grad/{name}"] == 0
+        before, expected = (
+            step.golden[f"{stage}/{name}"].reshape(actual.shape) for stage in ("init", "after")
+        )
+        assert_matches(actual[~cancels], expected[~cancels], EXACT, name)
+        assert_matches(actual[cancels], expected[cancels], {"rtol": 0, "atol": 2e-4}, name)
+        assert cancels.all() or not actual.equal(before), name
+
+
+def assert_gradients(
+    step: SimpleNamespace, part: str, tolerance: dict[str, float], scale: float = 1.0
+) -> None:
+    """The gradients of a part are the recorded ones, and there are no others."""
+    places = step.parts[part]
+    parameters = step.optimizers[part].param_groups[0]["params"]
+    assert {id(tensor) for tensor, _ in places.values()} == {id(p) for p in parameters}
+    for name, (tensor, index) in places.items():
+        gradient = step.gradients[tensor][index] * scale
+        assert_matches(gradient, step.golden[f"grad/{name}"], tolerance, name)
 
 
 def test_rewards(step: SimpleNamespace) -> None:
-    assert_matches(step.reward_before, step.golden["out/rewards_before"], EXACT)
-    after = step.metra_loss.reward(step.batch).detach()
+    if "out/rewards_before" in step.golden:
+        assert_matches(step.reward_before, step.golden["out/rewards_before"], EXACT)
+    after = step.metrics["rewards"]
     assert_matches(after, step.golden["out/rewards_after"], EXACT)
     # The relabelled rewards must really be others than those before the update.
-    assert (after.squeeze(-1) - step.reward_before).abs().max() > 1e-3
+    assert (after - step.reward_before).abs().max() > 1e-3
 
 
-def test_constraint(step: SimpleNamespace) -> None:
+def test_losses(step: SimpleNamespace) -> None:
+    recorded = {
+        "loss_encoder": "LossTe",
+        "loss_dual": "LossDualLam",
+        "loss_distance": "LossDp",
+        "loss_dynamics": "LossSd",
+    }
+    names = {f"loss_{part}" for part in step.skill_parts}
+    assert names == {name for name in step.skill_loss.out_keys if name.startswith("loss_")}
+    for name in names:
+        expected = step.golden[f"out/{recorded[name]}"]
+        assert_matches(step.metrics[name], expected, EXACT, name)
+
+
+def test_weights_after_one_step(step: SimpleNamespace) -> None:
+    for part in step.skill_parts:
+        assert_weights(step, part)
+    for name, (tensor, index) in step.buffers.items():
+        assert_matches(tensor[index], step.golden[f"after/{name}"], EXACT, name)
+
+
+def test_gradients(eager_step: SimpleNamespace) -> None:
+    for part in eager_step.skill_parts:
+        assert_gradients(eager_step, part, EXACT)
+
+
+def test_constraint(constrained_step: SimpleNamespace) -> None:
+    step = constrained_step
     expected = step.golden["out/cst_penalty"]
     assert (expected < 0).any()
     assert (expected > 0).any()
     assert_matches(step.per_pair["constraint"], expected, EXACT)
     assert_matches(-step.per_pair["loss_encoder"], step.golden["out/te_obj"], EXACT)
-
-
-def test_encoder_and_dual_losses(step: SimpleNamespace) -> None:
-    assert_matches(step.metrics["loss_encoder"], step.golden["out/LossTe"], EXACT)
-    assert_matches(step.metrics["loss_dual"], step.golden["out/LossDualLam"], EXACT)
     assert_matches(step.metrics["dual"], step.golden["out/DualLam"], EXACT)
-
-
-def test_encoder_gradients(eager_step: SimpleNamespace) -> None:
-    step = eager_step
-    names = [key for key, _ in step.metra_loss.encoder_params.named_parameters()]
-    expected = step.golden.encoder("grad")
-    assert len(names) == len(expected)
-    for name, gradient in zip(names, step.gradients["encoder"], strict=True):
-        assert_matches(gradient, expected[name.removeprefix("module.")], EXACT)
-    assert_matches(step.gradients["dual"][0], step.golden["grad/dual_lam/param"], EXACT)
-
-
-def test_encoder_and_dual_after_one_step(step: SimpleNamespace) -> None:
-    gradients = step.golden.encoder("grad")
-    for name, expected in step.golden.encoder("after").items():
-        actual = step.networks.encoder.module.get_parameter(name)
-        # A bias that serves s and s' alike cancels in φ(s') - φ(s): its gradient is zero up to
-        # rounding, which Adam blows up to one learning rate in either direction.
-        cancels = gradients[name] == 0
-        assert_matches(actual[~cancels], expected[~cancels], EXACT)
-        assert_matches(actual[cancels], expected[cancels], {"rtol": 0, "atol": 2e-4})
-    assert_matches(step.metra_loss.log_dual, step.golden["after/dual_lam/param"], EXACT)
-
-
-def test_distance(csd_step: SimpleNamespace) -> None:
-    step = csd_step
-    assert_matches(step.metrics["loss_distance"], step.golden["out/LossDp"], EXACT)
-    before = step.golden.predictor("init")
-    for name, expected in step.golden.predictor("after").items():
-        assert_matches(step.metra_loss.distance.get_parameter(name), expected, EXACT)
-        assert not expected.equal(before[name])
-
-
-def test_distance_gradients() -> None:
-    step = step_of("csd", "eager")
-    names = [name for name, _ in step.metra_loss.distance.named_parameters()]
-    expected = step.golden.predictor("grad")
-    for name, gradient in zip(names, step.gradients["distance"], strict=True):
-        assert_matches(gradient, expected[name], EXACT)
 
 
 def test_critics(step: SimpleNamespace) -> None:
     # TorchRL's l2 is twice the authors' 0.5 · MSE, which Adam does not notice.
     expected = 2 * (step.golden["out/LossQf1"] + step.golden["out/LossQf2"])
     assert_matches(step.metrics["loss_qvalue"], expected, LOG_PROB)
-    for index, critic in enumerate(("qf1", "qf2")):
-        for name, after in step.golden.critic("after", critic).items():
-            parameter = step.sac_loss.qvalue_network_params.get(("module", *name.split(".")))
-            assert_matches(parameter[index], after, EXACT)
+    assert_weights(step, "qvalue")
+    assert_weights(step, "target")
 
 
 def test_critic_gradients(eager_step: SimpleNamespace) -> None:
-    step = eager_step
-    names = [key for key, _ in step.sac_loss.qvalue_network_params.named_parameters()]
-    for index, critic in enumerate(("qf1", "qf2")):
-        expected = step.golden.critic("grad", critic)
-        for name, gradient in zip(names, step.gradients["qvalue"], strict=True):
-            assert_matches(gradient[index] / 2, expected[name.removeprefix("module.")], LOG_PROB)
+    assert_gradients(eager_step, "qvalue", LOG_PROB, scale=0.5)
 
 
 def test_critic_target(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = run_step(kind, "eager")
-    reward = step.metra_loss.reward(step.batch).detach()
     rewind(step)
-    step.batch["next", "reward"] = reward
+    step.batch["next", "reward"] = step.metrics["rewards"].unsqueeze(-1)
     step.batch["next", "skill"] = step.batch["skill"]
     monkeypatch.setattr("torch.distributions.normal._standard_normal", Noise(step.golden))
     target = step.sac_loss._compute_target_v2(step.batch)
@@ -343,37 +477,25 @@ def test_actor_and_entropy_coefficient(step: SimpleNamespace) -> None:
     assert_matches(step.metrics["loss_actor"], step.golden["out/LossSacp"], LOG_PROB)
     assert_matches(step.metrics["loss_alpha"], step.golden["out/LossAlpha"], LOG_PROB)
     assert_matches(-step.metrics["entropy"], step.golden["out/SacpNewActionLogProbMean"], LOG_PROB)
-    after = step.golden.actor("after")
-    for name, expected in after.items():
-        assert_matches(step.networks.actor.module[0].module.get_parameter(name), expected, EXACT)
-    assert_matches(step.sac_loss.log_alpha, step.golden["after/log_alpha/param"], EXACT)
+    assert_weights(step, "actor")
+    assert_weights(step, "alpha")
 
 
-def test_target_networks(step: SimpleNamespace) -> None:
-    for index, name in enumerate(("target_qf1", "target_qf2")):
-        for key, expected in step.golden.critic("after", name).items():
-            path = ("module", *key.split("."))
-            assert_matches(
-                step.sac_loss.target_qvalue_network_params.get(path)[index], expected, EXACT
-            )
+def test_actor_gradients(eager_step: SimpleNamespace) -> None:
+    for part in ("actor", "alpha"):
+        assert_gradients(eager_step, part, LOG_PROB)
 
 
 def test_bfloat16_stays_close(kind: str) -> None:
-    """Two to three digits of the policy's losses; all of the encoder's, which is exact."""
-    step = step_of(kind, "bfloat16")
-    golden = step.golden
-    expected = {
-        "loss_encoder": golden["out/LossTe"],
-        "loss_dual": golden["out/LossDualLam"],
-        "loss_qvalue": 2 * (golden["out/LossQf1"] + golden["out/LossQf2"]),
-        "loss_actor": golden["out/LossSacp"],
-        "loss_alpha": golden["out/LossAlpha"],
-    }
-    for name, value in expected.items():
-        assert step.metrics[name].dtype == torch.float32
-        assert_matches(step.metrics[name], value, {"rtol": 2e-2, "atol": 2e-3})
-    assert_matches(step.metrics["loss_encoder"], expected["loss_encoder"], EXACT)
-    exact = step_of(kind, "eager").metrics
-    assert step.metrics["loss_qvalue"] != exact["loss_qvalue"], "nothing ran in bfloat16"
-    for module in (step.metra_loss, step.sac_loss):
+    """Two to three digits of the policy's losses; all of the skills', which are exact."""
+    step, exact = step_of(kind, "bfloat16"), step_of(kind, "eager")
+    for name, expected in exact.metrics.items():
+        if name.startswith("loss_"):
+            assert step.metrics[name].dtype == torch.float32
+            assert_matches(step.metrics[name], expected, {"rtol": 2e-2, "atol": 2e-3}, name)
+    for part in step.skill_parts:
+        assert_matches(step.metrics[f"loss_{part}"], exact.metrics[f"loss_{part}"], EXACT, part)
+    loss_qvalue = step.metrics["loss_qvalue"]
+    assert loss_qvalue != exact.metrics["loss_qvalue"], "nothing ran in bfloat16"
+    for module in (step.skill_loss, step.sac_loss):
         assert all(p.dtype == torch.float32 for p in module.parameters())
