@@ -194,7 +194,7 @@ class TestSkillMetrics:
         assert results["sectors"] == len({0, 4, 8, 12})
         assert results["skill_alignment"] == pytest.approx(1.0)
         assert results["skill_accuracy"] == 1.0
-        assert results["latent_step"] == pytest.approx(0.2, rel=1e-4)
+        assert results["latent_step_mean"] == pytest.approx(0.2, rel=1e-4)
         assert results["steps_beyond"] == results["pairs_beyond"] == 0.0
         assert results["rank_correlation"] > 0.98
 
@@ -263,7 +263,7 @@ class TestTemporalCheck:
     def test_a_straight_line_at_full_speed(self) -> None:
         line = torch.arange(11.0).reshape(1, 11, 1) * torch.tensor([0.0, 1.0])
         check = temporal_check(line)
-        assert check["latent_step"] == pytest.approx(1.0)
+        assert check["latent_step_mean"] == pytest.approx(1.0)
         assert check["steps_beyond"] == check["pairs_beyond"] == 0.0
         assert check["rank_correlation"] == 1.0
 

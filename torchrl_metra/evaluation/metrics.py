@@ -106,7 +106,7 @@ def measure_skills(
         >>> rollouts = rollout_skills(env, networks.actor, prior.grid(4), max_steps=20)
         >>> latents = encode_trajectories(rollouts, networks.encoder)
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
-        ['latent_step', 'latent_step_max', 'pairs_beyond']
+        ['latent_step_max', 'latent_step_mean', 'pairs_beyond']
     """
     results = _measure_coverage(rollouts, projection, cell_size)
     if latents is None:

@@ -100,7 +100,7 @@ def temporal_check(
             are divided by :math:`\sqrt D`. Defaults to ``"l2"``.
 
     Returns:
-        ``latent_step`` and ``latent_step_max``, mean and maximum over adjacent states;
+        ``latent_step_mean`` and ``latent_step_max``, mean and maximum over adjacent states;
         ``steps_beyond``, the share of them more than 5 % beyond one; ``pairs_beyond``, the
         share of all pairs of an episode as far beyond ``|i - j|``; ``rank_correlation``,
         Spearman's, between latent distance and ``|i - j|``.
@@ -122,7 +122,7 @@ def temporal_check(
     steps = latent_steps(latents, lengths, norm=norm)
     times, distances = pair_distances(latents, lengths, norm=norm)
     return {
-        "latent_step": steps.mean().item(),
+        "latent_step_mean": steps.mean().item(),
         "latent_step_max": steps.max().item(),
         "steps_beyond": (steps > 1 + TOLERANCE).float().mean().item(),
         "pairs_beyond": (distances > (1 + TOLERANCE) * times).float().mean().item(),
