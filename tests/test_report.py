@@ -78,8 +78,6 @@ class TestEvaluate:
         authors = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)["skills"]
         ratio = authors["latent_step_mean"] / paper["latent_step_mean"]
         assert ratio == pytest.approx(2**-0.5, abs=2e-5)
-            paper["latent_step_mean"] / 2**0.5, abs=2e-6
-        )
 
     def test_without_the_temporal_constraint(self, tmp_path: Path) -> None:
         policy = follow_the_skill()
