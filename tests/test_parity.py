@@ -22,7 +22,6 @@ from conftest import needs_compiler
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import SoftUpdate
@@ -133,17 +132,15 @@ def _metra(loss: METRALoss) -> Objective:
 
 
 def lsd(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:
+    loss = LSDLoss(encoder, prior)
     parameters, buffers = {}, {}
     for layer, name in layers(encoder.module, "traj_encoder/_mean_module"):
-        # PyTorch's new spectral norm iterates u, then v; the one that the authors used v, then
-        # u. The new one of the transpose does the same, with their names exchanged.
-        spectral_norm(layer, dim=1)
-        (normalization,) = layer.parametrizations.weight
-        parameters[f"{name}.weight_orig"] = Place(layer.parametrizations.weight.original)
+        parametrization = layer.parametrizations.weight
+        parameters[f"{name}.weight_orig"] = Place(parametrization.original)
         parameters[f"{name}.bias"] = Place(layer.bias)
-        buffers[f"{name}.weight_v"] = Place(normalization._u)
-        buffers[f"{name}.weight_u"] = Place(normalization._v)
-    return Objective(LSDLoss(encoder, prior), {"encoder": parameters}, buffers)
+        for key, vector in parametrization[0].named_buffers():
+            buffers[f"{name}.weight_{key}"] = Place(vector)
+    return Objective(loss, {"encoder": parameters}, buffers)
 
 
 def diayn(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objective:

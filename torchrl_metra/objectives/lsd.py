@@ -9,8 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
@@ -120,4 +119,31 @@ def _normalize_layers(encoder: nn.Module) -> None:
         )
     for layer in layers:
         if not is_parametrized(layer, "weight"):
-            spectral_norm(layer)
+            register_parametrization(layer, "weight", _SpectralNorm(layer.weight))
+
+
+class _SpectralNorm(nn.Module):
+    """The authors' iteration; PyTorch's own has another order, and no compiler follows it."""
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        for name, size in zip("uv", matrix.shape, strict=True):
+            self.register_buffer(name, nn.functional.normalize(torch.randn(size).to(matrix), dim=0))
+        self._iterate(matrix, 15)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        if self.training:
+            self._iterate(matrix, 1)
+        # Copies, for gradients: the next call changes the vectors in place.
+        return weight / (self.u.clone() @ matrix @ self.v.clone())
+
+    @torch.no_grad()
+    def _iterate(self, matrix: Tensor, times: int) -> None:
+        for _ in range(times):
+            self.v.copy_(nn.functional.normalize(matrix.T @ self.u, dim=0))
+            self.u.copy_(nn.functional.normalize(matrix @ self.v, dim=0))
