@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from math import exp
 from typing import Literal
 
 import torch
@@ -110,8 +110,10 @@ class CICLoss(EncoderLoss):
         latent, next_latent = (
             end.reshape(-1, self.prior.dim) for end in self.encode_pair(tensordict)
         )
-        query = normalize(self.query(skill.reshape(latent.shape)), dim=-1)
-        key = normalize(self.key(torch.cat([latent, next_latent], dim=-1)), dim=-1)
+        query = self.query(skill.reshape(latent.shape))
+        key = self.key(torch.cat([latent, next_latent], dim=-1))
+        # Under autocast they may come in low precision.
+        query, key = (normalize(output.to(latent.dtype), dim=-1) for output in (query, key))
         similarity = F.pairwise_products(query, key) / self.temperature
         distance = self._nearest(latent.detach(), next_latent.detach())
         self.distance_stats.update(distance)
@@ -148,5 +150,5 @@ class CICLoss(EncoderLoss):
 
 def _contrast(similarity: Tensor, largest: float) -> Tensor:
     """Cross-entropy of the diagonal against the rest, of shape ``[N]``."""
-    others = similarity.exp().sum(dim=-1) - math.exp(largest)
+    others = similarity.exp().sum(dim=-1) - exp(largest)
     return (others.clamp(min=_EPSILON) + _EPSILON).log() - similarity.diagonal()

@@ -63,7 +63,7 @@ class CSFLoss(EncoderLoss):
         (torch.Size([4, 5, 1]), torch.Size([4, 5, 2]))
     """
 
-    out_keys = ["loss_encoder", "intrinsic_reward", "latent_step"]
+    out_keys = ["loss_encoder", "latent_step", "intrinsic_reward"]
 
     def __init__(
         self,

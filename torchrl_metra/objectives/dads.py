@@ -155,7 +155,8 @@ class DADSLoss(SkillLoss):
     def _log_prob(self, observation: Tensor, change: Tensor, skill: Tensor) -> Tensor:
         """Log-density of the normalised changes, of the shape of the skills' batch."""
         observation = observation.expand(*skill.shape[:-1], -1)
-        mean = self.dynamics(torch.cat([observation, skill], dim=-1).flatten(0, -2))
+        inputs = torch.cat([observation, skill], dim=-1)
+        mean = self.dynamics(inputs.reshape(-1, inputs.shape[-1]))
         if mean.shape[-1] != change.shape[-1]:
             raise ValueError(
                 f"dynamics must predict the {change.shape[-1]} entries of the observation, but "

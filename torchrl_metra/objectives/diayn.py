@@ -45,6 +45,7 @@ class DIAYNLoss(EncoderLoss):
 
     Raises:
         ValueError: if one-hot skills are given a ``log_std``.
+        TypeError: if ``log_std`` is no module.
 
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward``.
 
@@ -76,6 +77,8 @@ class DIAYNLoss(EncoderLoss):
             raise ValueError(
                 f"log_std belongs to continuous skills, but those of {prior!r} are not."
             )
+        if not isinstance(log_std, nn.Module | None):
+            raise TypeError(f"log_std must be an nn.Module, got {type(log_std).__name__}.")
         self.log_std = log_std
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -42,15 +42,18 @@ class RNDBaseline(SkillLoss):
     Keyword Args:
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
+    Raises:
+        TypeError: if a network is no module.
+
     The output holds ``loss_predictor`` and, detached, ``intrinsic_reward``.
 
     Examples:
         >>> from torchrl_metra import RNDBaseline, SkillPrimer, UnitSphere, make_env
         >>> rnd = RNDBaseline.from_size(2, UnitSphere(2), num_cells=[32])
-        >>> rollout = make_env("point", 4).append_transform(SkillPrimer(rnd.prior)).rollout(5)
+        >>> rollout = make_env("point", 4).append_transform(SkillPrimer(rnd.prior)).rollout(3)
         >>> rnd(rollout)["loss_predictor"].backward()
         >>> rnd.reward(rollout).shape
-        torch.Size([4, 5, 1])
+        torch.Size([4, 3, 1])
     """
 
     @dataclass
@@ -78,6 +81,9 @@ class RNDBaseline(SkillLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(prior, reduction=reduction)
+        for name, network in (("predictor", predictor), ("target", target)):
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"{name} must be an nn.Module, got {type(network).__name__}.")
         self.rnd_loss = RNDLoss(
             predictor,
             target,
@@ -117,7 +123,8 @@ class RNDBaseline(SkillLoss):
         """Squared error of the predictor, of shape ``[*B]``."""
         following = self.read(tensordict, ("next", self.tensor_keys.observation))
         transitions = tensordict.empty().set(self.rnd_loss.tensor_keys.observation, following)
-        return self.rnd_loss(transitions).get("loss_predictor")
+        # Under autocast it may come in low precision.
+        return self.rnd_loss(transitions).get("loss_predictor").float()
 
     def _scale(self, error: Tensor) -> Tensor:
         return (error / self.reward_stats.var.clamp(min=1e-8).sqrt()).clamp(-_CLIP, _CLIP)
