@@ -139,7 +139,7 @@ def lsd(golden: Golden, prior: SkillPrior, encoder: TensorDictModule) -> Objecti
         parameters[f"{name}.weight_orig"] = Place(parametrization.original)
         parameters[f"{name}.bias"] = Place(layer.bias)
         for key, vector in parametrization[0].named_buffers():
-            buffers[f"{name}.weight_{key}"] = Place(vector)
+            buffers[f"{name}.weight{key}"] = Place(vector)
     return Objective(loss, {"encoder": parameters}, buffers)
 
 

@@ -125,13 +125,13 @@ def _normalize_layers(encoder: nn.Module) -> None:
 class _SpectralNorm(nn.Module):
     """The authors' iteration; PyTorch's own has another order, and no compiler follows it."""
 
-    u: Tensor
-    v: Tensor
+    _u: Tensor
+    _v: Tensor
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         matrix = weight.detach().flatten(1)
-        for name, size in zip("uv", matrix.shape, strict=True):
+        for name, size in zip(("_u", "_v"), matrix.shape, strict=True):
             self.register_buffer(name, nn.functional.normalize(torch.randn(size).to(matrix), dim=0))
         self._iterate(matrix, 15)
 
@@ -140,10 +140,10 @@ class _SpectralNorm(nn.Module):
         if self.training:
             self._iterate(matrix, 1)
         # Copies, for gradients: the next call changes the vectors in place.
-        return weight / (self.u.clone() @ matrix @ self.v.clone())
+        return weight / (self._u.clone() @ matrix @ self._v.clone())
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, times: int) -> None:
         for _ in range(times):
-            self.v.copy_(nn.functional.normalize(matrix.T @ self.u, dim=0))
-            self.u.copy_(nn.functional.normalize(matrix @ self.v, dim=0))
+            self._v.copy_(nn.functional.normalize(matrix.T @ self._u, dim=0))
+            self._u.copy_(nn.functional.normalize(matrix @ self._v, dim=0))
