@@ -1,0 +1,222 @@
+"""The code of docs/extending.md and docs/objectives.md, run as it stands there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_batch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.objectives.utils import SoftUpdate
+
+import torchrl_metra
+from torchrl_metra import (
+    BatchedSACLoss,
+    EncoderLoss,
+    METRAOptimizationStepper,
+    SkillLoss,
+    SkillPrimer,
+    SuccessorFeatureSACLoss,
+    UnitSphere,
+    make_env,
+    make_metra_optimizers,
+    make_sac_networks,
+)
+
+ROOT = Path(__file__).parents[1]
+PRIOR = UnitSphere(2)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def code_of(name: str) -> list[str]:
+    """A page's blocks of Python, on the lines that they have there, for tracebacks."""
+    text = page(name)
+    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in found]
+
+
+def run(name: str, code: str, namespace: dict[str, Any]) -> None:
+    exec(compile(code, f"{name}.md", "exec"), namespace)
+
+
+def test_the_new_objective_learns() -> None:
+    """The whole page, its training included."""
+    names: dict[str, Any] = {"__name__": "extending"}
+    for code in code_of("extending"):
+        run("extending", code, names)
+    untrained, trained = names["untrained"], names["trained"]
+    assert untrained["skill_alignment"] < 0.5
+    assert trained["skill_alignment"] > 0.7
+    assert trained["policy_coverage"] > 5 * untrained["policy_coverage"]
+    assert names["concentrated_loss"].log_concentration > 0.5
+
+
+def test_the_new_objective_is_short() -> None:
+    objective, training, *_ = (code.strip().splitlines() for code in code_of("extending"))
+    assert len(objective) <= 22
+    assert len(training) <= 50
+
+
+class TestNewObjectives:
+    objectives = pytest.mark.parametrize(
+        "name", ["VISRLoss", "ConcentratedVISRLoss", "SuccessorVISRLoss", "DisagreementLoss"]
+    )
+
+    @pytest.fixture(scope="class")
+    def names(self) -> dict[str, Any]:
+        """What the page imports and defines, without its training."""
+        namespace: dict[str, Any] = {"__name__": "extending"}
+        kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+        for code in code_of("extending"):
+            module = ast.parse(code)
+            module.body = [node for node in module.body if isinstance(node, kinds)]
+            exec(compile(module, "extending.md", "exec"), namespace)
+        return namespace
+
+    @objectives
+    def test_each_loss_trains_its_group(self, names: dict[str, Any], name: str) -> None:
+        skill_loss, batch = build(names[name]), make_batch(PRIOR, 8)
+        out, groups = skill_loss(batch), skill_loss.parameter_groups()
+        assert set(out.keys()) == set(skill_loss.out_keys)
+        assert {key for key in out.keys() if key.startswith("loss_")} == {
+            f"loss_{group}" for group in groups
+        }
+        for group, parameters in groups.items():
+            skill_loss.zero_grad()
+            out[f"loss_{group}"].backward(retain_graph=True)
+            reached = {id(weight) for weight in skill_loss.parameters() if weight.grad is not None}
+            assert reached == {id(weight) for weight in parameters}
+
+    @objectives
+    @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+    def test_reward_and_cumulant(
+        self, names: dict[str, Any], name: str, autocast: torch.dtype | None
+    ) -> None:
+        skill_loss, batch = build(names[name]), make_batch(PRIOR, 3, 4)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            reward, cumulant = skill_loss.reward(batch), skill_loss.cumulant(batch)
+            logged = skill_loss(batch)["intrinsic_reward"]
+        assert reward.shape == (3, 4, 1)
+        assert reward.dtype == torch.float32
+        torch.testing.assert_close(reward.mean(), logged)
+        assert cumulant.shape == (3, 4, skill_loss.cumulant_size)
+        if skill_loss.cumulant_size > 1:
+            reward_of_it = (cumulant * batch["skill"]).sum(dim=-1, keepdim=True)
+            torch.testing.assert_close(reward_of_it, reward)
+
+    @objectives
+    def test_as_one_graph(self, names: dict[str, Any], name: str) -> None:
+        losses = []
+        for switches in ({}, {"compile": {"backend": "aot_eager"}}):
+            skill_loss = build(names[name])
+            losses.append(update(skill_loss, make_sac_loss(skill_loss), 5, **switches))
+        plain, graph = losses
+        torch.testing.assert_close(graph, plain, rtol=1e-3, atol=1e-4)
+        assert not plain[0].isclose(plain[-1]).any()
+
+
+def build(kind: type[SkillLoss]) -> SkillLoss:
+    torch.manual_seed(0)
+    if issubclass(kind, EncoderLoss):
+        return kind(torch.nn.Linear(2, 2), PRIOR)
+    return kind(2, 2, PRIOR)
+
+
+def make_sac_loss(skill_loss: SkillLoss) -> BatchedSACLoss:
+    size, spec = skill_loss.cumulant_size, make_env("point").action_spec
+    networks = make_sac_networks(2, spec, PRIOR, num_cells=[16], value_size=size)
+    if size > 1:
+        return SuccessorFeatureSACLoss(networks.actor, networks.critics, PRIOR)
+    return BatchedSACLoss(networks.actor, networks.critics)
+
+
+def update(
+    skill_loss: SkillLoss, sac_loss: BatchedSACLoss, num_steps: int, **switches: Any
+) -> Tensor:
+    """The losses of the first gradient steps, of shape ``[num_steps, n]``."""
+    optimizers = make_metra_optimizers(skill_loss, sac_loss, lr=1e-2)
+    targets = SoftUpdate(sac_loss, eps=0.9)
+    stepper = METRAOptimizationStepper(
+        skill_loss, optimizers, target_net_updater=targets, **switches
+    )
+    trainer = SimpleNamespace(loss_module=sac_loss, replay_buffer=None)
+    batch, parts = make_batch(PRIOR, 16), [*skill_loss.parameter_groups(), "qvalue"]
+    steps = [stepper.step(trainer, batch) for _ in range(num_steps)]
+    return torch.stack([torch.stack([step[f"loss_{part}"] for part in parts]) for step in steps])
+
+
+class TestObjectives:
+    @pytest.fixture
+    def names(self) -> dict[str, Any]:
+        """A pipeline, and the page's objectives."""
+        env = make_env("point", 8).append_transform(SkillPrimer(PRIOR))
+        namespace: dict[str, Any] = {"env": env, "batch": env.rollout(8).reshape(-1)}
+        run("objectives", code_of("objectives")[0], namespace)
+        return namespace
+
+    @pytest.fixture
+    def rows(self) -> dict[str, list[str]]:
+        """The table of the family, without its header."""
+        section = page("objectives").split("## The family")[1].split("\n## ")[0]
+        table = [
+            re.split(r"(?<!\\)\|", line)[1:-1]
+            for line in section.splitlines()
+            if line.startswith("|")
+        ]
+        return {row[0].strip(" `"): [cell.strip() for cell in row] for row in table[2:]}
+
+    def test_the_table_holds_all_of_them(
+        self, names: dict[str, Any], rows: dict[str, list[str]]
+    ) -> None:
+        losses = names["skill_losses"]
+        assert list(rows) == list(losses)
+        for name, (_, kind, *_, groups, _, policy_loss) in rows.items():
+            assert kind.split("(")[0].strip("`") == type(losses[name]).__name__
+            assert re.findall(r"`(\w+)`", groups) == list(losses[name].parameter_groups())
+            expected = "SuccessorFeatureSACLoss" if losses[name].cumulant_size > 1 else "SACLoss"
+            assert policy_loss == f"`{expected}`"
+        exported = {getattr(torchrl_metra, name) for name in torchrl_metra.__all__}
+        kinds = {
+            kind for kind in exported if isinstance(kind, type) and issubclass(kind, SkillLoss)
+        }
+        assert {type(loss) for loss in losses.values()} == kinds - {SkillLoss, EncoderLoss}
+
+    def test_the_examples_know_the_names(
+        self, rows: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("omegaconf")
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+        assert list(__import__("objectives").OBJECTIVES) == list(rows)
+
+    def test_one_for_another(self, names: dict[str, Any]) -> None:
+        batch: TensorDict = names["batch"]
+        swap, chosen = code_of("objectives")[1], 'skill_losses["lsd"]'
+        assert chosen in swap
+        assert len(swap.strip().splitlines()) <= 20
+        for name, skill_loss in names["skill_losses"].items():
+            groups = skill_loss.parameter_groups()
+            before = {
+                group: [weight.detach().clone() for weight in parameters]
+                for group, parameters in groups.items()
+            }
+            run("objectives", swap.replace(chosen, f"skill_losses[{name!r}]"), names)
+            for group, parameters in groups.items():
+                pairs = zip(parameters, before[group], strict=True)
+                assert any(not new.equal(old) for new, old in pairs), (name, group)
+            assert batch["next", "reward"].shape == (64, skill_loss.cumulant_size), name
+            assert batch["next", "reward"].isfinite().all(), name
+
+    def test_critics_of_csf(self, names: dict[str, Any]) -> None:
+        run("objectives", code_of("objectives")[2], names)
+        assert update(names["skill_losses"]["csf"], names["sac_loss"], 2).isfinite().all()
+        with pytest.raises(ValueError, match="CSFLoss goes with SuccessorFeatureSACLoss"):
+            make_metra_optimizers(names["skill_losses"]["lsd"], names["sac_loss"])
