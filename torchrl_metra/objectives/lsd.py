@@ -133,7 +133,7 @@ class _SpectralNorm(nn.Module):
         matrix = weight.detach().flatten(1)
         for name, size in zip(("_u", "_v"), matrix.shape, strict=True):
             self.register_buffer(name, nn.functional.normalize(torch.randn(size).to(matrix), dim=0))
-        self._iterate(matrix, 15)
+        self._iterate(matrix, 100)
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.flatten(1)

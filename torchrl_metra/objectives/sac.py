@@ -63,10 +63,12 @@ class BatchedSACLoss(SACLoss):
             network, params = network.head, params.get("head")
         # Features before batch: weight @ hidden then gives gradients in the weights' own layout,
         # where hidden @ weight.T would have each of them copied.
-        hidden = torch.cat(inputs, dim=-1).flatten(0, -2).t()
+        hidden = torch.cat(inputs, dim=-1)
+        hidden = hidden.reshape(-1, hidden.shape[-1]).t()
         hidden = hidden.expand(self.num_qvalue_nets, *hidden.shape)
         if features is not None:
-            hidden = torch.cat([features.flatten(1, -2).mT, hidden], dim=1)
+            features = features.reshape(len(features), -1, features.shape[-1])
+            hidden = torch.cat([features.mT, hidden], dim=1)
         for name, layer in network.named_children():
             if isinstance(layer, nn.Linear):
                 hidden = _batched_linear(layer, params.get(name), hidden)
