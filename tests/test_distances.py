@@ -190,11 +190,11 @@ class TestInMETRALoss:
         group = optimizers["distance"].param_groups[0]
         assert group["lr"] == 3e-3
         assert group["params"] == list(parts.metra_loss.distance.parameters())
-        # Nothing to learn: no optimiser, though a rate may be set for all of a comparison.
         for distance in (None, L2Distance()):
             parts = make_losses(distance=distance)
-            optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, distance=3e-3)
-            assert "distance" not in optimizers
+            assert "distance" not in make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+            with pytest.raises(ValueError, match=r"unknown parts \['distance'\]"):
+                make_metra_optimizers(parts.metra_loss, parts.sac_loss, distance=3e-3)
 
     @pytest.mark.parametrize("is_trained", [True, False])
     def test_step_of_the_encoder(self, is_trained: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ from torchrl_metra import (
     StandardNormal,
     UnitSphere,
 )
+from torchrl_metra.trainers import UpdateGraph
+from torchrl_metra.trainers.stepper import step_skill_loss
 
 Build = Callable[..., SkillLoss]
 
@@ -86,6 +89,8 @@ CONTINUOUS = {"METRA": UnitSphere(2), "DIAYN": StandardNormal(3), "DADS": Standa
 CASES = [
     (name, prior) for name in BUILD for prior in (CONTINUOUS.get(name, UnitSphere(2)), OneHot(4))
 ] + [("METRA", StandardNormal(3))]
+# Reward and loss are of the next states alone.
+IGNORED = {("DIAYN", "observation"), ("RND", "observation")}
 
 
 class Objective:
@@ -275,6 +280,7 @@ class TestContract:
     def test_compiles_to_one_graph(self, continuous: Objective) -> None:
         loss, batch = continuous(), continuous.batch(8)
         twin = copy.deepcopy(loss)
+        torch.compiler.reset()  # it refuses to compile one function for too many modules
         calls = (loss, torch.compile(twin, fullgraph=True, backend="aot_eager"))
         outs, gradients, rewards = [], [], []
         for call, module in zip(calls, (loss, twin), strict=True):
@@ -293,3 +299,80 @@ class TestContract:
         torch.testing.assert_close(*rewards)
         for first, second in zip(loss.buffers(), twin.buffers(), strict=True):
             torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("name", ["CIC", "CSF", "RND"])
+def test_same_training_as_one_graph(name: str) -> None:
+    """Of the others, the parity tests say it."""
+    objective = Objective(name, UnitSphere(2))
+    loss = objective()
+    twin, metrics = copy.deepcopy(loss), []
+    for each, is_graph in ((loss, False), (twin, True)):
+        groups = each.parameter_groups().items()
+        optimizers = {key: torch.optim.Adam(group, fused=True) for key, group in groups}
+
+        def update(batch: TensorDict, each: SkillLoss = each, optimizers: Any = optimizers) -> Any:
+            logged = step_skill_loss(each(batch), optimizers)
+            with torch.no_grad():
+                return logged.set("cumulant", each.cumulant(batch))
+
+        if is_graph:
+            fast = {"backend": "aot_eager"}
+            update = UpdateGraph(update, optimizers, each.in_keys, compile=fast)
+        torch.manual_seed(0)
+        metrics.append([update(objective.batch(16)) for _ in range(5)])
+    torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
+    for first, second in zip(loss.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+class TestBadInput:
+    """What every objective refuses; arguments of one alone are in the tests of that one."""
+
+    def test_prior(self, continuous: Objective) -> None:
+        with pytest.raises(TypeError, match=r"SkillPrior such as UnitSphere.2., got SimpleName"):
+            BUILD[continuous.name](SimpleNamespace(dim=2), encoder(UnitSphere(2)))
+
+    def test_reduction(self, continuous: Objective) -> None:
+        with pytest.raises(ValueError, match=r"reduction 'median'.*'mean', 'sum', 'none'"):
+            continuous(reduction="median")
+
+    def test_wrong_skill_size(self, continuous: Objective) -> None:
+        loss, batch = continuous(), continuous.batch(8)
+        batch["skill"] = torch.zeros(8, 7)
+        dim = continuous.prior.dim
+        with pytest.raises(ValueError, match=rf"\[\.\.\., {dim}\].*\[8, 7\].*prior\.sample"):
+            loss(batch)
+
+    def test_missing_entries(self, continuous: Objective) -> None:
+        loss = continuous()
+        for key in loss.in_keys:
+            if (continuous.name, key) in IGNORED:
+                continue
+            name = key if isinstance(key, str) else key[-1]
+            hint = "SkillPrimer" if key == "skill" else "in_keys"
+            with pytest.raises(KeyError, match=rf"{type(loss).__name__} needs .*{name}.*{hint}"):
+                loss(continuous.batch(8).exclude(key))
+
+    def test_nan_observations(self, continuous: Objective) -> None:
+        loss, batch = continuous(), continuous.batch(8)
+        batch["next", "observation"][3] = float("nan")
+        with pytest.raises(ValueError, match=r"not finite.*NaN"):
+            loss(batch)
+
+    @pytest.mark.parametrize("name", WITH_ENCODER)
+    def test_encoder(self, name: str) -> None:
+        prior = CONTINUOUS.get(name, UnitSphere(2))
+        wrong = TensorDictModule(network(2, 5), in_keys=["observation"], out_keys=["latent"])
+        loss, batch = BUILD[name](prior, wrong), make_batch(prior, 8)
+        for call in (loss, loss.reward):
+            with pytest.raises(ValueError, match=rf"to the {prior.dim} dimensions of .*, 5\]"):
+                call(batch)
+        with pytest.raises(TypeError, match=r"encoder must be an nn\.Module, got Opaque"):
+            BUILD[name](prior, Opaque())
+
+
+class Opaque:
+    """Not a network."""
+
+    in_keys = ["observation"]
