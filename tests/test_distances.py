@@ -12,6 +12,7 @@ from torch import nn, optim
 
 from torchrl_metra import (
     ControllabilityDistance,
+    CSDLoss,
     L2Distance,
     METRAHook,
     METRALoss,
@@ -170,6 +171,15 @@ class TestInMETRALoss:
         batch = make_batch(prior, 8).double()
         torch.testing.assert_close(loss(batch)["constraint"].item(), 0.0, atol=1e-12, rtol=0)
 
+    def test_csd_is_metra_with_this_distance(self) -> None:
+        encoder, distance, prior = nn.Linear(2, 2), csd(), UnitSphere(2)
+        losses = (
+            CSDLoss(encoder, prior, distance, slack=0.1, dual_init=3.0),
+            METRALoss(encoder, prior, distance=distance, slack=0.1, dual_init=3.0),
+        )
+        batch = make_batch(prior, 8)
+        torch.testing.assert_close(*[loss(batch) for loss in losses])
+
     def test_state_dict_round_trip(self) -> None:
         first, second = self.losses().metra_loss, self.losses().metra_loss
         batch = make_batch(first.prior, 8)
@@ -225,6 +235,11 @@ class TestBadInput:
     def test_no_distance(self) -> None:
         with pytest.raises(TypeError, match=r"L2Distance\(\).*got 'csd'"):
             METRALoss(nn.Linear(2, 2), UnitSphere(2), distance="csd")
+
+    @pytest.mark.parametrize("distance", [L2Distance(), None])
+    def test_csd_without_its_distance(self, distance: L2Distance | None) -> None:
+        with pytest.raises(TypeError, match=r"must be a ControllabilityDistance.*got .*METRALoss"):
+            CSDLoss(nn.Linear(2, 2), UnitSphere(2), distance)
 
     def test_no_network(self) -> None:
         with pytest.raises(TypeError, match=r"log_std must be an nn\.Module, got float.*from_size"):
