@@ -39,9 +39,9 @@ from torchrl_metra.modules.networks import make_encoder
 
 
 def make_prior(config: DictConfig) -> SkillPrior:
-    """The run's skills; DIAYN and DADS draw continuous ones from a normal distribution."""
+    """The run's skills; DIAYN, DADS and CIC draw continuous ones from a normal distribution."""
     prior = SkillPrior.from_config(config.skill)
-    if config.objective in ("diayn", "dads") and isinstance(prior, UnitSphere):
+    if config.objective in ("diayn", "dads", "cic") and isinstance(prior, UnitSphere):
         return StandardNormal(prior.dim)
     return prior
 

@@ -31,7 +31,9 @@ class Float32Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.bias is None or not torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
-        return _Float32Forward.apply(input.to(self.weight.dtype), self.weight, self.bias)
+        # Read once: a parametrised weight is computed at each access.
+        weight = self.weight
+        return _Float32Forward.apply(input.to(weight.dtype), weight, self.bias)
 
 
 class _Float32Forward(torch.autograd.Function):

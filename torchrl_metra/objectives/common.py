@@ -309,6 +309,23 @@ class EncoderLoss(SkillLoss):
         latent, next_latent = self._encode(ends, (2, *tensordict.batch_size)).unbind(0)
         return latent, next_latent
 
+    def encode(self, tensordict: TensorDictBase, *, following: bool = False) -> Tensor:
+        """φ of one state of each transition.
+
+        Args:
+            tensordict (TensorDictBase): observations and next observations.
+
+        Keyword Args:
+            following (bool, optional): the state at the end of the transition, φ(s'), in place
+                of φ(s). Defaults to ``False``.
+
+        Returns:
+            A tensor of shape ``[*B, D]``.
+        """
+        keys = [("next", key) if following else key for key in self.state_keys]
+        inputs = [self.read(tensordict, key).unsqueeze(0) for key in keys]
+        return self._encode(inputs, (1, *tensordict.batch_size))[0]
+
     def _encode(self, inputs: Sequence[Tensor], batch_size: Sequence[int]) -> Tensor:
         """φ of shape ``[*batch_size, D]``, for the encoder's inputs."""
         inputs = [value.flatten(0, len(batch_size) - 1) for value in inputs]

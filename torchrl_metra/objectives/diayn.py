@@ -96,14 +96,13 @@ class DIAYNLoss(EncoderLoss):
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
         """Logarithm of :math:`q(z | s')`, of shape ``[*B]``."""
-        skill = self.skill(tensordict)
-        inputs = [self.read(tensordict, ("next", key)).unsqueeze(0) for key in self.state_keys]
-        output = self._encode(inputs, (1, *skill.shape[:-1]))[0]
+        skill, output = self.skill(tensordict), self.encode(tensordict, following=True)
         if isinstance(self.prior, OneHot):
             return (output.log_softmax(dim=-1) * skill).sum(dim=-1)
         if self.log_std is None:
             log_std = torch.zeros_like(output)
         else:
-            log_std = self.log_std(*[value[0] for value in inputs]).clamp(*self.log_std_bounds)
+            states = [self.read(tensordict, ("next", key)) for key in self.state_keys]
+            log_std = self.log_std(*states).clamp(*self.log_std_bounds)
         deviation = (skill - output) / log_std.exp()
         return -(deviation.square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(dim=-1)

@@ -82,13 +82,7 @@ class LSDLoss(EncoderLoss):
         Returns:
             φ(s) and φ(s'), each of shape ``[*B, D]``.
         """
-        keys, batch_size = self.state_keys, (1, *tensordict.batch_size)
-        ends = [keys, [("next", key) for key in keys]]
-        latent, next_latent = (
-            self._encode([self.read(tensordict, key).unsqueeze(0) for key in end], batch_size)[0]
-            for end in ends
-        )
-        return latent, next_latent
+        return self.encode(tensordict), self.encode(tensordict, following=True)
 
     def _encode(self, inputs: Sequence[Tensor], batch_size: Sequence[int]) -> Tensor:
         # Under autocast norms would be rounded, and iterated at each access to a weight.
