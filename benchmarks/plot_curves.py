@@ -6,7 +6,7 @@ Reads ``benchmarks/results/NAME[_seedN].csv``, as ``examples/training.py`` write
 them, and draws ``NAME_coverage.png`` beside them. Reads
 ``benchmarks/results/TASK/NAME_seedN.csv``, as ``examples/downstream.py`` and ``finetune.py``
 write them, and draws ``returns.png`` beside them. Reads
-``benchmarks/results/objectives.json``, as ``examples/summarize.py --save`` writes it, and draws
+``benchmarks/results/objectives_*.json``, as ``examples/summarize.py --save`` writes them, and draws
 ``objectives.png`` with a panel per environment.
 """
 
@@ -66,8 +66,8 @@ def draw_objectives(runs: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Draw every group and every task."""
-    objectives = RESULTS / "objectives.json"
-    draw_objectives(json.loads(objectives.read_text()), objectives.with_suffix(".png"))
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("objectives_*.json"))]
+    draw_objectives(sum(runs, []), RESULTS / "objectives.png")
     for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)

@@ -29,7 +29,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch):
     for folder in ("examples", "benchmarks"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield __import__
-    for name in ("summarize", "asymmetry", "measuring", "windy_point"):
+    for name in ("summarize", "plot_curves", "asymmetry", "measuring", "windy_point"):
         sys.modules.pop(name, None)
 
 
@@ -201,3 +201,23 @@ class TestAsymmetry:
         assert results["pairs"]["beyond_longer_way"] == 0.0
         asymmetry.draw({"windy_point": policy}, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_many_runs_in_one_file_and_one_picture(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for env, objective, seed in (("point", "metra", 0), ("point", "metra", 1), ("ant", "csf", 0)):
+        folder = tmp_path / f"{env}_{objective}_{seed}"
+        folder.mkdir()
+        config = {"env": env, "objective": objective, "seed": seed}
+        curve = [[0, 0.1, 2], [100, 1.0, 10 + seed]]
+        summary = {"coverage_after": 10 + seed, "curve": curve, "config": config}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    saved = tmp_path / "runs.json"
+    monkeypatch.setattr(sys, "argv", ["summarize.py", str(tmp_path), "--save", str(saved)])
+    scripts("summarize").main()
+    assert "| point | metra | 2 | 10.5 (10–11) |" in capsys.readouterr().out
+    runs = json.loads(saved.read_text())
+    assert len(runs) == 3
+    scripts("plot_curves").draw_objectives(runs, tmp_path / "objectives.png")
+    assert (tmp_path / "objectives.png").stat().st_size > 10_000
