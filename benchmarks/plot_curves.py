@@ -66,8 +66,9 @@ def draw_objectives(runs: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Draw every group and every task."""
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("objectives_*.json"))]
-    draw_objectives(sum(runs, []), RESULTS / "objectives.png")
+    files = sorted(RESULTS.glob("objectives_*.json"))
+    runs = [run for file in files for run in json.loads(file.read_text())]
+    draw_objectives(runs, RESULTS / "objectives.png")
     for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
