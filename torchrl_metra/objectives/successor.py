@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import distance_loss
@@ -84,6 +84,12 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
                 f"critics must read the skill, {self.tensor_keys.skill!r}, but read "
                 f"{self.qvalue_network.in_keys}."
             )
+        *_, last = (m for m in self.qvalue_network.modules() if isinstance(m, nn.Linear))
+        if last.out_features != prior.dim:
+            raise ValueError(
+                f"critics must map to the {prior.dim} dimensions of {prior!r}, but map to "
+                f"{last.out_features}: build them with value_size={prior.dim}."
+            )
         self.prior = prior
         self.cumulant_size = prior.dim
 
@@ -91,12 +97,6 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
         """Successor features of each critic, and what they are worth to the skill."""
         key = self.tensor_keys.state_action_value
         features = super()._vmap_qnetworkN0(tensordict, params).get(key)
-        if features.shape[-1] != self.cumulant_size:
-            raise ValueError(
-                f"critics must map to the {self.cumulant_size} dimensions of {self.prior!r}, but "
-                f"their output has shape {list(features.shape)}: build them with "
-                f"value_size={self.cumulant_size}."
-            )
         skill = self.prior.center(tensordict.get(self.tensor_keys.skill))
         value = (features * skill).sum(dim=-1, keepdim=True)
         return TensorDict({"features": features, key: value}, batch_size=features.shape[:-1])
