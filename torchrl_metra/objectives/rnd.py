@@ -98,8 +98,10 @@ class RNDBaseline(SkillLoss):
     def from_size(
         cls, observation_size: int, prior: SkillPrior, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> RNDBaseline:
-        """With two networks of the encoder's kind, whose outputs have the skills' size."""
-        predictor, target = (make_encoder(observation_size, prior.dim, num_cells) for _ in range(2))
+        """With two networks of the encoder's kind, whose outputs are as wide as hidden layers."""
+        predictor, target = (
+            make_encoder(observation_size, num_cells[-1], num_cells) for _ in range(2)
+        )
         return cls(predictor, target, prior, observation_size)
 
     @property
