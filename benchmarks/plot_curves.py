@@ -16,8 +16,8 @@ import csv
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +25,11 @@ from torchrl_metra.evaluation import plot_coverage
 
 RESULTS = Path(__file__).parent / "results"
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# The same colour for an objective in every panel.
+COLORS = {
+    name: f"C{index}"
+    for index, name in enumerate(("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd"))
+}
 
 
 def read_curve(path: Path, column: str = "policy_coverage") -> torch.Tensor:
@@ -45,30 +50,29 @@ def draw_returns(folder: Path) -> None:
     plot_returns(groups, folder / "returns.png", folder.name.replace("_", " "))
 
 
-def draw_objectives(runs: list[dict[str, Any]], path: Path) -> None:
-    """Mean and range over the seeds of each objective, in a panel per environment."""
+def draw_objectives(files: Sequence[Path], picture: Path) -> None:
+    """Mean and range over the seeds of each objective, in a panel per file."""
     sys.path.insert(0, str(EXAMPLES))
     from learners import draw_groups
     from matplotlib.figure import Figure
 
-    panels: dict[str, dict[str, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        curve = torch.tensor([(frames, cells) for frames, _, cells in run["curve"]])
-        panels[run["config"]["env"]][run["config"]["objective"]].append(curve)
-    figure = Figure(figsize=(5.5 * len(panels) + 1, 4.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, (env, groups) in zip(axes, panels.items(), strict=True):
-        draw_groups(panel, groups)
-        panel.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=env)
-    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(5 * len(files) + 1, 4.5), layout="constrained")
+    for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        groups: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for run in json.loads(file.read_text()):
+            curve = torch.tensor([(frames, cells) for frames, _, cells in run["curve"]])
+            groups[run["config"]["objective"]].append(curve)
+        draw_groups(axes, {name: groups[name] for name in COLORS if name in groups}, COLORS)
+        title = file.stem.removeprefix("objectives_").replace("_", " ")
+        axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=title)
+        if file == files[0]:
+            figure.legend(loc="outside right", fontsize="small")
+    figure.savefig(picture, dpi=150)
 
 
 def main() -> None:
     """Draw every group and every task."""
-    files = sorted(RESULTS.glob("objectives_*.json"))
-    runs = [run for file in files for run in json.loads(file.read_text())]
-    draw_objectives(runs, RESULTS / "objectives.png")
+    draw_objectives(sorted(RESULTS.glob("objectives_*.json")), RESULTS / "objectives.png")
     for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
     groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)

@@ -210,11 +210,18 @@ def plot_returns(
     figure.savefig(path, dpi=150)
 
 
-def draw_groups(axes: Any, groups: Mapping[str, Sequence[torch.Tensor]]) -> None:
+def draw_groups(
+    axes: Any,
+    groups: Mapping[str, Sequence[torch.Tensor]],
+    colors: Mapping[str, str] | None = None,
+) -> None:
     """Mean and range of each group of curves, of shape ``[n, 2]`` each, in a panel."""
     for name, curves in groups.items():
         frames, values = torch.stack(list(curves)).float().unbind(dim=-1)
-        (line,) = axes.plot(frames[0], values.mean(dim=0), label=name.replace("_", " "))
+        color = colors[name] if colors else None
+        (line,) = axes.plot(
+            frames[0], values.mean(dim=0), color=color, label=name.replace("_", " ")
+        )
         low, high = values.amin(dim=0), values.amax(dim=0)
         axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
     axes.grid(alpha=0.2)

@@ -219,5 +219,5 @@ def test_many_runs_in_one_file_and_one_picture(
     assert "| point | metra | 2 | 10.5 (10–11) |" in capsys.readouterr().out
     runs = json.loads(saved.read_text())
     assert len(runs) == 3
-    scripts("plot_curves").draw_objectives(runs, tmp_path / "objectives.png")
+    scripts("plot_curves").draw_objectives([saved, saved], tmp_path / "objectives.png")
     assert (tmp_path / "objectives.png").stat().st_size > 10_000
