@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +58,7 @@ def draw_objectives(files: Sequence[Path], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(files) + 1, 4.5), layout="constrained")
+    handles: dict[str, Any] = {}
     for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         groups: dict[str, list[torch.Tensor]] = defaultdict(list)
         for run in json.loads(file.read_text()):
@@ -65,8 +67,9 @@ def draw_objectives(files: Sequence[Path], picture: Path) -> None:
         draw_groups(axes, {name: groups[name] for name in COLORS if name in groups}, COLORS)
         title = file.stem.removeprefix("objectives_").replace("_", " ")
         axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=title)
-        if file == files[0]:
-            figure.legend(loc="outside right", fontsize="small")
+        axes.locator_params(axis="x", nbins=5)
+        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles=list(handles.values()), loc="outside right", fontsize="small")
     figure.savefig(picture, dpi=150)
 
 
