@@ -57,7 +57,9 @@ def make_networks(config: DictConfig, env: EnvBase, prior: SkillPrior) -> SACNet
     return make_sac_networks(_observation_size(env), env.action_spec, prior, **options)
 
 
-def make_skill_loss(config: DictConfig, env: EnvBase, encoder: nn.Module) -> SkillLoss:
+def make_skill_loss(
+    config: DictConfig, env: EnvBase, encoder: nn.Module, prior: SkillPrior
+) -> SkillLoss:
     """The objective that the settings name."""
     if config.objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {config.objective!r}, expected {list(OBJECTIVES)}.")
@@ -66,11 +68,13 @@ def make_skill_loss(config: DictConfig, env: EnvBase, encoder: nn.Module) -> Ski
             f"objective={config.objective} models vectors, but {config.env!r} is observed by "
             f"pictures: take one of {[name for name in OBJECTIVES if name not in VECTORS_ONLY]}."
         )
-    parts = Ingredients(config, env, encoder, make_prior(config))
-    return OBJECTIVES[config.objective](parts).to(config.device)
+    build = OBJECTIVES[config.objective]
+    return build(Ingredients(config, env, encoder, prior)).to(config.device)
 
 
-def make_policy_loss(config: DictConfig, env: EnvBase, networks: SACNetworks) -> BatchedSACLoss:
+def make_policy_loss(
+    config: DictConfig, env: EnvBase, networks: SACNetworks, prior: SkillPrior
+) -> BatchedSACLoss:
     """SAC with the authors' settings, on rewards or, for CSF, on successor features."""
     options = {
         "loss_function": "l2",
@@ -79,7 +83,7 @@ def make_policy_loss(config: DictConfig, env: EnvBase, networks: SACNetworks) ->
     }
     if config.objective == "csf":
         sac_loss: BatchedSACLoss = SuccessorFeatureSACLoss(
-            networks.actor, networks.critics, make_prior(config), **options
+            networks.actor, networks.critics, prior, **options
         )
     else:
         sac_loss = BatchedSACLoss(networks.actor, networks.critics, **options)

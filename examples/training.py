@@ -73,8 +73,8 @@ def build(config: DictConfig) -> Parts:
 
     # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
     networks = make_networks(config, env, prior).to(config.device)
-    skill_loss = make_skill_loss(config, env, networks.encoder)
-    sac_loss = make_policy_loss(config, env, networks)
+    skill_loss = make_skill_loss(config, env, networks.encoder, prior)
+    sac_loss = make_policy_loss(config, env, networks, prior)
     if not isinstance(skill_loss, EncoderLoss):
         networks.encoder = None
 

@@ -247,8 +247,10 @@ class TestContract:
 
     def test_logs_its_reward(self, objective: Objective) -> None:
         loss, batch = objective(), objective.batch(8)
-        if "intrinsic_reward" not in loss.out_keys:
-            pytest.skip("rewards cost too much to log them")
+        if objective.name == "DADS":
+            # Its rewards cost too much to be logged.
+            assert "intrinsic_reward" not in loss.out_keys
+            return
         if objective.name == "LSD":
             # Else each call would bring the norms forward.
             loss.encoder.eval()

@@ -186,11 +186,11 @@ class SkillLoss(LossModule, abc.ABC):
 
     @staticmethod
     def _check_finite(losses: list[Tensor]) -> None:
-        total = torch.stack([loss.detach() for loss in losses]).sum(dim=0)
         # Graphs have no branches, and an accelerator would stall: there, trainers check.
         is_traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-        if is_traced or total.device.type != "cpu":
+        if is_traced or losses[0].device.type != "cpu":
             return
+        total = torch.stack([loss.detach() for loss in losses]).sum(dim=0)
         if not total.isfinite().all():
             raise ValueError(
                 f"{int((~total.isfinite()).sum())} of {total.numel()} transitions give a loss that "
