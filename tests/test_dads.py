@@ -82,7 +82,7 @@ def test_statistics_follow_slowly() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(TypeError, match=r"dynamics must be an nn\.Module, got NoneType.*from_size"):
+    with pytest.raises(TypeError, match=r"dynamics must be an nn\.Module.*from_size.*got NoneType"):
         DADSLoss(None, PRIOR, 2)
     with pytest.raises(ValueError, match="observation_size must be at least 1, got 0"):
         DADSLoss(nn.Linear(4, 2), PRIOR, 0)

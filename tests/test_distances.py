@@ -233,16 +233,16 @@ class TestInMETRALoss:
 
 class TestBadInput:
     def test_no_distance(self) -> None:
-        with pytest.raises(TypeError, match=r"L2Distance\(\).*got 'csd'"):
+        with pytest.raises(TypeError, match=r"L2Distance\(\).*got str"):
             METRALoss(nn.Linear(2, 2), UnitSphere(2), distance="csd")
 
     @pytest.mark.parametrize("distance", [L2Distance(), None])
     def test_csd_without_its_distance(self, distance: L2Distance | None) -> None:
-        with pytest.raises(TypeError, match=r"must be a ControllabilityDistance.*got .*METRALoss"):
+        with pytest.raises(TypeError, match=r"must be a ControllabilityDistance.*METRALoss.*got"):
             CSDLoss(nn.Linear(2, 2), UnitSphere(2), distance)
 
     def test_no_network(self) -> None:
-        with pytest.raises(TypeError, match=r"log_std must be an nn\.Module, got float.*from_size"):
+        with pytest.raises(TypeError, match=r"log_std must be an nn\.Module.*from_size.*got float"):
             ControllabilityDistance(nn.Linear(2, 2), 1.0)
 
     def test_distance_of_the_wrong_shape(self) -> None:

@@ -81,7 +81,7 @@ class TestSkillConditionedActor:
         assert (action[:, 1] > 1).any()
 
     def test_unbounded_action_is_refused(self) -> None:
-        with pytest.raises(TypeError, match=r"Bounded action spec.*Unbounded"):
+        with pytest.raises(TypeError, match=r"Bounded spec.*Unbounded"):
             SkillConditionedActor(nn.Identity(), 8, Unbounded((2,)))
 
     def test_standard_deviation_is_clamped(self) -> None:

@@ -13,6 +13,8 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorStorage
 
+from torchrl_metra._checks import check_device, check_integer, check_key, check_type
+
 __all__ = ["FrameStackStorage"]
 
 
@@ -51,6 +53,7 @@ class FrameStackStorage(TensorStorage):
         pixel_key (NestedKey, optional): the entry of stacks. Defaults to ``"pixels"``.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
         ValueError: if a size is not positive, if ``scratch_dir`` is given beside another
             device than the CPU, or if written data are no stacks of ``num_frames``
             frames or not in the order of time.
@@ -77,10 +80,13 @@ class FrameStackStorage(TensorStorage):
         scratch_dir: str | os.PathLike[str] | None = None,
         pixel_key: NestedKey = "pixels",
     ) -> None:
+        check_integer("max_size", max_size)
+        check_integer("num_frames", num_frames)
         max_frames = max_size + -(-max_size // 64) if max_frames is None else max_frames
-        for name, value in {"max_size": max_size, "num_frames": num_frames}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}.")
+        check_integer("max_frames", max_frames)
+        check_key("pixel_key", pixel_key)
+        check_device("device", device)
+        check_type("scratch_dir", scratch_dir, str | os.PathLike | None, "a path or None")
         if max_frames <= num_frames:
             raise ValueError(
                 f"max_frames must exceed the {num_frames} frames of a stack, got {max_frames}."

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.data import OneHot as OneHotSpec
+
+from torchrl_metra._checks import (
+    check_choice,
+    check_floats,
+    check_integer,
+    check_sizes,
+    check_type,
+)
 
 __all__ = ["OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
 
@@ -65,6 +73,10 @@ class SkillPrior(abc.ABC):
 
         Returns:
             A ``float32`` tensor of shape ``[*batch_size, D]``.
+
+        Raises:
+            TypeError: if ``batch_size`` is no sequence of integers.
+            ValueError: if one of them is negative.
         """
 
     @abc.abstractmethod
@@ -76,6 +88,10 @@ class SkillPrior(abc.ABC):
 
         Returns:
             A ``float32`` tensor of shape ``[num_skills, D]``.
+
+        Raises:
+            TypeError: if ``num_skills`` is no integer.
+            ValueError: if it is negative.
         """
 
     def center(self, skill: Tensor) -> Tensor:
@@ -96,15 +112,21 @@ class SkillPrior(abc.ABC):
             displacement (Tensor): in latent space, of shape ``[*B, D]``.
 
         Returns:
-            Skills of the same shape.
+            Skills of the same shape; NaN where the displacement is not finite.
+
+        Raises:
+            TypeError: if the displacement is no tensor of floats.
+            ValueError: if its last dimension is not ``D``.
         """
 
     def validate(self, skill: Tensor) -> Tensor:
-        """Return ``skill`` after checking its last dimension.
+        """Return ``skill`` after checking its type and its last dimension.
 
         Raises:
+            TypeError: if it is no tensor of floats.
             ValueError: if the last dimension is not ``D``.
         """
+        check_floats("skill", skill)
         if not skill.ndim or skill.shape[-1] != self.dim:
             raise ValueError(
                 f"expected skills of shape [..., {self.dim}] for {self!r}, found "
@@ -117,21 +139,22 @@ class SkillPrior(abc.ABC):
         return {"kind": type(self).__name__, "dim": self.dim}
 
     @staticmethod
-    def from_config(config: dict[str, Any]) -> SkillPrior:
+    def from_config(config: Mapping[str, Any]) -> SkillPrior:
         """Rebuild a prior from :meth:`to_config`.
 
         Raises:
-            ValueError: if the kind of prior is unknown.
+            TypeError: if ``config`` is no mapping.
+            ValueError: if the kind of prior is unknown, or a part is missing.
 
         Examples:
             >>> SkillPrior.from_config({"kind": "OneHot", "dim": 16})
             OneHot(16)
         """
+        check_type("config", config, Mapping, "a mapping, as to_config() returns one")
+        if missing := {"kind", "dim"} - config.keys():
+            raise ValueError(f"config lacks {sorted(missing)}, it has {list(config)}.")
         kind = config["kind"]
-        if kind not in SkillPrior._registry:
-            raise ValueError(
-                f"unknown skill prior {kind!r}, expected one of {sorted(SkillPrior._registry)}."
-            )
+        check_choice("skill prior", kind, sorted(SkillPrior._registry))
         return SkillPrior._registry[kind](config["dim"])
 
     def __eq__(self, other: object) -> bool:
@@ -142,6 +165,15 @@ class SkillPrior(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dim})"
+
+
+def check_prior(prior: object) -> None:
+    """Refuse what is no prior.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
 
 
 class UnitSphere(SkillPrior):
@@ -169,7 +201,7 @@ class UnitSphere(SkillPrior):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        normal = torch.randn(*batch_size, self.dim, generator=generator, device=device)
+        normal = StandardNormal(self.dim).sample(batch_size, generator=generator, device=device)
         # Rounding may push a component past 1, out of the spec.
         return torch.nn.functional.normalize(normal, dim=-1).clamp_(-1.0, 1.0)
 
@@ -179,6 +211,7 @@ class UnitSphere(SkillPrior):
         Equal angles for ``D = 2``, a Fibonacci lattice for ``D = 3``, random
         directions from a fixed seed beyond.
         """
+        check_integer("num_skills", num_skills, minimum=0)
         index = torch.arange(num_skills, dtype=torch.float32)
         if self.dim == 1:
             return 1.0 - 2.0 * (index % 2).unsqueeze(-1)
@@ -194,8 +227,11 @@ class UnitSphere(SkillPrior):
 
     def toward(self, displacement: Tensor) -> Tensor:
         """The displacement's direction."""
-        direction = torch.nn.functional.normalize(displacement, dim=-1)
-        return direction.clamp(-1.0, 1.0)
+        check_floats("displacement", displacement, self.dim)
+        # By the largest entry first: squares of numbers such as 1e30 are out of range.
+        largest = displacement.abs().amax(dim=-1, keepdim=True)
+        scaled = displacement / torch.where(largest > 0, largest, 1.0)
+        return torch.nn.functional.normalize(scaled, dim=-1).clamp(-1.0, 1.0)
 
 
 class StandardNormal(SkillPrior):
@@ -220,6 +256,7 @@ class StandardNormal(SkillPrior):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
+        check_sizes("batch_size", batch_size, minimum=0)
         return torch.randn(*batch_size, self.dim, generator=generator, device=device)
 
     def grid(self, num_skills: int) -> Tensor:
@@ -228,7 +265,7 @@ class StandardNormal(SkillPrior):
 
     def toward(self, displacement: Tensor) -> Tensor:
         """The displacement's direction, at the prior's typical length, ``√D``."""
-        return torch.nn.functional.normalize(displacement, dim=-1) * math.sqrt(self.dim)
+        return UnitSphere(self.dim).toward(displacement) * math.sqrt(self.dim)
 
 
 class OneHot(SkillPrior):
@@ -254,6 +291,7 @@ class OneHot(SkillPrior):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
+        check_sizes("batch_size", batch_size, minimum=0)
         index = torch.randint(self.dim, tuple(batch_size), generator=generator, device=device)
         # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
         return torch.eye(self.dim, device=device)[index]
@@ -263,13 +301,16 @@ class OneHot(SkillPrior):
 
         With fewer than ``N`` skills asked for, evenly spaced ones.
         """
+        check_integer("num_skills", num_skills, minimum=0)
         stride = max(self.dim // num_skills, 1) if num_skills else 1
         index = (torch.arange(num_skills) * stride) % self.dim
         return torch.nn.functional.one_hot(index, self.dim).float()
 
     def toward(self, displacement: Tensor) -> Tensor:
         """The skill of the displacement's largest entry."""
-        return torch.nn.functional.one_hot(displacement.argmax(-1), self.dim).to(displacement)
+        check_floats("displacement", displacement, self.dim)
+        skill = torch.nn.functional.one_hot(displacement.argmax(-1), self.dim).to(displacement)
+        return skill.where(displacement.isfinite().all(dim=-1, keepdim=True), math.nan)
 
     def center(self, skill: Tensor) -> Tensor:
         """``(z - mean(z)) · N / (N - 1)``: 1 at the skill, ``-1/(N - 1)`` elsewhere."""

@@ -17,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
+from torchrl_metra._checks import call_network, check_integer, check_key, check_type
 from torchrl_metra.modules.linear import Float32Linear
 
 __all__ = ["NormalHead", "SkillConditionedActor"]
@@ -33,6 +34,10 @@ class NormalHead(nn.Module):
         num_features (int): size of the features.
         action_size (int): number of actions ``A``.
 
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if a size is not positive.
+
     Examples:
         >>> import torch
         >>> loc, scale = NormalHead(8, 2)(torch.randn(5, 8))
@@ -43,6 +48,8 @@ class NormalHead(nn.Module):
     log_scale_bounds = (math.log(1e-6), 2.0)
 
     def __init__(self, num_features: int, action_size: int) -> None:
+        check_integer("num_features", num_features)
+        check_integer("action_size", action_size)
         super().__init__()
         self.linear = Float32Linear(num_features, 2 * action_size)
         # Mean and log σ are separate heads: each half has its own fan-out.
@@ -75,8 +82,15 @@ class SkillConditionedActor(ProbabilisticActor):
         in_keys (sequence of NestedKey, optional): what the network reads.
             Defaults to ``("observation", "skill")``.
 
+    A NaN in what it reads becomes one in the action: it looks at no value, which would hold up
+    a GPU at every step. :class:`~torchrl_metra.METRATrainer` refuses such data.
+
     Raises:
-        TypeError: if ``action_spec`` is not a :class:`~torchrl.data.Bounded` spec.
+        TypeError: if ``network`` is no module or ``action_spec`` no
+            :class:`~torchrl.data.Bounded` spec.
+        ValueError: if ``num_features`` is not positive, if the action is a single number, or,
+            by a call, if the network's inputs or its features have not the right size.
+        KeyError: by a call, if an entry is missing.
 
     Examples:
         >>> import torch
@@ -100,11 +114,11 @@ class SkillConditionedActor(ProbabilisticActor):
         *,
         in_keys: Sequence[NestedKey] = ("observation", "skill"),
     ) -> None:
-        if not isinstance(action_spec, Bounded):
-            raise TypeError(
-                "SkillConditionedActor needs a Bounded action spec such as env.action_spec, "
-                f"got {type(action_spec).__name__}."
-            )
+        check_type("network", network, nn.Module, "an nn.Module")
+        check_integer("num_features", num_features)
+        check_type("in_keys", in_keys, list | tuple, "a list of entries")
+        for index, key in enumerate(in_keys):
+            check_key(f"in_keys[{index}]", key)
         spec = single_action_spec(action_spec)
         module = TensorDictModule(
             _NormalNetwork(network, NormalHead(num_features, spec.shape[-1])),
@@ -162,7 +176,14 @@ class SkillConditionedActor(ProbabilisticActor):
 
     def _loc_and_scale(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         network = self.module[0]
-        return network.module(*[tensordict.get(key) for key in network.in_keys])
+        inputs = [tensordict.get(key, default=None) for key in network.in_keys]
+        if any(value is None for value in inputs):
+            raise KeyError(
+                f"SkillConditionedActor reads {network.in_keys}, but found only "
+                f"{sorted(map(str, tensordict.keys(True, True)))}: append a SkillPrimer to the "
+                "environment, or name the network's entries by in_keys."
+            )
+        return call_network("the policy's network", network.module, *inputs)
 
 
 class _CheckedTanhNormal(TanhNormal):
@@ -197,6 +218,15 @@ class _NormalNetwork(nn.Module):
 
 def single_action_spec(action_spec: Bounded) -> Bounded:
     """The spec of one action, of shape ``[A]``, out of a batched environment's spec."""
+    check_type("action_spec", action_spec, Bounded, "a Bounded spec such as env.action_spec")
+    if not action_spec.shape.numel() or not action_spec.ndim:
+        raise ValueError(
+            "action_spec must be that of a vector, of shape [..., A], got "
+            f"{list(action_spec.shape)}."
+        )
+    bounds = torch.stack([action_spec.space.low, action_spec.space.high])
+    if not (bounds.is_floating_point() and bounds.isfinite().all()):
+        raise ValueError(f"action_spec must have finite bounds of floats, got {action_spec}.")
     while action_spec.ndim > 1:
         action_spec = action_spec[0]
     return action_spec

@@ -6,6 +6,8 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 
+from torchrl_metra._checks import check_type
+
 __all__ = ["as_encoder", "latent_key"]
 
 
@@ -15,11 +17,15 @@ def as_encoder(encoder: nn.Module | TensorDictModuleBase) -> TensorDictModuleBas
     Args:
         encoder (nn.Module or TensorDictModuleBase): φ, to ``[*B, D]``.
 
+    Raises:
+        TypeError: if it is no module.
+
     Examples:
         >>> from torch import nn
         >>> as_encoder(nn.Linear(3, 2)).in_keys
         ['observation']
     """
+    check_type("encoder", encoder, nn.Module, "an nn.Module")
     if isinstance(encoder, TensorDictModuleBase):
         return encoder
     return TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])

@@ -8,7 +8,9 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_metra._checks import call_network, check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
 __all__ = ["GoalReachingPolicy"]
@@ -35,8 +37,12 @@ class GoalReachingPolicy(TensorDictModuleBase):
             must then have TorchRL's :class:`~torchrl.envs.InitTracker` to tell that step,
             and a :class:`~torchrl_metra.SkillPrimer` to carry the skill.
 
+    A NaN in a state or a goal becomes one in skill and action.
+
     Raises:
+        TypeError: if an argument is of the wrong kind.
         KeyError: by a call, if an entry is missing; names the transform that writes it.
+        ValueError: by a call, if states or goals do not fit the encoder, or φ the prior.
 
     Examples:
         >>> from torchrl_metra import (
@@ -60,6 +66,8 @@ class GoalReachingPolicy(TensorDictModuleBase):
         adaptive: bool = True,
     ) -> None:
         super().__init__()
+        check_type("actor", actor, TensorDictModuleBase, "a TensorDictModule")
+        check_prior(prior)
         encoder = as_encoder(encoder)
         self.actor = actor
         self.encoder: TensorDictModuleBase = encoder
@@ -102,4 +110,5 @@ class GoalReachingPolicy(TensorDictModuleBase):
 
     def _encode(self, tensordict: TensorDictBase) -> Tensor:
         # A copy, so that features and latents do not enter the data.
-        return self.encoder(tensordict.select(*self.encoder.in_keys)).get(self._latent_key)
+        states = tensordict.select(*self.encoder.in_keys)
+        return call_network("encoder", self.encoder, states).get(self._latent_key)

@@ -12,7 +12,9 @@ from torch import nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
+from torchrl_metra._checks import check_integer, check_sizes
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.linear import Float32Linear
 
@@ -122,6 +124,11 @@ def make_sac_networks(
     Returns:
         The networks, on the CPU.
 
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a size is not positive, if there is no hidden layer, or if the actions
+            are no vector with finite bounds.
+
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
         >>> env = make_env("point", num_envs=4)
@@ -129,6 +136,8 @@ def make_sac_networks(
         >>> networks.encoder(env.reset())["latent"].shape
         torch.Size([4, 2])
     """
+    check_integer("observation_size", observation_size)
+    check_prior(prior)
     state_size = observation_size + prior.dim
     spec = single_action_spec(action_spec)
     trunk = make_trunk(state_size, num_cells)
@@ -151,7 +160,8 @@ def make_sac_networks(
 
 def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
     """The policy's hidden layers."""
-    if not num_cells:
+    check_sizes("num_cells", num_cells)
+    if not len(num_cells):
         raise ValueError("num_cells must name at least one hidden layer, got none.")
     *inner, last = num_cells
     trunk = MLP(
@@ -174,12 +184,14 @@ def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) 
 
 def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:
     """A critic, or what of it follows the convolutions."""
+    check_integer("value_size", out_features)
     critic = _mlp(in_features, out_features, num_cells)
     _keep_float32(critic, [0, -1])
     return _initialize(critic, nn.init.xavier_normal_)
 
 
 def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
+    check_sizes("num_cells", num_cells)
     return MLP(
         in_features=in_features,
         out_features=out_features,

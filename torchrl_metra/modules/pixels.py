@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ValueOperator
 
+from torchrl_metra._checks import check_integer, check_sizes, check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.networks import SACNetworks, make_critic, make_encoder, make_trunk
 
@@ -39,7 +41,8 @@ class PixelEncoder(nn.Module):
             (see :class:`~torchrl_metra.modules.Float32Linear`). Defaults to ``False``.
 
     Raises:
-        ValueError: if the shape is another one.
+        TypeError: if a size is no integer.
+        ValueError: if the shape is another one, or ``channels`` is not positive.
 
     Examples:
         >>> import torch
@@ -52,6 +55,8 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, shape: Sequence[int], *, channels: int = 48, float32: bool = False) -> None:
         super().__init__()
+        check_sizes("shape", shape)
+        check_integer("channels", channels)
         if len(shape) != 3 or shape[1] != shape[2] or not _is_resolution(shape[1]):
             raise ValueError(
                 "pixels must be of shape [C, H, W] with H = W a power of two from "
@@ -63,11 +68,21 @@ class PixelEncoder(nn.Module):
         for in_channels, out_channels in zip([shape[0], *widths], widths, strict=False):
             layers += [nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2), nn.ELU()]
         self.layers = nn.Sequential(*layers)
+        self.shape = tuple(shape)
         self.num_features = 4 * widths[-1]
         self.float32 = float32
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
+        """Features ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``.
+
+        Raises:
+            ValueError: if the pictures have another shape or type.
+        """
+        if pixels.dtype != torch.uint8 or pixels.shape[-3:] != self.shape:
+            raise ValueError(
+                f"pixels must be uint8 of shape {[..., *self.shape]}, found {pixels.dtype} of "
+                f"shape {list(pixels.shape)}."
+            )
         device = pixels.device.type
         autocast = torch.is_autocast_enabled(device) and not self.float32
         with torch.autocast(device, torch.get_autocast_dtype(device), enabled=autocast):
@@ -86,6 +101,9 @@ class PixelNetwork(nn.Module):
         encoder (PixelEncoder): makes features of the first argument.
         head (nn.Module): reads features and the other arguments, concatenated.
 
+    Raises:
+        TypeError: if one of them is no module.
+
     Examples:
         >>> import torch
         >>> from torch import nn
@@ -96,6 +114,8 @@ class PixelNetwork(nn.Module):
     """
 
     def __init__(self, encoder: PixelEncoder, head: nn.Module) -> None:
+        check_type("encoder", encoder, nn.Module, "a PixelEncoder")
+        check_type("head", head, nn.Module, "an nn.Module")
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -180,7 +200,9 @@ def make_pixel_sac_networks(
         The networks, on the CPU.
 
     Raises:
-        ValueError: if the shape is none of a square picture, see :class:`PixelEncoder`.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if the shape is none of a square picture, see :class:`PixelEncoder`, or as
+            by :func:`~torchrl_metra.make_sac_networks`.
 
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_pixel_sac_networks
@@ -191,6 +213,9 @@ def make_pixel_sac_networks(
         >>> networks.encoder(env.reset())["latent"].shape
         torch.Size([4, 2])
     """
+    check_sizes("pixel_shape", pixel_shape)
+    check_sizes("num_cells", num_cells)
+    check_prior(prior)
     spec = single_action_spec(action_spec)
     architecture = PixelArchitecture(
         pixel_shape=tuple(pixel_shape),

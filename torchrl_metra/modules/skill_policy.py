@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
 
+from torchrl_metra._checks import check_choice, check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.actor import SkillConditionedActor
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks
@@ -49,6 +51,10 @@ class SkillPolicy:
             space, see :class:`~torchrl_metra.METRALoss`, or ``None`` if it was not trained with
             METRA's temporal constraint. Defaults to ``"l2"``.
 
+    Raises:
+        TypeError: if an attribute is of the wrong kind.
+        ValueError: if ``constraint_norm`` is unknown.
+
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
@@ -68,6 +74,15 @@ class SkillPolicy:
     env_name: str | None = None
     constraint_norm: Literal["l2", "rms"] | None = "l2"
 
+    def __post_init__(self) -> None:
+        check_type("actor", self.actor, nn.Module, "an nn.Module")
+        check_type("encoder", self.encoder, nn.Module | None, "an nn.Module or None")
+        check_prior(self.prior)
+        check_type("env_name", self.env_name, str | None, "a string or None")
+        check_type("observation_norm", self.observation_norm, dict | None, "a dictionary or None")
+        if self.constraint_norm is not None:
+            check_choice("constraint_norm", self.constraint_norm, ("l2", "rms"))
+
     @classmethod
     def from_networks(
         cls,
@@ -78,7 +93,13 @@ class SkillPolicy:
         env_name: str | None = None,
         constraint_norm: Literal["l2", "rms"] | None = "l2",
     ) -> SkillPolicy:
-        """Collect the parts, the normalisation from the environment's transforms."""
+        """Collect the parts, the normalisation from the environment's transforms.
+
+        Raises:
+            TypeError: if an argument is of the wrong kind.
+        """
+        check_type("networks", networks, SACNetworks, "SACNetworks")
+        check_type("env", env, EnvBase | None, "an environment or None")
         return cls(
             actor=networks.policy,
             encoder=networks.encoder,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchrl.envs.transforms.rnd import RunningMeanStd
 
+from torchrl_metra._checks import call_network, check_integer, check_positive, check_type
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
@@ -20,6 +21,7 @@ __all__ = ["CICLoss"]
 
 # Of the authors' code: distances below the first count as none, the second guards a division.
 _DISTANCE_FLOOR, _EPSILON = 5e-4, 1e-6
+_LOWEST_TEMPERATURE = 0.0125
 
 
 class CICLoss(EncoderLoss):
@@ -50,14 +52,14 @@ class CICLoss(EncoderLoss):
         key (nn.Module): :math:`k`, from ``[N, 2 D]``, φ of both states, to ``[N, E]``.
 
     Keyword Args:
-        temperature (float, optional): :math:`T > 0`. Defaults to 0.5.
+        temperature (float, optional): :math:`T \ge 0.0125`. Defaults to 0.5.
         num_neighbors (int, optional): :math:`M`. Defaults to 16.
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
         ValueError: if a keyword is out of range, or if a batch is smaller than
             ``num_neighbors``.
-        TypeError: if ``query`` or ``key`` is no module.
+        TypeError: if ``query`` or ``key`` is no module, or a keyword is of the wrong type.
 
     The output holds ``loss_encoder``, which trains φ, query and key together, and, detached,
     ``intrinsic_reward``, ``query_accuracy`` (how often the key nearest to a query is its own)
@@ -90,13 +92,15 @@ class CICLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        for name, network in (("query", query), ("key", key)):
-            if not isinstance(network, nn.Module):
-                raise TypeError(f"{name} must be an nn.Module, got {type(network).__name__}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}.")
-        if num_neighbors < 1:
-            raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}.")
+        check_type("query", query, nn.Module, "an nn.Module")
+        check_type("key", key, nn.Module, "an nn.Module")
+        check_positive("temperature", temperature)
+        if temperature < _LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be at least {_LOWEST_TEMPERATURE}, for float32 has no room for "
+                f"exp(1 / temperature) below, got {temperature}."
+            )
+        check_integer("num_neighbors", num_neighbors)
         self.query = query
         self.key = key
         self.temperature = temperature
@@ -112,8 +116,13 @@ class CICLoss(EncoderLoss):
         latent, next_latent = (
             end.reshape(-1, self.prior.dim) for end in self.encode_pair(tensordict)
         )
-        query = self.query(skill.reshape(latent.shape))
-        key = self.key(torch.cat([latent, next_latent], dim=-1))
+        query = call_network("query", self.query, skill.reshape(latent.shape))
+        key = call_network("key", self.key, torch.cat([latent, next_latent], dim=-1))
+        if query.shape != key.shape:
+            raise ValueError(
+                "query and key must map to vectors of one size, but their outputs have shapes "
+                f"{list(query.shape)} and {list(key.shape)}."
+            )
         # Under autocast they may come in low precision.
         query, key = (normalize(output.to(latent.dtype), dim=-1) for output in (query, key))
         similarity = F.pairwise_products(query, key) / self.temperature
@@ -132,7 +141,7 @@ class CICLoss(EncoderLoss):
         distance = self._nearest(
             *(end.reshape(-1, self.prior.dim) for end in (latent, next_latent))
         )
-        return self._entropy(distance).reshape(*tensordict.batch_size, 1)
+        return self.finite(self._entropy(distance).reshape(*tensordict.batch_size, 1))
 
     def _nearest(self, latent: Tensor, next_latent: Tensor) -> Tensor:
         """Shortest distances from each φ(s) to those φ(s') of the batch, of shape ``[N, M]``."""

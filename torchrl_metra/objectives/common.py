@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchrl.objectives.common import LossModule
 
+from torchrl_metra._checks import call_network, check_choice
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 from torchrl_metra.objectives import functional as F
 
-__all__ = ["EncoderLoss", "SkillLoss", "check_choice"]
+__all__ = ["EncoderLoss", "SkillLoss"]
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -43,8 +45,9 @@ class SkillLoss(LossModule, abc.ABC):
 
     Raises:
         TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior`.
-        ValueError: if ``reduction`` is unknown, if skills have not the prior's size, or if
-            a loss on the CPU is not finite.
+        ValueError: if ``reduction`` is unknown, if a batch is empty, if skills have not the
+            prior's size, or if an output on the CPU is not finite. A batch that was refused
+            there leaves no trace in running statistics.
         KeyError: if the batch lacks an entry.
 
     Examples:
@@ -82,10 +85,7 @@ class SkillLoss(LossModule, abc.ABC):
         self, prior: SkillPrior, *, reduction: Literal["mean", "sum", "none"] = "mean"
     ) -> None:
         super().__init__()
-        if not isinstance(prior, SkillPrior):
-            raise TypeError(
-                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
-            )
+        check_prior(prior)
         check_choice("reduction", reduction, _REDUCTIONS)
         self.prior = prior
         self.reduction = reduction
@@ -110,6 +110,9 @@ class SkillLoss(LossModule, abc.ABC):
 
         Returns:
             A tensor of shape ``[*B, 1]``, as TorchRL's rewards are.
+
+        Raises:
+            ValueError: if, on the CPU, it is not finite.
         """
 
     @abc.abstractmethod
@@ -155,11 +158,31 @@ class SkillLoss(LossModule, abc.ABC):
         """
         batch_size = self.skill(tensordict).shape[:-1]
         if tensordict.batch_size != batch_size:
-            tensordict = tensordict.copy()
-            tensordict.batch_size = batch_size
+            tensordict = _with_batch_size(tensordict, batch_size)
+        if not tensordict.numel():
+            raise ValueError(f"the batch, of shape {list(batch_size)}, has no transitions.")
+        if _is_traced():
+            return self._reduce(self.compute(tensordict), tensordict)
+        before = [(buffer, buffer.clone()) for buffer in self.buffers() if buffer.is_cpu]
+        try:
+            return self._compute_checked(tensordict)
+        except Exception:
+            # NaN would stay in running statistics for good.
+            for buffer, value in before:
+                buffer.copy_(value)
+            raise
+
+    def _compute_checked(self, tensordict: TensorDictBase) -> TensorDictBase:
         entries = self.compute(tensordict)
-        self._check_finite([value for key, value in entries.items() if key.startswith("loss_")])
-        return self._reduce(entries, tensordict)
+        # One look at all of them costs less than one at each.
+        if not torch.stack([value.detach() for value in entries.values()]).isfinite().all():
+            for name, value in entries.items():
+                self.finite(value, name)
+        output = self._reduce(entries, tensordict)
+        if self._maybe_get_priority_weight(tensordict) is not None:
+            for name, value in output.items():
+                self.finite(value, f"{name}, weighted by priorities,")
+        return output
 
     def skill(self, tensordict: TensorDictBase) -> Tensor:
         """The batch's skills, of shape ``[*B, D]``, checked."""
@@ -170,8 +193,11 @@ class SkillLoss(LossModule, abc.ABC):
 
         Raises:
             KeyError: if the batch lacks it.
+            TypeError: if it is no tensor.
         """
         value = tensordict.get(unravel_key(key), default=None)
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{key!r} must be a tensor, but is a {type(value).__name__}.")
         if value is None:
             hint = (
                 " Add a SkillPrimer to the environment."
@@ -184,19 +210,37 @@ class SkillLoss(LossModule, abc.ABC):
             )
         return value
 
-    @staticmethod
-    def _check_finite(losses: list[Tensor]) -> None:
-        # Graphs have no branches, and an accelerator would stall: there, trainers check.
-        is_traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-        if is_traced or losses[0].device.type != "cpu":
-            return
-        total = torch.stack([loss.detach() for loss in losses]).sum(dim=0)
-        if not total.isfinite().all():
+    def read_pair(self, tensordict: TensorDictBase, key: NestedKey) -> tuple[Tensor, Tensor]:
+        """An entry at both ends of each transition.
+
+        Raises:
+            KeyError: if the batch lacks one of them.
+            ValueError: if they have not the same shape.
+        """
+        first, second = (self.read(tensordict, end) for end in (key, ("next", key)))
+        if first.shape != second.shape:
             raise ValueError(
-                f"{int((~total.isfinite()).sum())} of {total.numel()} transitions give a loss that "
-                "is not finite: look for NaN or infinite observations in the batch, else for "
+                f"{key!r} and {('next', key)!r} must have the same shape, found "
+                f"{list(first.shape)} and {list(second.shape)}."
+            )
+        return first, second
+
+    @staticmethod
+    def finite(value: Tensor, name: str = "reward") -> Tensor:
+        """The value, if it is finite; looked at on the CPU only, and in no graph.
+
+        Graphs have no branches, and an accelerator would stall: there, trainers check.
+
+        Raises:
+            ValueError: if it holds NaN or infinite numbers.
+        """
+        if value.device.type == "cpu" and not _is_traced() and not value.isfinite().all():
+            raise ValueError(
+                f"{int((~value.isfinite()).sum())} of {value.numel()} numbers of {name} are not "
+                "finite: look for NaN, infinite or huge observations in the batch, else for "
                 "diverged weights."
             )
+        return value
 
     def _reduce(self, entries: dict[str, Tensor], tensordict: TensorDictBase) -> TensorDictBase:
         weights = self._maybe_get_priority_weight(tensordict)
@@ -270,8 +314,6 @@ class EncoderLoss(SkillLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(prior, reduction=reduction)
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"encoder must be an nn.Module, got {type(encoder).__name__}.")
         encoder = as_encoder(encoder)
         self.tensor_keys.latent = latent_key(encoder)
         self.convert_to_functional(encoder, "encoder")
@@ -284,7 +326,8 @@ class EncoderLoss(SkillLoss):
         return self.encoder.in_keys
 
     def reward(self, tensordict: TensorDictBase) -> Tensor:
-        return self.step_along_skill(*self.encode_pair(tensordict), tensordict).unsqueeze(-1)
+        reward = self.step_along_skill(*self.encode_pair(tensordict), tensordict)
+        return self.finite(reward.unsqueeze(-1))
 
     def step_along_skill(
         self, latent: Tensor, next_latent: Tensor, tensordict: TensorDictBase
@@ -300,12 +343,9 @@ class EncoderLoss(SkillLoss):
             tensordict (TensorDictBase): observations and next observations.
 
         Returns:
-            φ(s) and φ(s'), each of shape ``[*B, D]``.
+            φ(s) and φ(s'), each of shape ``[*B, D]``, NaN where the state is.
         """
-        ends = [
-            torch.stack([self.read(tensordict, key), self.read(tensordict, ("next", key))])
-            for key in self.state_keys
-        ]
+        ends = [torch.stack(self.read_pair(tensordict, key)) for key in self.state_keys]
         latent, next_latent = self._encode(ends, (2, *tensordict.batch_size)).unbind(0)
         return latent, next_latent
 
@@ -320,7 +360,7 @@ class EncoderLoss(SkillLoss):
                 of φ(s). Defaults to ``False``.
 
         Returns:
-            A tensor of shape ``[*B, D]``.
+            A tensor of shape ``[*B, D]``, NaN where the state is.
         """
         keys = [("next", key) if following else key for key in self.state_keys]
         inputs = [self.read(tensordict, key).unsqueeze(0) for key in keys]
@@ -332,13 +372,13 @@ class EncoderLoss(SkillLoss):
         with self.encoder_params.to_module(self.encoder):
             if type(self.encoder) is TensorDictModule and len(self.encoder.out_keys) == 1:
                 # What it would write is read once: no need for a tensordict.
-                latents = self.encoder.module(*inputs)
+                latents = call_network("encoder", self.encoder.module, *inputs)
             else:
                 states = TensorDict(
                     dict(zip(self.encoder.in_keys, inputs, strict=True)),
                     batch_size=[len(inputs[0])],
                 )
-                latents = self.encoder(states).get(self.tensor_keys.latent)
+                latents = call_network("encoder", self.encoder, states).get(self.tensor_keys.latent)
         if latents.shape[-1] != self.prior.dim:
             raise ValueError(
                 f"the encoder must map to the {self.prior.dim} dimensions of {self.prior!r}, "
@@ -350,11 +390,19 @@ class EncoderLoss(SkillLoss):
         return latents.unflatten(0, batch_size)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse an unknown choice with the known ones.
+def _is_traced() -> bool:
+    """Whether a graph is made of what runs."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
-    Raises:
-        ValueError: if ``value`` is not one of ``choices``.
-    """
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}, expected one of {list(choices)}.")
+
+def _with_batch_size(tensordict: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
+    tensordict = tensordict.copy()
+    try:
+        tensordict.batch_size = batch_size
+    except RuntimeError as err:
+        shapes = {str(key): list(value.shape) for key, value in tensordict.items(True, True)}
+        raise ValueError(
+            f"skills make a batch of shape {list(batch_size)}, which the entries do not share: "
+            f"{shapes}."
+        ) from err
+    return tensordict

@@ -7,6 +7,7 @@ from typing import Any
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
+from torchrl_metra._checks import check_type
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.distances import ControllabilityDistance
 from torchrl_metra.objectives.metra import METRALoss
@@ -65,10 +66,11 @@ class CSDLoss(METRALoss):
         distance: ControllabilityDistance,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(distance, ControllabilityDistance):
-            raise TypeError(
-                "distance must be a ControllabilityDistance, which "
-                "ControllabilityDistance.from_size(observation_size) builds, got "
-                f"{type(distance).__name__}: METRALoss takes others."
-            )
+        check_type(
+            "distance",
+            distance,
+            ControllabilityDistance,
+            "a ControllabilityDistance, which ControllabilityDistance.from_size(observation_size) "
+            "builds (METRALoss takes others)",
+        )
         super().__init__(encoder, prior, distance=distance, **kwargs)

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_metra._checks import check_integer, check_positive
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
@@ -46,6 +47,7 @@ class CSFLoss(EncoderLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
+        TypeError: if a keyword is of the wrong type.
         ValueError: if a keyword is out of range.
 
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward`` and ``latent_step``
@@ -75,10 +77,8 @@ class CSFLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        if num_negatives < 1:
-            raise ValueError(f"num_negatives must be at least 1, got {num_negatives}.")
-        if not negative_weight > 0:
-            raise ValueError(f"negative_weight must be positive, got {negative_weight}.")
+        check_integer("num_negatives", num_negatives)
+        check_positive("negative_weight", negative_weight)
         self.num_negatives = num_negatives
         self.negative_weight = negative_weight
         self.cumulant_size = prior.dim

@@ -13,7 +13,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from torchrl_metra._checks import call_network, check_floats, check_integer, check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.common import SkillLoss
 
@@ -51,8 +53,9 @@ class DADSLoss(SkillLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        TypeError: if the dynamics are no module.
-        ValueError: if a size is not positive, or the dynamics' output has not ``S`` entries.
+        TypeError: if the dynamics are no module, or a size is no integer.
+        ValueError: if a size is not positive, if observations or the dynamics' output have not
+            ``S`` entries, or if the loss is asked for on a single transition.
 
     The output holds ``loss_dynamics`` and, detached, ``log_likelihood`` (mean of
     :math:`\log q`); the reward costs :math:`L + 1` passes of the dynamics, so it is left out.
@@ -96,17 +99,11 @@ class DADSLoss(SkillLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(prior, reduction=reduction)
-        if not isinstance(dynamics, nn.Module):
-            raise TypeError(
-                f"dynamics must be an nn.Module, got {type(dynamics).__name__}: "
-                "DADSLoss.from_size builds one by itself."
-            )
-        for name, size in (
-            ("observation_size", observation_size),
-            ("num_alternatives", num_alternatives),
-        ):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        check_type(
+            "dynamics", dynamics, nn.Module, "an nn.Module, as DADSLoss.from_size builds one"
+        )
+        check_integer("observation_size", observation_size)
+        check_integer("num_alternatives", num_alternatives)
         self.dynamics = dynamics
         self.num_alternatives = num_alternatives
         self.observation_norm, self.change_norm = (
@@ -118,6 +115,8 @@ class DADSLoss(SkillLoss):
         cls, observation_size: int, prior: SkillPrior, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> DADSLoss:
         """With the authors' network, of the encoder's kind."""
+        check_integer("observation_size", observation_size)
+        check_prior(prior)
         dynamics = make_encoder(observation_size + prior.dim, observation_size, num_cells)
         return cls(dynamics, prior, observation_size)
 
@@ -134,7 +133,7 @@ class DADSLoss(SkillLoss):
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         observation, change = self._normalized(tensordict, training=True)
         log_prob = self._log_prob(observation, change, self.skill(tensordict))
-        goes_on = ~self.read(tensordict, ("next", self.tensor_keys.done)).squeeze(-1)
+        goes_on = self._goes_on(tensordict)
         # The mean is over the steps that count.
         weight = goes_on / goes_on.to(log_prob.dtype).mean().clamp(min=1e-12)
         return {"loss_dynamics": -log_prob * weight, "log_likelihood": log_prob}
@@ -150,13 +149,24 @@ class DADSLoss(SkillLoss):
         normalizer = torch.logsumexp(ratio, dim=0)
         # log(1 + Σ e^x) = softplus(log Σ e^x)
         reward = math.log(self.num_alternatives + 1) - nn.functional.softplus(normalizer)
-        return reward.unsqueeze(-1)
+        return self.finite(reward.unsqueeze(-1))
+
+    def _goes_on(self, tensordict: TensorDictBase) -> Tensor:
+        """Which transitions are not the last of their episode, of shape ``[*B]``."""
+        done = self.read(tensordict, ("next", self.tensor_keys.done))
+        if done.dtype != torch.bool or done.numel() != tensordict.numel():
+            raise ValueError(
+                f"('next', {self.tensor_keys.done!r}) must hold one bool for each transition of a "
+                f"batch of shape {list(tensordict.batch_size)}, found {done.dtype} of shape "
+                f"{list(done.shape)}."
+            )
+        return ~done.reshape(tensordict.batch_size)
 
     def _log_prob(self, observation: Tensor, change: Tensor, skill: Tensor) -> Tensor:
         """Log-density of the normalised changes, of the shape of the skills' batch."""
         observation = observation.expand(*skill.shape[:-1], -1)
         inputs = torch.cat([observation, skill], dim=-1)
-        mean = self.dynamics(inputs.reshape(-1, inputs.shape[-1]))
+        mean = call_network("dynamics", self.dynamics, inputs.reshape(-1, inputs.shape[-1]))
         if mean.shape[-1] != change.shape[-1]:
             raise ValueError(
                 f"dynamics must predict the {change.shape[-1]} entries of the observation, but "
@@ -168,8 +178,13 @@ class DADSLoss(SkillLoss):
     def _normalized(self, tensordict: TensorDictBase, *, training: bool) -> tuple[Tensor, Tensor]:
         """Observations and their changes, by statistics of the batch or by running ones."""
         key = self.tensor_keys.observation
-        observation = self.read(tensordict, key)
-        change = self.read(tensordict, ("next", key)) - observation
+        observation, following = self.read_pair(tensordict, key)
+        check_floats("observation", observation, self.observation_norm.num_features)
+        if training and observation.shape[:-1].numel() < 2:
+            raise ValueError(
+                "DADS normalises by the statistics of a batch: it takes two transitions at least."
+            )
+        change = following - observation
         pairs = ((observation, self.observation_norm), (change, self.change_norm))
         first, second = (_normalize(value, norm, training) for value, norm in pairs)
         return first, second

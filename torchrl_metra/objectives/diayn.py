@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_metra._checks import call_network, check_type
 from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 
@@ -44,7 +45,8 @@ class DIAYNLoss(EncoderLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if one-hot skills are given a ``log_std``.
+        ValueError: if one-hot skills are given a ``log_std``, or if its output has not the
+            shape of the encoder's.
         TypeError: if ``log_std`` is no module.
 
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward``.
@@ -77,8 +79,7 @@ class DIAYNLoss(EncoderLoss):
             raise ValueError(
                 f"log_std belongs to continuous skills, but those of {prior!r} are not."
             )
-        if not isinstance(log_std, nn.Module | None):
-            raise TypeError(f"log_std must be an nn.Module, got {type(log_std).__name__}.")
+        check_type("log_std", log_std, nn.Module | None, "an nn.Module")
         self.log_std = log_std
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -92,7 +93,7 @@ class DIAYNLoss(EncoderLoss):
         return {"loss_encoder": -log_prob, "intrinsic_reward": log_prob}
 
     def reward(self, tensordict: TensorDictBase) -> Tensor:
-        return self.log_prob(tensordict).unsqueeze(-1)
+        return self.finite(self.log_prob(tensordict).unsqueeze(-1))
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
         """Logarithm of :math:`q(z | s')`, of shape ``[*B]``."""
@@ -103,6 +104,12 @@ class DIAYNLoss(EncoderLoss):
             log_std = torch.zeros_like(output)
         else:
             states = [self.read(tensordict, ("next", key)) for key in self.state_keys]
-            log_std = self.log_std(*states).clamp(*self.log_std_bounds)
+            log_std = call_network("log_std", self.log_std, *states)
+            if log_std.shape != output.shape:
+                raise ValueError(
+                    f"log_std must map to the shape of the encoder's output, {list(output.shape)}, "
+                    f"but its output has shape {list(log_std.shape)}."
+                )
+            log_std = log_std.clamp(*self.log_std_bounds)
         deviation = (skill - output) / log_std.exp()
         return -(deviation.square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(dim=-1)

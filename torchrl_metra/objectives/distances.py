@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_metra._checks import call_network, check_integer, check_key, check_type
 from torchrl_metra.modules.networks import make_encoder
 
 __all__ = ["ControllabilityDistance", "L2Distance"]
@@ -33,7 +34,8 @@ class L2Distance:
             Defaults to ``"observation"``.
 
     Raises:
-        TypeError: if the observations are no floats.
+        TypeError: if the key is none, or if the observations are no floats.
+        ValueError: if both ends of a transition have not one shape.
         KeyError: if the batch lacks them.
 
     Examples:
@@ -118,11 +120,7 @@ class ControllabilityDistance(nn.Module):
     ) -> None:
         super().__init__()
         for name, network in (("mean", mean), ("log_std", log_std)):
-            if not isinstance(network, nn.Module):
-                raise TypeError(
-                    f"{name} must be an nn.Module, got {type(network).__name__}: "
-                    "ControllabilityDistance.from_size builds the networks by itself."
-                )
+            check_type(name, network, nn.Module, "an nn.Module, as from_size builds them")
         self.mean = mean
         self.log_std = log_std
         self.in_keys = _both_ends(observation_key)
@@ -132,6 +130,7 @@ class ControllabilityDistance(nn.Module):
         cls, observation_size: int, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> ControllabilityDistance:
         """With the authors' networks: two of them, of the encoder's kind."""
+        check_integer("observation_size", observation_size)
         mean, log_std = (
             make_encoder(observation_size, observation_size, num_cells) for _ in range(2)
         )
@@ -152,7 +151,8 @@ class ControllabilityDistance(nn.Module):
     def _predict(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """What the mean misses of the step, and the logarithm of the spread around it."""
         observation, step = _read_step(tensordict, self.in_keys)
-        mean, log_std = self.mean(observation), self.log_std(observation)
+        mean = call_network("mean", self.mean, observation)
+        log_std = call_network("log_std", self.log_std, observation)
         for name, output in (("mean", mean), ("log_std", log_std)):
             if output.shape != observation.shape:
                 raise ValueError(
@@ -164,6 +164,7 @@ class ControllabilityDistance(nn.Module):
 
 
 def _both_ends(key: NestedKey) -> list[NestedKey]:
+    check_key("observation_key", key)
     return [unravel_key(key), unravel_key(("next", key))]
 
 
@@ -180,5 +181,10 @@ def _read_step(tensordict: TensorDictBase, keys: list[NestedKey]) -> tuple[Tenso
         raise TypeError(
             f"the distance compares vectors of floats, but {keys[0]!r} is {observation.dtype}: "
             "set its observation_key to a vector that comes along."
+        )
+    if observation.shape != following.shape:
+        raise ValueError(
+            f"the distance compares vectors of one size, but {keys[0]!r} and {keys[1]!r} have "
+            f"shapes {list(observation.shape)} and {list(following.shape)}."
         )
     return observation, following - observation

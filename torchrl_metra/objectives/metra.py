@@ -12,9 +12,10 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_metra._checks import check_choice, check_number, check_positive, check_type
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives import functional as F
-from torchrl_metra.objectives.common import EncoderLoss, check_choice
+from torchrl_metra.objectives.common import EncoderLoss
 
 __all__ = ["METRALoss"]
 
@@ -64,7 +65,7 @@ class METRALoss(EncoderLoss):
             skills do not have ``D`` entries, if the distance is not of shape ``[*B]``, or
             if observations on the CPU are not finite.
         TypeError: if ``prior`` is no :class:`~torchrl_metra.data.SkillPrior`, the
-            encoder no module or the distance not callable.
+            encoder no module, the distance not callable or another keyword of the wrong type.
         KeyError: if the batch lacks an entry.
 
     The output holds ``loss_encoder``, ``loss_dual`` and, for a distance that is trained
@@ -129,15 +130,16 @@ class METRALoss(EncoderLoss):
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
         check_choice("constraint_norm", constraint_norm, get_args(F.ConstraintNorm))
+        check_number("slack", slack)
         if not slack >= 0:
             raise ValueError(f"slack must not be negative, got {slack}.")
-        if not dual_init > 0:
-            raise ValueError(f"dual_init, the initial λ, must be positive, got {dual_init}.")
-        if distance is not None and not callable(distance):
-            raise TypeError(
-                "distance must be a callable such as L2Distance(), or None for the temporal "
-                f"distance, got {distance!r}."
-            )
+        check_positive("dual_init", dual_init)
+        check_type(
+            "distance",
+            distance,
+            Callable | None,
+            "a callable such as L2Distance(), or None for the temporal distance",
+        )
         self.constraint_norm = constraint_norm
         self.slack = slack
         self.distance = distance

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchrl.objectives import SACLoss
 
+from torchrl_metra._checks import call_network, check_type
 from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
 
 __all__ = ["BatchedSACLoss"]
@@ -22,16 +25,20 @@ class BatchedSACLoss(SACLoss):
     :func:`torch.vmap`, whose overhead weighs on small networks. Convolutions before
     them, which ``vmap`` would turn into slow grouped ones, run for one critic after
     another. Arguments, keys, state_dict, outputs and numbers are those of
-    :class:`~torchrl.objectives.SACLoss`.
+    :class:`~torchrl.objectives.SACLoss`; as there, a NaN in the batch becomes one in the
+    losses, which :class:`~torchrl_metra.METRATrainer` refuses.
 
     Args:
         *args: see :class:`~torchrl.objectives.SACLoss`.
         **kwargs: see :class:`~torchrl.objectives.SACLoss`.
 
     Raises:
-        TypeError: if a critic is not an ``nn.Sequential`` of linear layers with
-            biases and of elementwise activations, such as TorchRL's ``MLP``, or a
-            :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
+        KeyError: if the batch lacks what the critics read.
+        ValueError: if it does not fit them.
+        TypeError: if actor or critics are no TensorDict modules, or if a critic is not an
+            ``nn.Sequential`` of linear layers with biases and of elementwise activations,
+            such as TorchRL's ``MLP``, or a :class:`~torchrl_metra.modules.PixelNetwork` that
+            ends in one.
 
     Examples:
         >>> from torchrl_metra import BatchedSACLoss, UnitSphere, make_env, make_sac_networks
@@ -40,8 +47,11 @@ class BatchedSACLoss(SACLoss):
         >>> sac_loss = BatchedSACLoss(networks.actor, networks.critics, target_entropy=-1.0)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, actor_network: Any, qvalue_network: Any, *args: Any, **kwargs: Any) -> None:
+        check_type("actor_network", actor_network, TensorDictModuleBase, "a TensorDict module")
+        for critic in qvalue_network if isinstance(qvalue_network, list) else [qvalue_network]:
+            check_type("qvalue_network", critic, TensorDictModuleBase, "TensorDict modules")
+        super().__init__(actor_network, qvalue_network, *args, **kwargs)
         network = getattr(self.qvalue_network, "module", None)
         if isinstance(network, PixelNetwork):
             network = network.head
@@ -52,14 +62,34 @@ class BatchedSACLoss(SACLoss):
                 f"{type(network).__name__}. SACLoss takes others."
             )
 
+    def _critic_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
+        inputs = [tensordict.get(key, default=None) for key in self.qvalue_network.in_keys]
+        if any(value is None for value in inputs):
+            raise KeyError(
+                f"the critics read {list(self.qvalue_network.in_keys)}, but the batch only holds "
+                f"{sorted(map(str, tensordict.keys(True, True)))}."
+            )
+        return inputs
+
     def _make_vmap(self) -> None:
         """Nothing to build: the call of the critics is the method below."""
 
     def _vmap_qnetworkN0(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
-        inputs = [tensordict.get(key) for key in self.qvalue_network.in_keys]
+        values = call_network(
+            "the critics' networks",
+            partial(self._evaluate, params=params),
+            *self._critic_inputs(tensordict),
+        )
+        batch_size = (self.num_qvalue_nets, *tensordict.batch_size)
+        value = values.mT.reshape(*batch_size, values.shape[1])
+        return TensorDict({self.tensor_keys.state_action_value: value}, batch_size=batch_size)
+
+    def _evaluate(self, *inputs: Tensor, params: TensorDictBase) -> Tensor:
+        """What the critics say of flat batches, of shape ``[N, values, B]``."""
         network, params, features = self.qvalue_network.module, params.get("module"), None
         if isinstance(network, PixelNetwork):
-            features = _encode(network.encoder, params.get("encoder"), inputs.pop(0))
+            pixels, inputs = inputs[0], inputs[1:]
+            features = _encode(network.encoder, params.get("encoder"), pixels)
             network, params = network.head, params.get("head")
         # Features before batch: weight @ hidden then gives gradients in the weights' own layout,
         # where hidden @ weight.T would have each of them copied.
@@ -74,9 +104,7 @@ class BatchedSACLoss(SACLoss):
                 hidden = _batched_linear(layer, params.get(name), hidden)
             else:
                 hidden = layer(hidden)
-        batch_size = (self.num_qvalue_nets, *tensordict.batch_size)
-        value = hidden.mT.reshape(*batch_size, -1)
-        return TensorDict({self.tensor_keys.state_action_value: value}, batch_size=batch_size)
+        return hidden
 
 
 def _encode(encoder: PixelEncoder, params: TensorDictBase, pixels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import distance_loss
 
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 from torchrl_metra.objectives.sac import BatchedSACLoss
 
 __all__ = ["SuccessorFeatureSACLoss"]
@@ -74,10 +75,7 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
     tensor_keys: _AcceptedKeys
 
     def __init__(self, actor: Any, critics: Any, prior: SkillPrior, **kwargs: Any) -> None:
-        if not isinstance(prior, SkillPrior):
-            raise TypeError(
-                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
-            )
+        check_prior(prior)
         super().__init__(actor, critics, **kwargs)
         if self.tensor_keys.skill not in self.qvalue_network.in_keys:
             raise ValueError(
