@@ -8,7 +8,10 @@ import hydra
 from omegaconf import DictConfig
 from training import train
 
+from torchrl_metra.trainers.names import suggest_names
 
+
+@suggest_names()
 @hydra.main(version_base="1.3", config_path="conf", config_name="kitchen")
 def main(config: DictConfig) -> None:
     """Train with the settings of ``conf/kitchen.yaml``."""

@@ -1,0 +1,85 @@
+"""Mistyped names, refused with the nearest right one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from torchrl_metra._extras import require
+
+__all__ = ["suggest_names"]
+
+hydra_errors = require("hydra.errors", extra="examples")
+omegaconf_errors = require("omegaconf.errors", extra="examples")
+_UNKNOWN_KEY = (omegaconf_errors.ConfigAttributeError, omegaconf_errors.ConfigKeyError)
+
+
+@contextmanager
+def suggest_names() -> Iterator[None]:
+    """Have Hydra refuse a mistyped key, or choice of a group, with the nearest right name.
+
+    For a script, the decorator above ``@hydra.main``; for :func:`hydra.compose`, a context.
+    It does nothing before Hydra has refused a name.
+
+    Raises:
+        ConfigCompositionException: that of :func:`hydra.compose`, with the name in its message.
+        SystemExit: that of ``@hydra.main``, after the name was printed.
+
+    Examples:
+        >>> from hydra import compose, initialize
+        >>> from torchrl_metra.trainers.configs import suggest_names
+        >>> with initialize(version_base="1.3"), suggest_names():
+        ...     compose(overrides=["+loss=metra", "loss.slak=0.1"])
+        Traceback (most recent call last):
+        hydra.errors.ConfigCompositionException: Could not override 'loss.slak'.
+        To append to your config use +loss.slak=0.1
+        Unknown name 'loss.slak': did you mean 'loss.slack'?
+    """
+    try:
+        yield
+    except hydra_errors.ConfigCompositionException as error:
+        if suggestion := _suggestion(error):
+            error.args = ("\n".join(filter(None, (str(error), suggestion))),)
+        raise
+    except SystemExit as exit_:
+        # Hydra has caught and printed the error already.
+        if suggestion := _suggestion(exit_.__context__):
+            print(suggestion, file=sys.stderr)
+        raise
+
+
+def _suggestion(error: BaseException | None) -> str | None:
+    """What the error should have said of a name, if it is Hydra's and for a name."""
+    if isinstance(error, hydra_errors.MissingConfigException):
+        return _for_choice(error)
+    if isinstance(error, hydra_errors.ConfigCompositionException):
+        return _for_key(error.__cause__ or error.__context__)
+    return None
+
+
+def _for_key(error: Any) -> str | None:
+    if not isinstance(error, _UNKNOWN_KEY) or not isinstance(error.parent_node, Mapping):
+        return None
+    names = [str(name) for name in error.parent_node if not str(name).startswith("_")]
+    return _nearest(str(error.full_key), str(error.key), names)
+
+
+def _for_choice(error: Any) -> str | None:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return None
+    if error.options:
+        return _nearest(f"{group}/{choice}", choice, error.options)
+    store = require("hydra.core.config_store", extra="examples").ConfigStore.instance()
+    return _nearest(group, group, [name for name in store.repo if "." not in name])
+
+
+def _nearest(full_name: str, name: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    if nearest := get_close_matches(name, names, n=1):
+        right_name = full_name.removesuffix(name) + nearest[0]
+        return f"Unknown name {full_name!r}: did you mean {right_name!r}?"
+    return f"Unknown name {full_name!r}, expected one of {names}."
