@@ -167,6 +167,14 @@ def test_names_beside_torchrls() -> None:
         assert issubclass(getattr(configs, name), {**bases, "hook": HookConfig}.get(group, object))
 
 
+def test_the_pages_table() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## What there is")[2], re.MULTILINE
+    )
+    shown = {f"{group}={name}" for group, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert shown == set(registered().values())
+
+
 def network(in_features: int, out_features: int) -> MLP:
     return MLP(in_features=in_features, out_features=out_features, num_cells=[8])
 
@@ -375,6 +383,15 @@ def test_pictures_and_a_shared_encoder(folder: Path) -> None:
     trainer.train()
 
 
+def test_a_collector_in_another_process(folder: Path) -> None:
+    trainer = build(folder, "collector=multi_async", "collector.create_env_fn=[${env}]")
+    (make,) = trainer.collector.create_env_fn
+    trainer.train()
+    trainer.collector.shutdown()
+    assert trainer.collected_frames >= 480
+    assert isinstance(make(), TransformedEnv)
+
+
 def test_hooks(folder: Path) -> None:
     config = compose(folder)
     evaluation = {
@@ -389,6 +406,17 @@ def test_hooks(folder: Path) -> None:
     trainer.train()
     logged = {path.stem for path in folder.rglob("*.csv")}
     assert "policy_coverage" in logged
+
+
+def test_plain_settings_stay_plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no config of a part reaches the trainer without a trace of OmegaConf."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(METRATrainer, "__init__", lambda self, **given: seen.update(given))
+    config = compose(folder)
+    config.trainer.learner_backend_options = {"resources": [1, 2]}
+    instantiate(config.trainer)
+    assert type(seen["learner_backend_options"]) is dict
+    assert type(seen["learner_backend_options"]["resources"]) is list
 
 
 def test_networks_of_ones_own(folder: Path) -> None:

@@ -119,6 +119,39 @@ class METRATrainerConfig(TrainerConfig):
         optimizers: config of the stepper's optimisers, which default to the authors'.
         hooks: list of configs of hooks; the trainer registers them.
         frame_skip: see :class:`~torchrl.trainers.Trainer`.
+
+    Raises:
+        InstantiationException: if a part cannot be built; says which argument is missing.
+
+    Examples:
+        >>> from torchrl.trainers.algorithms.configs import (
+        ...     CollectorConfig, LazyTensorStorageConfig, ReplayBufferConfig, TransformedEnvConfig
+        ... )
+        >>> from torchrl_metra.trainers.configs import (
+        ...     BatchedSACLossConfig, METRALossConfig, METRATrainerConfig, PointEnvConfig,
+        ...     SACNetworksConfig, SkillPrimerConfig, UnitSphereConfig,
+        ... )
+        >>> prior = UnitSphereConfig(dim=2)
+        >>> env = TransformedEnvConfig(
+        ...     base_env=PointEnvConfig(num_envs=4), transform=SkillPrimerConfig(prior=prior)
+        ... )
+        >>> storage = LazyTensorStorageConfig(max_size=1_000)
+        >>> config = METRATrainerConfig(
+        ...     networks=SACNetworksConfig(prior=prior, num_cells=[32]),
+        ...     skill_loss=METRALossConfig(prior=prior),
+        ...     loss_module=BatchedSACLossConfig(target_entropy=-1.0),
+        ...     collector=CollectorConfig(
+        ...         create_env_fn=env, frames_per_batch=80, total_frames=160
+        ...     ),
+        ...     replay_buffer=ReplayBufferConfig(storage=storage, batch_size=32),
+        ...     total_frames=160,
+        ...     optim_steps_per_batch=2,
+        ...     progress_bar=False,
+        ... )
+        >>> trainer = instantiate(config)
+        >>> trainer.train()
+        >>> trainer.collected_frames
+        160
     """
 
     networks: Any = None
@@ -132,8 +165,10 @@ class METRATrainerConfig(TrainerConfig):
 
 def _build(config: Any, **parts: Any) -> Any:
     """What a config describes, with those parts that it leaves empty."""
-    if not OmegaConf.is_dict(config):
+    if not OmegaConf.is_config(config):
         return config
+    if "_target_" not in config:
+        return instantiate(config, _convert_="all")
     empty = {
         name: part
         for name, part in parts.items()
