@@ -24,6 +24,7 @@ from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOpe
 
 from torchrl_metra import PixelOptions, SkillAction, SkillConditionedActor, SkillPolicy, make_env
 from torchrl_metra.modules import PixelEncoder, PixelNetwork
+from torchrl_metra.trainers.names import suggest_names
 
 
 def make_task(config: DictConfig, skills: SkillPolicy | None, num_envs: int, seed: int) -> EnvBase:
@@ -103,6 +104,7 @@ def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
     return train(config, trainer, evaluation_env, policy)
 
 
+@suggest_names()
 @hydra.main(version_base="1.3", config_path="conf", config_name="downstream")
 def main(config: DictConfig) -> None:
     """Train with the settings of ``conf/downstream.yaml``."""

@@ -21,6 +21,7 @@ from torchrl.envs import EnvBase, TensorDictPrimer
 
 from torchrl_metra import SkillPolicy, SkillPrimer, make_env
 from torchrl_metra.evaluation import rollout_skills
+from torchrl_metra.trainers.names import suggest_names
 
 
 def best_skill(config: DictConfig, skills: SkillPolicy) -> Tensor:
@@ -61,6 +62,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     return train(config, trainer, evaluation_env, networks.policy)
 
 
+@suggest_names()
 @hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
 def main(config: DictConfig) -> None:
     """Train with the settings of ``conf/finetune.yaml``."""
