@@ -91,7 +91,7 @@ class TestPointEnv:
 
     @pytest.mark.parametrize("keywords", [{"num_envs": 0}, {"max_steps": 0}])
     def test_bad_sizes(self, keywords: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match="must be at least 1"):
             PointEnv(**keywords)
 
 

@@ -152,7 +152,7 @@ class TestCoverageCounter:
         assert after - before < 50_000
 
     def test_bad_window(self) -> None:
-        with pytest.raises(ValueError, match="positive number of transitions, got 0"):
+        with pytest.raises(ValueError, match="window must be at least 1, got 0"):
             CoverageCounter(0)
 
 
@@ -404,7 +404,7 @@ class TestWriteVideo:
         assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "last.gif").read_bytes()
 
     def test_other_shapes_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"\[episodes, steps, channels.*found \[5, 3, 8, 8\]"):
+        with pytest.raises(ValueError, match=r"\[episodes, steps, .*found .* \[5, 3, 8, 8\]"):
             write_video(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), tmp_path / "skills.gif")
 
     def test_missing_package_names_the_extra(

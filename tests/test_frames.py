@@ -233,8 +233,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"max_size": 0}, r"max_size must be positive, got 0"),
-            ({"num_frames": 0}, r"num_frames must be positive, got 0"),
+            ({"max_size": 0}, r"max_size must be at least 1, got 0"),
+            ({"num_frames": 0}, r"num_frames must be at least 1, got 0"),
             ({"max_frames": 3}, r"max_frames must exceed the 3 frames of a stack, got 3"),
             ({"scratch_dir": "x", "device": "cuda"}, r"lie on disk, not on device 'cuda'"),
         ],

@@ -341,7 +341,7 @@ class TestMakeEnv:
         env.close()
 
     def test_bad_options(self) -> None:
-        with pytest.raises(ValueError, match="resolution must be positive, got 0"):
+        with pytest.raises(ValueError, match="resolution must be at least 1, got 0"):
             PixelOptions(resolution=0)
         with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
             PixelOptions(frames=0)

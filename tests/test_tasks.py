@@ -87,7 +87,7 @@ class TestReachGoals:
         [
             ((0.0, 1.0), {}, "goal_range must be positive"),
             ((1.0, -1.0), {}, "radius must be positive"),
-            ((1.0, 1.0), {"steps_per_goal": 0}, "steps_per_goal must be positive"),
+            ((1.0, 1.0), {"steps_per_goal": 0}, "steps_per_goal must be at least 1"),
         ],
     )
     def test_bad_sizes(self, arguments: tuple, options: dict, message: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 __all__ = [
     "call_network",
     "check_choice",
     "check_device",
+    "check_finite",
     "check_floats",
     "check_integer",
     "check_key",
@@ -22,6 +25,7 @@ __all__ = [
     "check_positive",
     "check_sizes",
     "check_type",
+    "read_tensors",
 ]
 
 
@@ -45,7 +49,7 @@ def check_integer(name: str, value: object, *, minimum: int = 1) -> None:
 
     Raises:
         TypeError: if it is no integer; ``True`` is none.
-        ValueError: if it is below ``minimum``.
+        ValueError: if it is below ``minimum``, or no tensor could be of that size.
 
     Examples:
         >>> check_integer("num_steps", 0)
@@ -56,6 +60,8 @@ def check_integer(name: str, value: object, *, minimum: int = 1) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    if value > sys.maxsize:
+        raise ValueError(f"{name} must be at most {sys.maxsize}, got {value}.")
 
 
 def check_positive(name: str, value: object) -> None:
@@ -127,7 +133,7 @@ def check_device(name: str, value: Any) -> None:
     """Refuse what is no device.
 
     Raises:
-        TypeError: if it is none; ``None`` is one, the default.
+        TypeError: if it is none.
         ValueError: if PyTorch knows no device of that name.
 
     Examples:
@@ -135,10 +141,10 @@ def check_device(name: str, value: Any) -> None:
         Traceback (most recent call last):
         ValueError: device must be a device such as 'cpu' or 'cuda:0', got 'gpu'.
     """
-    if value is not None and not isinstance(value, str | torch.device):
+    if not isinstance(value, str | torch.device):
         raise TypeError(f"{name} must be a device such as 'cpu' or 'cuda:0', got {value!r}.")
     try:
-        torch.device("cpu" if value is None else value)
+        torch.device(value)
     except RuntimeError as err:
         raise ValueError(
             f"{name} must be a device such as 'cpu' or 'cuda:0', got {value!r}."
@@ -191,6 +197,58 @@ def check_floats(name: str, value: Any, *shape: int | None) -> None:
     if not fits:
         expected = ", ".join(["...", *("*" if size is None else str(size) for size in shape)])
         raise ValueError(f"{name} must be of shape [{expected}], got {list(value.shape)}.")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinite numbers.
+
+    Raises:
+        ValueError: if it does.
+
+    Examples:
+        >>> check_finite("latents", torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ValueError: latents must be finite, but 1 of 2 numbers are NaN or infinite.
+    """
+    if not value.isfinite().all():
+        raise ValueError(
+            f"{name} must be finite, but {int((~value.isfinite()).sum())} of {value.numel()} "
+            "numbers are NaN or infinite."
+        )
+
+
+def read_tensors(
+    tensordict: TensorDictBase, keys: Iterable[NestedKey], reader: str, hint: str = ""
+) -> list[Tensor]:
+    """Entries of a TensorDict, each of which must be there.
+
+    Args:
+        tensordict (TensorDictBase): where to look.
+        keys (iterable of NestedKey): entries to read.
+        reader (str): who needs them.
+        hint (str, optional): what to do where one is missing.
+
+    Raises:
+        KeyError: if one is missing.
+        TypeError: if one is no tensor.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> read_tensors(TensorDict({"x": torch.zeros(3)}, [3]), ["y"], "the encoder")
+        Traceback (most recent call last):
+        KeyError: "the encoder needs 'y', but found only ['x']."
+    """
+    values = []
+    for key in keys:
+        value = tensordict.get(key, default=None)
+        if value is None:
+            raise KeyError(
+                f"{reader} needs {key!r}, but found only "
+                f"{sorted(map(str, tensordict.keys(True, True)))}.{hint}"
+            )
+        check_type(repr(key), value, Tensor, "a tensor")
+        values.append(value)
+    return values
 
 
 def call_network(name: str, network: Callable[..., Any], *inputs: Tensor | TensorDictBase) -> Any:

@@ -56,7 +56,7 @@ class FrameStackStorage(TensorStorage):
         TypeError: if an argument is of the wrong type.
         ValueError: if a size is not positive, if ``scratch_dir`` is given beside another
             device than the CPU, or if written data are no stacks of ``num_frames``
-            frames or not in the order of time.
+            frames, not in the order of time or unlike those of before.
 
     Examples:
         >>> from torchrl.data import ReplayBuffer
@@ -131,6 +131,8 @@ class FrameStackStorage(TensorStorage):
         transitions = data.exclude(self.pixel_key, self.next_pixel_key)
         transitions["frame_index"] = frame_index
 
+        _check_alike(self._transitions, transitions)
+        _check_alike(self._frames, frames)
         frame_slots = torch.arange(len(frames), device=self.device) + self._frames_written
         self._frames.set(frame_slots % self.max_frames, frames)
         self._transitions.set(slots, transitions)
@@ -305,6 +307,21 @@ def _make_storage(
     if scratch_dir is None:
         return LazyTensorStorage(max_size, device=device)
     return LazyMemmapStorage(max_size, scratch_dir=str(Path(scratch_dir) / name), existsok=True)
+
+
+def _check_alike(storage: TensorStorage, data: TensorDictBase) -> None:
+    """Refuse what does not fit beside the data of before, while nothing is written."""
+    if not len(storage):
+        return
+    stored, found = (
+        {str(key): (list(value.shape[1:]), value.dtype) for key, value in batch.items(True, True)}
+        for batch in (storage.get(slice(0, 1)), data)
+    )
+    if stored != found:
+        raise ValueError(
+            f"data must have the entries, shapes and types of those before, {stored}, found "
+            f"{found}."
+        )
 
 
 def _equal(left: Tensor, right: Tensor, num_dims: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._extras import require
 
 __all__ = ["EnvPoolEnv"]
@@ -32,6 +34,8 @@ class EnvPoolEnv(EnvBase):
         **options: passed on to ``envpool.make_gymnasium``.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range, or if EnvPool knows no such task.
         ImportError: if EnvPool is not installed.
 
     Examples:
@@ -49,11 +53,18 @@ class EnvPoolEnv(EnvBase):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        check_type("task_id", task_id, str, "a string")
+        check_integer("num_envs", num_envs)
+        check_integer("num_threads", num_threads, minimum=0)
+        check_integer("seed", seed, minimum=0)
         super().__init__(batch_size=torch.Size([num_envs]), device=torch.device("cpu"))
-        self._make = lambda seed: require("envpool", "envpool").make_gymnasium(
-            task_id, num_envs=num_envs, num_threads=num_threads, seed=seed, **options
+        envpool = require("envpool", "envpool")
+        if task_id not in envpool.list_all_envs():
+            raise ValueError(f"EnvPool has no task_id {task_id!r}: see envpool.list_all_envs().")
+        self._make = partial(
+            envpool.make_gymnasium, task_id, num_envs=num_envs, num_threads=num_threads, **options
         )
-        self._env = self._make(seed)
+        self._env = self._make(seed=seed)
         batch = (num_envs,)
         flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
         self.observation_spec = Composite(
@@ -102,7 +113,7 @@ class EnvPoolEnv(EnvBase):
         # EnvPool takes its seed at construction only.
         if seed is not None:
             self._env.close()
-            self._env = self._make(seed)
+            self._env = self._make(seed=seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Stop EnvPool's threads."""

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from torchrl_metra._checks import check_integer, check_positive, check_type
 from torchrl_metra.envs.dm_control import LOCOMOTION, Locomotion, make_locomotion
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS, make_kitchen
 from torchrl_metra.envs.make import PIXEL_TASKS, POINTS, make_env
@@ -64,8 +65,9 @@ def sample_goals(
         :class:`~torchrl_metra.GoalPrimer`.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
         ValueError: if the environment is unknown or does not have such an option, or if
-            ``num_goals`` is not positive.
+            a number is not positive.
         ImportError: if the environment is not installed; names the extra to install.
 
     Examples:
@@ -80,8 +82,11 @@ def sample_goals(
             f"unknown environment {name!r}, expected one of {[*GOAL_EXTENTS, 'kitchen']}. For an "
             "environment of your own, give GoalPrimer a TensorDict of goals."
         )
-    if num_goals < 1:
-        raise ValueError(f"num_goals must be positive, got {num_goals}.")
+    check_integer("num_goals", num_goals)
+    check_integer("seed", seed, minimum=0)
+    check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
+    if extent is not None:
+        check_positive("extent", extent)
     if pixels is not None and name not in ("point_pixels", *PIXEL_TASKS):
         raise ValueError(f"{name!r} is observed by its state, but pixels={pixels} was given.")
     options = pixels or PixelOptions()

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torchrl.envs import ActionScaling, Compose, EnvBase, TransformedEnv
 
+from torchrl_metra._checks import check_device, check_integer, check_type
 from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
 from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.mujoco import HURDLE_COURSE, TASKS, Backend, make_mujoco_env
@@ -64,8 +65,9 @@ def make_env(
         The environment. Append a :class:`~torchrl_metra.SkillPrimer` to it.
 
     Raises:
-        ValueError: if the name, the backend or their combination is unknown, or if
-            EnvPool is asked for pictures.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if the name, the backend or their combination is unknown, if ``num_envs``
+            is not positive, or if EnvPool is asked for pictures.
         ImportError: if the backend is not installed; names the extra to install.
 
     Examples:
@@ -78,6 +80,12 @@ def make_env(
         >>> env.reset()["pixels"].shape  # doctest: +SKIP
         torch.Size([4, 9, 128, 128])
     """
+    check_type("name", name, str, "a string")
+    if num_envs is not None:
+        check_integer("num_envs", num_envs)
+    if device is not None:
+        check_device("device", device)
+    check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
     if name in DOWNSTREAM:
         task = DOWNSTREAM[name]
         env = make_env(task.base, num_envs, backend=backend, device=device, pixels=pixels)

@@ -28,6 +28,7 @@ from torchrl.envs import (
 )
 from torchrl.record import PixelRenderTransform
 
+from torchrl_metra._checks import check_integer
 from torchrl_metra._extras import require
 from torchrl_metra.envs.envpool import EnvPoolEnv
 from torchrl_metra.envs.pixels import PixelOptions, stack_frames
@@ -82,6 +83,10 @@ class ReadPosition(Transform):
     Args:
         size (int): number of leading entries of the observation to copy.
 
+    Raises:
+        TypeError: if ``size`` is no integer.
+        ValueError: if it is not positive, or larger than the observation.
+
     Examples:
         >>> from torchrl.envs import GymEnv, TransformedEnv
         >>> env = TransformedEnv(GymEnv("Pendulum-v1"), ReadPosition(2))
@@ -90,6 +95,7 @@ class ReadPosition(Transform):
     """
 
     def __init__(self, size: int) -> None:
+        check_integer("size", size)
         super().__init__(in_keys=["observation"], out_keys=["position"])
         self.size = size
 
@@ -102,6 +108,11 @@ class ReadPosition(Transform):
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Add the position's spec."""
         source = observation_spec["observation"]
+        if source.shape[-1] < self.size:
+            raise ValueError(
+                f"ReadPosition(size={self.size}) reads the first entries of an observation that "
+                f"has only {source.shape[-1]}."
+            )
         observation_spec["position"] = Unbounded(
             shape=(*source.shape[:-1], self.size), dtype=source.dtype, device=source.device
         )

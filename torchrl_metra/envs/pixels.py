@@ -6,7 +6,7 @@ import abc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
@@ -24,6 +24,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.gym_like import GymLikeEnv
 
+from torchrl_metra._checks import check_choice, check_integer
 from torchrl_metra._extras import require
 from torchrl_metra.envs.rendering import Quality, Renderer
 
@@ -43,6 +44,7 @@ class PixelOptions:
         quality (str): ``"fast"`` or ``"full"``, see :class:`~torchrl_metra.envs.Renderer`.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if one of them is impossible.
 
     Examples:
@@ -55,12 +57,9 @@ class PixelOptions:
     quality: Quality = "fast"
 
     def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be positive, got {self.resolution}.")
-        if self.frames < 1:
-            raise ValueError(f"frames must be at least 1, got {self.frames}.")
-        if self.quality not in ("fast", "full"):
-            raise ValueError(f"unknown quality {self.quality!r}, expected 'fast' or 'full'.")
+        check_integer("resolution", self.resolution)
+        check_integer("frames", self.frames)
+        check_choice("quality", self.quality, get_args(Quality))
 
 
 class PixelObservation(GymLikeEnv):

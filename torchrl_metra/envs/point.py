@@ -10,6 +10,8 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, Transform
 
+from torchrl_metra._checks import check_device, check_integer
+
 __all__ = ["DrawPoint", "PointEnv", "WindyPointEnv"]
 
 
@@ -26,6 +28,10 @@ class PointEnv(EnvBase):
         max_steps (int, optional): length of an episode. Defaults to 200.
         device (torch.device, optional): device of the tensors.
 
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is not positive, or by a step on the CPU, if the action is NaN.
+
     Examples:
         >>> env = PointEnv(num_envs=3)
         >>> env.rollout(5)["next", "observation"].shape
@@ -41,10 +47,11 @@ class PointEnv(EnvBase):
         max_steps: int = 200,
         device: torch.device | str | None = None,
     ) -> None:
-        if num_envs is not None and num_envs < 1:
-            raise ValueError(f"num_envs must be positive or None, got {num_envs}.")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be positive, got {max_steps}.")
+        if num_envs is not None:
+            check_integer("num_envs", num_envs)
+        check_integer("max_steps", max_steps)
+        if device is not None:
+            check_device("device", device)
         batch_size: Sequence[int] = () if num_envs is None else (num_envs,)
         super().__init__(device=device, batch_size=torch.Size(batch_size))
         self.max_steps = max_steps
@@ -81,7 +88,10 @@ class PointEnv(EnvBase):
         return action.clamp(-self.max_displacement, self.max_displacement)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._position = self._position + self._displacement(tensordict.get("action"))
+        action = tensordict.get("action")
+        if action.is_cpu and action.isnan().any():
+            raise ValueError(f"actions must be numbers, got {action.tolist()}.")
+        self._position = self._position + self._displacement(action)
         self._steps = self._steps + 1
         truncated = self._steps >= self.max_steps
         return TensorDict(
@@ -138,6 +148,10 @@ class DrawPoint(Transform):
     Args:
         resolution (int, optional): width and height in pixels. Defaults to 64.
 
+    Raises:
+        TypeError: if ``resolution`` is no integer.
+        ValueError: if it is not positive.
+
     Examples:
         >>> from torchrl.envs import TransformedEnv
         >>> env = TransformedEnv(PointEnv(num_envs=3), DrawPoint())
@@ -149,8 +163,7 @@ class DrawPoint(Transform):
     radius = 6.0
 
     def __init__(self, resolution: int = 64) -> None:
-        if resolution < 1:
-            raise ValueError(f"resolution must be positive, got {resolution}.")
+        check_integer("resolution", resolution)
         super().__init__(in_keys=["position"], out_keys=["pixels"])
         self.resolution = resolution
         self.pixel_size = 2 * self.extent / resolution

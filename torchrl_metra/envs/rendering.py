@@ -12,11 +12,12 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrl_metra._checks import check_choice, check_integer, check_type
 from torchrl_metra._extras import require
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Renderer:
 
     Raises:
         ImportError: if MuJoCo is not installed.
+        TypeError: if an argument is of the wrong type.
         ValueError: if the size, the camera, the quality or the backend is impossible.
         RuntimeError: by :meth:`render`, if no backend works; names what to install.
 
@@ -128,12 +130,13 @@ class Renderer:
         backend: GLBackend | None = None,
     ) -> None:
         self._opened: _Open | None = None
-        if width < 1 or height < 1:
-            raise ValueError(f"width and height must be positive, got {width} x {height}.")
-        if quality not in ("fast", "full"):
-            raise ValueError(f"unknown quality {quality!r}, expected 'fast' or 'full'.")
-        if backend is not None and backend not in _REMEDIES:
-            raise ValueError(f"unknown backend {backend!r}, expected one of {list(_REMEDIES)}.")
+        check_integer("width", width)
+        check_integer("height", height)
+        check_choice("quality", quality, get_args(Quality))
+        if backend is not None:
+            check_choice("backend", backend, list(_REMEDIES))
+        mujoco = require("mujoco", "mujoco")
+        check_type("model", model, mujoco.MjModel, "a mujoco.MjModel")
         self.model = model
         self.width = width
         self.height = height
@@ -186,6 +189,7 @@ class Renderer:
         if self._opened is not None:
             gl, context, _ = self._opened
             self._opened = None
+            _open_renderers.discard(self)
             gl.make_current()
             context.free()
             gl.free()

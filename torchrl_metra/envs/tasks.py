@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import Transform
 
+from torchrl_metra._checks import check_integer, check_number, check_positive, check_type
 from torchrl_metra.envs.mujoco import HURDLES
 
 __all__ = ["DOWNSTREAM", "PassHurdles", "ReachGoals"]
@@ -40,6 +41,7 @@ class ReachGoals(Transform):
             whole episode.
 
     Raises:
+        TypeError: if one of them is no number.
         ValueError: if one of them is not positive.
 
     Examples:
@@ -53,11 +55,10 @@ class ReachGoals(Transform):
     def __init__(
         self, goal_range: float, radius: float, *, steps_per_goal: int | None = None
     ) -> None:
-        for name, value in (("goal_range", goal_range), ("radius", radius)):
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-        if steps_per_goal is not None and steps_per_goal < 1:
-            raise ValueError(f"steps_per_goal must be positive or None, got {steps_per_goal}.")
+        check_positive("goal_range", goal_range)
+        check_positive("radius", radius)
+        if steps_per_goal is not None:
+            check_integer("steps_per_goal", steps_per_goal)
         super().__init__()
         self.goal_range = goal_range
         self.radius = radius
@@ -120,6 +121,10 @@ class PassHurdles(Transform):
         hurdles (sequence of float, optional): where they stand, x in metres. Defaults to
             the paper's.
 
+    Raises:
+        TypeError: if they are no numbers.
+        ValueError: if none of them is ahead of the start.
+
     Examples:
         >>> from torchrl_metra import make_env
         >>> env = make_env("half_cheetah_hurdle")
@@ -130,6 +135,11 @@ class PassHurdles(Transform):
     back_foot = -0.62
 
     def __init__(self, hurdles: tuple[float, ...] = HURDLES) -> None:
+        check_type("hurdles", hurdles, Sequence, "a sequence of numbers")
+        for index, x in enumerate(hurdles):
+            check_number(f"hurdles[{index}]", x)
+        if not any(x > 0 for x in hurdles):
+            raise ValueError(f"hurdles must stand ahead of the start, x > 0, got {hurdles!r}.")
         super().__init__()
         self.register_buffer("hurdles", torch.tensor(sorted(x for x in hurdles if x > 0)))
 

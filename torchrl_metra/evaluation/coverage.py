@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_metra._checks import (
+    check_finite,
+    check_floats,
+    check_integer,
+    check_positive,
+    check_type,
+)
 from torchrl_metra.evaluation.trajectories import Projection
 
 __all__ = ["CoverageCounter", "coverage", "sector_coverage", "visited"]
@@ -23,6 +31,10 @@ def coverage(position: Tensor, cell_size: float = 1.0) -> int:
             gives.
         cell_size (float, optional): edge of a cell, in the same unit. A cell holds its lower
             borders. Defaults to 1.
+
+    Raises:
+        TypeError: if ``position`` is no tensor of numbers.
+        ValueError: if positions are not finite, or ``cell_size`` is not positive.
 
     Examples:
         >>> import torch
@@ -57,6 +69,11 @@ def visited(
         A tensor of shape ``[n, k]``: the cell of each transition, or the number of each
         task that a transition found solved; ``None`` where the environment gives neither.
 
+    Raises:
+        KeyError: if the transitions have no ``"next"``.
+        TypeError: if coordinates are no tensor of numbers, or tasks none of flags.
+        ValueError: if coordinates are not finite, or ``cell_size`` is not positive.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -68,20 +85,40 @@ def visited(
         >>> visited(states, projection=lambda state: state["observation"][..., :3]).shape
         torch.Size([5, 3])
     """
-    states = transitions.get("next")
+    check_type("transitions", transitions, TensorDictBase, "a TensorDict")
+    check_type("projection", projection, Callable | None, "a function of states, or None")
+    states = transitions.get("next", default=None)
+    if states is None:
+        raise KeyError(f"transitions lack 'next', they have {sorted(transitions.keys())}.")
     if projection is not None:
         return _cells(projection(states), cell_size)
     tasks = states.get("tasks", default=None)
     if tasks is not None:
+        if tasks.dtype != torch.bool or not tasks.ndim:
+            raise TypeError(f"tasks must be flags of shape [*B, n], found {tasks.dtype}.")
         return tasks.nonzero()[:, -1:]
     position = states.get("position", default=None)
     return None if position is None else _cells(position, cell_size)
 
 
 def _cells(position: Tensor, cell_size: float) -> Tensor:
+    check_positive("cell_size", cell_size)
+    check_type("position", position, Tensor, "a tensor")
+    if not position.ndim or not position.shape[-1] or position.is_complex():
+        raise ValueError(
+            f"position must hold coordinates, of shape [*B, k], found {position.dtype} of shape "
+            f"{list(position.shape)}."
+        )
     # In double precision: beside a border, a quotient in float32 may round into the next cell.
     position = position.detach().cpu().double().reshape(-1, position.shape[-1])
-    return (position / cell_size).floor().long()
+    cells = (position / float(cell_size)).floor()
+    # False for NaN too.
+    if not (cells.abs() < 2.0**62).all():
+        raise ValueError(
+            "position holds NaN, infinite or huge numbers, which lie in no cell: look for a "
+            "simulation that diverged."
+        )
+    return cells.long()
 
 
 class CoverageCounter:
@@ -97,6 +134,7 @@ class CoverageCounter:
             each other: the count covers at least ``window``, and less than one update more.
 
     Raises:
+        TypeError: if ``window`` is no integer.
         ValueError: if ``window`` is not positive.
 
     Examples:
@@ -109,8 +147,8 @@ class CoverageCounter:
     """
 
     def __init__(self, window: int | None = None) -> None:
-        if window is not None and window < 1:
-            raise ValueError(f"window must be a positive number of transitions, got {window}.")
+        if window is not None:
+            check_integer("window", window)
         self.window = window
         self._clear()
 
@@ -129,7 +167,19 @@ class CoverageCounter:
             cells (Tensor): of shape ``[n, k]``, see :func:`visited`.
             num_transitions (int, optional): number of transitions that they come from.
                 Defaults to ``n``.
+
+        Raises:
+            TypeError: if ``cells`` is no tensor, or ``num_transitions`` no integer.
+            ValueError: if cells are no integers of shape ``[n, k]``.
         """
+        check_type("cells", cells, Tensor, "a tensor")
+        if cells.is_floating_point() or cells.ndim != 2:
+            raise ValueError(
+                "cells must be integers of shape [n, k], as visited() returns them, got "
+                f"{cells.dtype} of shape {list(cells.shape)}."
+            )
+        if num_transitions is not None:
+            check_integer("num_transitions", num_transitions, minimum=0)
         size = len(cells) if num_transitions is None else num_transitions
         self._add(size, [tuple(cell) for cell in cells.unique(dim=0).tolist()])
 
@@ -170,11 +220,19 @@ def sector_coverage(position: Tensor, num_sectors: int = 16) -> int:
         position (Tensor): positions of shape ``[*B, 2]``, usually the last of each episode.
         num_sectors (int, optional): number of sectors. Defaults to 16.
 
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if positions are not finite or not of two coordinates, or ``num_sectors``
+            is not positive.
+
     Examples:
         >>> import torch
         >>> sector_coverage(torch.tensor([[1.0, 0.1], [2.0, 0.2], [-1.0, 0.1]]), num_sectors=4)
         2
     """
+    check_floats("position", position, 2)
+    check_integer("num_sectors", num_sectors)
+    check_finite("position", position)
     angle = torch.atan2(position[..., 1], position[..., 0]) + math.pi
     sector = (angle / (2 * math.pi) * num_sectors).long().clamp(max=num_sectors - 1)
     return sector.unique().numel()

@@ -9,8 +9,16 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 
+from torchrl_metra._checks import (
+    check_finite,
+    check_floats,
+    check_positive,
+    check_type,
+    read_tensors,
+)
 from torchrl_metra.envs import GoalPrimer, SkillPrimer
 from torchrl_metra.evaluation.rollouts import concatenate, episodes
+from torchrl_metra.evaluation.trajectories import check_episodes
 from torchrl_metra.modules import SkillPolicy
 
 __all__ = ["goal_metrics", "rollout_goal_policies", "rollout_goals"]
@@ -40,6 +48,10 @@ def rollout_goals(
     Returns:
         The transitions, of batch size ``[M, T]``, with the goals under ``"goal"``.
 
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if there are no goals, or ``max_steps`` is not positive.
+
     Examples:
         >>> from torchrl_metra import (
         ...     GoalPrimer, SkillPrimer, UnitSphere, make_env, make_sac_networks, sample_goals
@@ -52,6 +64,9 @@ def rollout_goals(
         >>> rollouts.shape, rollouts["goal", "position"].shape
         (torch.Size([6, 200]), torch.Size([6, 200, 2]))
     """
+    check_type("goals", goals, TensorDictBase, "a TensorDict")
+    if goals.batch_dims != 1:
+        raise ValueError(f"goals must have batch size [M], got {list(goals.batch_size)}.")
     starts = TensorDict({"goal": goals}, [len(goals)])
     chunks = [
         # Pictures of a goal at every step would be half of the data.
@@ -84,7 +99,10 @@ def goal_metrics(
         radii (sequence of float, optional): distances ``r``. Defaults to 3 and 1.
 
     Raises:
-        ValueError: if the goals have neither a ``"position"`` nor ``"tasks"``.
+        TypeError: if an argument is of the wrong kind.
+        KeyError: if the rollouts lack goals or positions.
+        ValueError: if the goals have neither a ``"position"`` nor ``"tasks"``, if positions
+            are not finite or of different sizes, or if a radius is not positive.
 
     Examples:
         >>> import torch
@@ -98,7 +116,12 @@ def goal_metrics(
         >>> metrics["goal/final_distance"], metrics["goal/hit_2"], metrics["goal/at_2"]
         (2.0, 1.0, 0.6666666865348816)
     """
-    goal = rollouts.get("goal")
+    check_episodes(rollouts)
+    goal = rollouts.get("goal", default=None)
+    if not isinstance(goal, TensorDictBase):
+        raise KeyError(
+            f"rollouts lack 'goal', they have {sorted(rollouts.keys())}: rollout_goals makes them."
+        )
     if "tasks" in goal.keys():
         return _rates((rollouts["next", "tasks"] | ~goal["tasks"]).all(-1), "")
     if "position" not in goal.keys():
@@ -106,15 +129,28 @@ def goal_metrics(
             "goal_metrics measures the distance to a goal's 'position', or counts its 'tasks', "
             f"but the goals have only {sorted(goal.keys())}. Add one of them to the goals."
         )
-    start = (rollouts["position"] - goal["position"])[:, 0].norm(dim=-1)
-    distance = (rollouts["next", "position"] - goal["position"]).norm(dim=-1)
+    _check_positions(rollouts)
+    # In double precision, there is room for the squares of all that float32 holds.
+    target = goal["position"].double()
+    start = (rollouts["position"].double() - target)[:, 0].norm(dim=-1)
+    distance = (rollouts["next", "position"].double() - target).norm(dim=-1)
     metrics = {
         "goal/start_distance": start.mean().item(),
         "goal/final_distance": distance[:, -1].mean().item(),
     }
+    check_type("radii", radii, Sequence, "a sequence of numbers")
     for radius in radii:
+        check_positive("radii", radius)
         metrics |= _rates(distance <= radius, f"_{radius:g}")
     return metrics
+
+
+def _check_positions(rollouts: TensorDictBase) -> None:
+    (expected,) = read_tensors(rollouts, [("goal", "position")], "goal_metrics")
+    for key in ("position", ("next", "position"), ("goal", "position")):
+        (value,) = read_tensors(rollouts, [key], "goal_metrics")
+        check_floats(f"{key!r}", value, *expected.shape)
+        check_finite(f"{key!r}", value)
 
 
 def _rates(reached: Tensor, suffix: str) -> dict[str, float]:
@@ -141,7 +177,9 @@ def rollout_goal_policies(
         ``"single"`` and ``"random"``.
 
     Raises:
-        ValueError: if the policy has no encoder.
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if the policy has no encoder, if there are no goals, or if ``max_steps`` is
+            not positive.
 
     Examples:
         >>> from torchrl_metra import (
@@ -154,6 +192,8 @@ def rollout_goal_policies(
         >>> sorted(rollouts)
         ['adaptive', 'random', 'single']
     """
+    check_type("env", env, EnvBase, "an environment")
+    check_type("policy", policy, SkillPolicy, "a SkillPolicy")
     # Around the environment, not appended to it: it belongs to the caller.
     env = TransformedEnv(
         env,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._record import describe_run
 from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.envs import SkillPrimer
@@ -95,6 +97,8 @@ def evaluate(
         :func:`~torchrl_metra.evaluation.goal_metrics` measures; and how to repeat it.
 
     Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if a number is not positive, or if positions or latents are not finite.
         ImportError: if matplotlib or, for videos, imageio is not installed; names the extra.
 
     Examples:
@@ -108,6 +112,15 @@ def evaluate(
         >>> report["skills"]["policy_coverage"] > 0
         True
     """
+    check_type("policy", policy, SkillPolicy, "a SkillPolicy")
+    check_type("env", env, EnvBase, "an environment")
+    check_type("video_env", video_env, EnvBase | None, "an environment or None")
+    check_type("output", output, str | os.PathLike, "a path")
+    check_type("projection", projection, Callable | None, "a function of states, or None")
+    check_type("goals", goals, TensorDictBase | None, "a TensorDict or None")
+    check_type("title", title, str, "a string")
+    check_integer("num_episodes", num_episodes)
+    check_integer("max_steps", max_steps)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)

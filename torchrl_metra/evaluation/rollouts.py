@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -10,6 +10,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_metra._checks import check_floats, check_integer, check_type
 
 __all__ = ["rollout_skills"]
 
@@ -36,6 +38,10 @@ def rollout_skills(
         The transitions, of batch size ``[M, T]``, with ``T`` the length of the longest
         episode. Episodes that ended before it repeat their last transition.
 
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if there are no skills, or ``max_steps`` is not positive.
+
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
@@ -44,6 +50,7 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.grid(6)).shape
         torch.Size([6, 200])
     """
+    check_floats("skills", skills, None, None)
     starts = TensorDict({"skill": skills}, [len(skills)])
     return concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
 
@@ -64,6 +71,12 @@ def episodes(
         The transitions of ``N`` episodes, of batch size ``[N, T]``. The last ones may be
         more than were asked for.
     """
+    check_type("env", env, EnvBase, "an environment")
+    check_type("policy", policy, Callable, "a TensorDictModule")
+    check_integer("max_steps", max_steps)
+    if starts.batch_dims != 1 or not len(starts):
+        (name,) = starts.keys()
+        raise ValueError(f"{name}s must be at least one, in one dimension, got {starts.shape}.")
     width = env.batch_size.numel()
     # The last chunk is filled up by starts whose episodes are to be dropped again.
     index = torch.arange(-(-len(starts) // width) * width) % len(starts)

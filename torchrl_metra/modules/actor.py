@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
-from torchrl_metra._checks import call_network, check_integer, check_key, check_type
+from torchrl_metra._checks import call_network, check_integer, check_key, check_type, read_tensors
 from torchrl_metra.modules.linear import Float32Linear
 
 __all__ = ["NormalHead", "SkillConditionedActor"]
@@ -116,7 +116,8 @@ class SkillConditionedActor(ProbabilisticActor):
     ) -> None:
         check_type("network", network, nn.Module, "an nn.Module")
         check_integer("num_features", num_features)
-        check_type("in_keys", in_keys, list | tuple, "a list of entries")
+        if isinstance(in_keys, str) or not isinstance(in_keys, Sequence):
+            raise TypeError(f"in_keys must be a sequence of entries, got {in_keys!r}.")
         for index, key in enumerate(in_keys):
             check_key(f"in_keys[{index}]", key)
         spec = single_action_spec(action_spec)
@@ -145,7 +146,7 @@ class SkillConditionedActor(ProbabilisticActor):
             or torch.is_grad_enabled()
             or exploration not in (ExplorationType.RANDOM, ExplorationType.DETERMINISTIC)
         ):
-            return super().forward(*args, **kwargs)
+            return self._forward(*args, **kwargs)
         # Collectors come here at every step: half of their time would go into building a
         # distribution to draw a single sample of.
         (tensordict,) = args
@@ -162,6 +163,14 @@ class SkillConditionedActor(ProbabilisticActor):
             action = (high + low) / 2 + action * (high - low) / 2
         return tensordict.update({"loc": loc, "scale": scale, "action": action})
 
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or not isinstance(args[0], TensorDictBase):
+            return super().forward(*args, **kwargs)
+        forward = super().forward
+        return call_network(
+            "the policy's network", lambda *_: forward(*args, **kwargs), *self._read(args[0])
+        )
+
     def get_dist(self, tensordict: TensorDictBase, **kwargs: Any) -> TanhNormal:
         """The policy's distribution of actions in these states."""
         # Without the detour of writing its parameters into the tensordict.
@@ -176,14 +185,11 @@ class SkillConditionedActor(ProbabilisticActor):
 
     def _loc_and_scale(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         network = self.module[0]
-        inputs = [tensordict.get(key, default=None) for key in network.in_keys]
-        if any(value is None for value in inputs):
-            raise KeyError(
-                f"SkillConditionedActor reads {network.in_keys}, but found only "
-                f"{sorted(map(str, tensordict.keys(True, True)))}: append a SkillPrimer to the "
-                "environment, or name the network's entries by in_keys."
-            )
-        return call_network("the policy's network", network.module, *inputs)
+        return call_network("the policy's network", network.module, *self._read(tensordict))
+
+    def _read(self, tensordict: TensorDictBase) -> list[Tensor]:
+        hint = " Append a SkillPrimer to the environment, or name the network's in_keys."
+        return read_tensors(tensordict, self.module[0].in_keys, type(self).__name__, hint)
 
 
 class _CheckedTanhNormal(TanhNormal):

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
-from torchrl_metra._checks import call_network, check_type
+from torchrl_metra._checks import call_network, check_type, read_tensors
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
@@ -100,15 +100,18 @@ class GoalReachingPolicy(TensorDictModuleBase):
         if self.adaptive:
             return self._skill_to_goal(tensordict)
         is_init, skill = tensordict.get("is_init"), tensordict.get("skill")
+        skill = self.prior.validate(skill)
         if not is_init.any():
             return skill
         return torch.where(is_init, self._skill_to_goal(tensordict), skill)
 
     def _skill_to_goal(self, tensordict: TensorDictBase) -> Tensor:
+        check_type("goal", tensordict.get("goal"), TensorDictBase, "a TensorDict")
         latent, goal = self._encode(tensordict), self._encode(tensordict.get("goal"))
         return self.prior.toward(goal - latent)
 
     def _encode(self, tensordict: TensorDictBase) -> Tensor:
         # A copy, so that features and latents do not enter the data.
+        read_tensors(tensordict, self.encoder.in_keys, "the encoder")
         states = tensordict.select(*self.encoder.in_keys)
         return call_network("encoder", self.encoder, states).get(self._latent_key)

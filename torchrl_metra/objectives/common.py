@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchrl.objectives.common import LossModule
 
-from torchrl_metra._checks import call_network, check_choice
+from torchrl_metra._checks import call_network, check_choice, read_tensors
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
@@ -159,7 +159,7 @@ class SkillLoss(LossModule, abc.ABC):
         batch_size = self.skill(tensordict).shape[:-1]
         if tensordict.batch_size != batch_size:
             tensordict = _with_batch_size(tensordict, batch_size)
-        if not tensordict.numel():
+        if not batch_size.numel():
             raise ValueError(f"the batch, of shape {list(batch_size)}, has no transitions.")
         if _is_traced():
             return self._reduce(self.compute(tensordict), tensordict)
@@ -178,6 +178,9 @@ class SkillLoss(LossModule, abc.ABC):
         if not torch.stack([value.detach() for value in entries.values()]).isfinite().all():
             for name, value in entries.items():
                 self.finite(value, name)
+        for name, buffer in self.named_buffers():
+            if buffer.is_floating_point():
+                self.finite(buffer, name)
         output = self._reduce(entries, tensordict)
         if self._maybe_get_priority_weight(tensordict) is not None:
             for name, value in output.items():
@@ -195,19 +198,12 @@ class SkillLoss(LossModule, abc.ABC):
             KeyError: if the batch lacks it.
             TypeError: if it is no tensor.
         """
-        value = tensordict.get(unravel_key(key), default=None)
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{key!r} must be a tensor, but is a {type(value).__name__}.")
-        if value is None:
-            hint = (
-                " Add a SkillPrimer to the environment."
-                if key == self.tensor_keys.skill
-                else " Rename the networks' in_keys or the batch's entries."
-            )
-            raise KeyError(
-                f"{type(self).__name__} needs {key!r}, but the batch only holds "
-                f"{sorted(map(str, tensordict.keys(True, True)))}.{hint}"
-            )
+        hint = (
+            " Add a SkillPrimer to the environment."
+            if key == self.tensor_keys.skill
+            else " Rename the networks' in_keys or the batch's entries."
+        )
+        (value,) = read_tensors(tensordict, [unravel_key(key)], type(self).__name__, hint)
         return value
 
     def read_pair(self, tensordict: TensorDictBase, key: NestedKey) -> tuple[Tensor, Tensor]:

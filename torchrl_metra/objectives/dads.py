@@ -154,7 +154,7 @@ class DADSLoss(SkillLoss):
     def _goes_on(self, tensordict: TensorDictBase) -> Tensor:
         """Which transitions are not the last of their episode, of shape ``[*B]``."""
         done = self.read(tensordict, ("next", self.tensor_keys.done))
-        if done.dtype != torch.bool or done.numel() != tensordict.numel():
+        if done.dtype != torch.bool or done.numel() != tensordict.batch_size.numel():
             raise ValueError(
                 f"('next', {self.tensor_keys.done!r}) must hold one bool for each transition of a "
                 f"batch of shape {list(tensordict.batch_size)}, found {done.dtype} of shape "
@@ -184,6 +184,8 @@ class DADSLoss(SkillLoss):
             raise ValueError(
                 "DADS normalises by the statistics of a batch: it takes two transitions at least."
             )
+        dtype = next(self.observation_norm.buffers()).dtype
+        observation, following = observation.to(dtype), following.to(dtype)
         change = following - observation
         pairs = ((observation, self.observation_norm), (change, self.change_norm))
         first, second = (_normalize(value, norm, training) for value, norm in pairs)

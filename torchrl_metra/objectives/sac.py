@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchrl.objectives import SACLoss
 
-from torchrl_metra._checks import call_network, check_type
+from torchrl_metra._checks import call_network, check_type, read_tensors
 from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
 
 __all__ = ["BatchedSACLoss"]
@@ -48,9 +48,11 @@ class BatchedSACLoss(SACLoss):
     """
 
     def __init__(self, actor_network: Any, qvalue_network: Any, *args: Any, **kwargs: Any) -> None:
-        check_type("actor_network", actor_network, TensorDictModuleBase, "a TensorDict module")
+        check_type("actor_network", actor_network, TensorDictModuleBase, "a TensorDictModule")
+        if qvalue_network == []:
+            raise ValueError("qvalue_network must be critics, at least one of them, got none.")
         for critic in qvalue_network if isinstance(qvalue_network, list) else [qvalue_network]:
-            check_type("qvalue_network", critic, TensorDictModuleBase, "TensorDict modules")
+            check_type("qvalue_network", critic, TensorDictModuleBase, "critics, TensorDictModules")
         super().__init__(actor_network, qvalue_network, *args, **kwargs)
         network = getattr(self.qvalue_network, "module", None)
         if isinstance(network, PixelNetwork):
@@ -62,15 +64,6 @@ class BatchedSACLoss(SACLoss):
                 f"{type(network).__name__}. SACLoss takes others."
             )
 
-    def _critic_inputs(self, tensordict: TensorDictBase) -> list[Tensor]:
-        inputs = [tensordict.get(key, default=None) for key in self.qvalue_network.in_keys]
-        if any(value is None for value in inputs):
-            raise KeyError(
-                f"the critics read {list(self.qvalue_network.in_keys)}, but the batch only holds "
-                f"{sorted(map(str, tensordict.keys(True, True)))}."
-            )
-        return inputs
-
     def _make_vmap(self) -> None:
         """Nothing to build: the call of the critics is the method below."""
 
@@ -78,7 +71,7 @@ class BatchedSACLoss(SACLoss):
         values = call_network(
             "the critics' networks",
             partial(self._evaluate, params=params),
-            *self._critic_inputs(tensordict),
+            *read_tensors(tensordict, self.qvalue_network.in_keys, "a critic"),
         )
         batch_size = (self.num_qvalue_nets, *tensordict.batch_size)
         value = values.mT.reshape(*batch_size, values.shape[1])

@@ -8,6 +8,8 @@ from torchrl.data import Composite
 from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import make_composite_from_td
 
+from torchrl_metra._checks import check_type
+
 __all__ = ["GoalPrimer"]
 
 
@@ -27,6 +29,7 @@ class GoalPrimer(TensorDictPrimer):
             to be reached: ``TensorDict({"observation": observations}, [M])``.
 
     Raises:
+        TypeError: if ``goals`` is no TensorDict.
         RuntimeError: when applied outside of an environment, to a replay buffer
             above all, where it would overwrite the stored goals.
         ValueError: if there are no goals, or if a goal passed to ``reset`` has other entries
@@ -46,6 +49,7 @@ class GoalPrimer(TensorDictPrimer):
     """
 
     def __init__(self, goals: TensorDictBase) -> None:
+        check_type("goals", goals, TensorDictBase, "a TensorDict")
         if goals.batch_dims != 1 or not len(goals):
             raise ValueError(
                 "goals must be a TensorDict of batch size [M] with at least one goal, found "

@@ -14,7 +14,9 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 
 __all__ = ["SkillAction"]
 
@@ -65,22 +67,19 @@ class SkillAction(Transform):
     def __init__(
         self, policy: TensorDictModuleBase, prior: SkillPrior, *, num_steps: int = 25
     ) -> None:
-        if not isinstance(prior, SkillPrior):
-            raise TypeError(
-                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
-            )
-        if not isinstance(policy, TensorDictModuleBase):
-            raise TypeError(
-                "policy must be a TensorDictModule such as SkillPolicy.load(path).actor, got "
-                f"{type(policy).__name__}."
-            )
+        check_prior(prior)
+        check_type(
+            "policy",
+            policy,
+            TensorDictModuleBase,
+            "a TensorDictModule such as SkillPolicy.load(path).actor",
+        )
         if "skill" not in policy.in_keys:
             raise ValueError(
                 f"policy must read the entry 'skill', but it reads {list(policy.in_keys)}: it is "
                 "not conditioned on skills."
             )
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        check_integer("num_steps", num_steps)
         super().__init__()
         self.policy = copy.deepcopy(policy).requires_grad_(False).eval()
         self.prior = prior

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
+from torchrl_metra._checks import check_key
+
 __all__ = ["IntrinsicRewardTransform", "SkillReward"]
 
 
@@ -41,7 +43,7 @@ class IntrinsicRewardTransform(Transform):
             Defaults to ``"intrinsic_reward"``.
 
     Raises:
-        TypeError: if ``skill_loss`` has no ``reward`` method.
+        TypeError: if ``skill_loss`` has no ``reward`` method, or ``reward_key`` is no key.
         RuntimeError: inside of the workers of a batched environment.
 
     Examples:
@@ -65,6 +67,7 @@ class IntrinsicRewardTransform(Transform):
                 "skill_loss must have a method reward(tensordict), as METRALoss has, but "
                 f"{type(skill_loss).__name__} has none."
             )
+        check_key("reward_key", reward_key)
         super().__init__(in_keys=[], out_keys=[reward_key])
         # Not a submodule: the environment's state_dict is not the place for the encoder.
         self.__dict__["skill_loss"] = skill_loss

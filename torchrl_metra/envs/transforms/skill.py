@@ -7,7 +7,9 @@ from tensordict.utils import NestedKey
 from torchrl.data import Composite
 from torchrl.envs.transforms import TensorDictPrimer
 
+from torchrl_metra._checks import check_key
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.data.skills import check_prior
 
 __all__ = ["SkillPrimer"]
 
@@ -28,6 +30,7 @@ class SkillPrimer(TensorDictPrimer):
         reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
 
     Raises:
+        TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior`, or a key is none.
         RuntimeError: when applied outside of an environment, to a replay buffer
             above all, where it would overwrite the stored skills.
         ValueError: if a skill passed to ``reset`` does not have ``D`` entries.
@@ -53,10 +56,10 @@ class SkillPrimer(TensorDictPrimer):
         skill_key: NestedKey = "skill",
         reset_key: NestedKey | None = None,
     ) -> None:
-        if not isinstance(prior, SkillPrior):
-            raise TypeError(
-                f"prior must be a SkillPrior such as UnitSphere(2), got {type(prior).__name__}."
-            )
+        check_prior(prior)
+        check_key("skill_key", skill_key)
+        if reset_key is not None:
+            check_key("reset_key", reset_key)
         super().__init__(
             primers=Composite({skill_key: prior.spec}),
             random=True,
