@@ -1,12 +1,14 @@
-"""Environment steps per second with the policy in the loop, against bare simulation.
+"""Environment steps per second with the policy in the loop.
 
-The yardstick steps the same number of environments on the same backend with random actions,
-without TorchRL, policy or transforms.
+The yardstick of one collector is bare simulation: the same number of environments on the same
+backend with random actions, without TorchRL, policy or transforms. The yardstick of several
+worker processes is one collector, in the same run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,8 +16,10 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
-from measuring import Result, compare, in_turns
-from torchrl.collectors import Collector
+from measuring import Result, compare, in_turns, seconds_per_call
+from torch import nn
+from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
+from torchrl.envs import EnvBase
 
 from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
 from torchrl_metra._extras import require
@@ -32,6 +36,9 @@ NUM_ENVS = {
     ("ant", "parallel"): 2,
     ("half_cheetah", "parallel"): 2,
 }
+# What the workers have together is what the one collector beside them has.
+WORKERS, NUM_WORKER_ENVS, FRAMES_PER_BATCH = 2, 16, 800
+WORKER_ROUNDS, SECONDS = 3, 3.0
 
 
 def measure(task: str, backend: str, width: int = 256) -> list[Result]:
@@ -58,21 +65,83 @@ def measure(task: str, backend: str, width: int = 256) -> list[Result]:
 
 def make_collector(task: str, backend: str, num_envs: int, width: int) -> Collector:
     """A stock collector with METRA's policy."""
-    prior = UnitSphere(2)
-    env = make_env(task, num_envs, backend=backend).append_transform(SkillPrimer(prior))
-    networks = make_sac_networks(
-        env.observation_spec["observation"].shape[-1],
-        env.action_spec,
-        prior,
-        num_cells=[width] * 2,
-    )
+    env = make_skill_env(task, backend, num_envs)
     return Collector(
         env,
-        networks.actor,
+        make_policy(env, width),
         frames_per_batch=8 * num_envs,
         total_frames=-1,
         track_traj_ids=False,
     )
+
+
+def make_skill_env(task: str, backend: str, num_envs: int) -> EnvBase:
+    """Environments with skills of two dimensions."""
+    return make_env(task, num_envs, backend=backend).append_transform(SkillPrimer(UnitSphere(2)))
+
+
+def make_policy(env: EnvBase, width: int) -> nn.Module:
+    """METRA's policy."""
+    size = env.observation_spec["observation"].shape[-1]
+    return make_sac_networks(size, env.action_spec, UnitSphere(2), num_cells=[width] * 2).actor
+
+
+def measure_workers(task: str, kind: str, width: int = 256) -> list[Result]:
+    """Worker processes of one kind, against one collector with as many environments."""
+    torch.set_num_threads(1)
+    env = make_skill_env(task, "serial", NUM_WORKER_ENVS)
+    policy = make_policy(env, width)
+    make = partial(make_skill_env, task, "serial", NUM_WORKER_ENVS // WORKERS)
+    options = {"frames_per_batch": FRAMES_PER_BATCH, "total_frames": 10**9}
+    collectors = {
+        "ours": WORKER_COLLECTORS[kind]([make] * WORKERS, policy, **options),
+        "one": Collector(env, policy, track_traj_ids=False, **options),
+    }
+    # As a run does; TorchRL's weight synchronisation does not end well if it was never used.
+    collectors["ours"].update_policy_weights_()
+    try:
+        batches = {name: iter(collector) for name, collector in collectors.items()}
+        rates: dict[str, list[float]] = {name: [] for name in collectors}
+        for _ in range(WORKER_ROUNDS):
+            for name in collectors:
+                rates[name].append(frames_per_second(batches[name]))
+    finally:
+        for collector in collectors.values():
+            collector.shutdown()
+    return [compare(f"collection/{task}/{kind}", "frames/s", rates["ours"], rates["one"])]
+
+
+def frames_per_second(batches: Iterator[Any]) -> float:
+    """Rate of collection, without what workers have collected while nobody looked."""
+    for _ in range(WORKERS + 1):
+        next(batches)
+    return FRAMES_PER_BATCH / seconds_per_call(lambda: next(batches), SECONDS)
+
+
+def make_ray_collector(
+    makers: list[Callable[[], EnvBase]], policy: nn.Module, **options: Any
+) -> BaseCollector:
+    """Workers on a local Ray."""
+    ray = require("ray", "ray")
+    from torchrl.collectors.distributed import RayCollector
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    start = {"address": "local", "num_cpus": WORKERS, "include_dashboard": False}
+    return RayCollector(
+        makers,
+        policy,
+        sync=True,
+        remote_configs={"num_cpus": 1},
+        ray_init_config={**start, "log_to_driver": False, "logging_level": "error"},
+        **options,
+    )
+
+
+WORKER_COLLECTORS: dict[str, Callable[..., BaseCollector]] = {
+    "multi_sync": MultiSyncCollector,
+    "multi_async": MultiAsyncCollector,
+    "ray": make_ray_collector,
+}
 
 
 def simulate_envpool(task: MujocoTask, num_envs: int) -> tuple[Any, Callable[[], object]]:

@@ -31,7 +31,7 @@ FILLING, WARM_UP, ROUNDS = 6, 1, 6
 SWITCHES = {
     "fp32": [],
     "best": ["compile=true", "autocast=bfloat16"],
-    "best_asynchronous": ["compile=true", "autocast=bfloat16", "asynchronous=true"],
+    "best_asynchronous": ["compile=true", "autocast=bfloat16", "distributed=multi_async"],
 }
 CUDA_SWITCHES = {
     "fp32": [],

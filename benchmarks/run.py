@@ -38,7 +38,8 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
                 ("serial", 256),
                 ("parallel", 256),
             )
-        ],
+        ]
+        + [("measure_workers", "ant", kind) for kind in ("multi_sync", "multi_async", "ray")],
         "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")],
         "replay": [("measure",), ("measure_pixels",)],
         "rendering": [("measure", task) for task in ("quadruped", "humanoid", "kitchen")],

@@ -13,7 +13,6 @@ from torch import optim
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.data.replay_buffers.samplers import PrioritizedSampler
 from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.record.loggers import CSVLogger
@@ -120,14 +119,16 @@ class TestStepper:
         priorities = []
         # Stands for a prioritised buffer, whose C++ trees not every build of TorchRL has.
         buffer = SimpleNamespace(
-            sampler=PrioritizedSampler.__new__(PrioritizedSampler),
             update_tensordict_priority=lambda batch: priorities.append(batch["td_error"]),
         )
         stepper = METRAOptimizationStepper(
             parts.metra_loss, make_metra_optimizers(parts.metra_loss, parts.sac_loss)
         )
         trainer = SimpleNamespace(loss_module=parts.sac_loss, replay_buffer=buffer)
-        stepper.step(trainer, make_batch(parts.prior, 16))
+        batch = make_batch(parts.prior, 16)
+        stepper.step(trainer, batch)
+        assert not priorities
+        stepper.step(trainer, batch.set("priority_weight", torch.ones(16)))
         assert priorities[0].shape == (16,)
         assert (priorities[0] > 0).all()
 

@@ -9,6 +9,7 @@ from typing import Any
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import TrainerHookBase
@@ -16,7 +17,7 @@ from torchrl.trainers.trainers import TrainerHookBase
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.trajectories import Projection
 
-__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_finite"]
+__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_finite", "check_workers"]
 
 
 def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
@@ -39,6 +40,23 @@ def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
                 f"the environment returned {count} values of {key!r} (of {value.numel()}) that "
                 "are NaN or infinite. Nothing of this batch was stored: mend the environment, or "
                 "end its episodes before they diverge."
+            )
+
+
+def check_workers(collector: BaseCollector) -> None:
+    """Refuse to go on without a worker: TorchRL would wait for it to take the new weights.
+
+    Args:
+        collector (BaseCollector): any; those without worker processes pass.
+
+    Raises:
+        RuntimeError: if a worker of a ``MultiSyncCollector`` or ``MultiAsyncCollector`` died.
+    """
+    for index, process in enumerate(getattr(collector, "procs", ())):
+        if not process.is_alive():
+            raise RuntimeError(
+                f"worker {index} of the collector has died (exit code {process.exitcode}): see "
+                "its own messages above, or the kernel's if it ran out of memory."
             )
 
 

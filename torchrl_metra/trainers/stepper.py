@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
-from torch import Tensor, optim
-from torchrl.data.replay_buffers.samplers import PrioritizedSampler
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn, optim
 from torchrl.objectives import LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
@@ -229,10 +228,19 @@ class METRAOptimizationStepper(OptimizationStepper):
             _step(self.optimizers[part])
 
     def _update_priority(self, trainer: Trainer, batch: TensorDictBase, td_error: Tensor) -> None:
-        buffer = trainer.replay_buffer
-        if buffer is not None and isinstance(buffer.sampler, PrioritizedSampler):
+        # A buffer in another process does not show its sampler, but what is sampled does.
+        if trainer.loss_module.tensor_keys.priority_weight in batch.keys():
             batch.set(trainer.loss_module.tensor_keys.priority, td_error)
-            buffer.update_tensordict_priority(batch)
+            trainer.replay_buffer.update_tensordict_priority(batch)
+
+    def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
+        super().register(trainer, name)
+        if (models := getattr(trainer, "models", None)) is None:
+            return
+        # A learner on Ray: what it gives away, by name.
+        models["losses"] = nn.ModuleList([self.skill_loss, trainer.loss_module])
+        if self.shared_encoder is not None:
+            models["policy"] = TensorDictSequential(self.shared_encoder, models["policy"])
 
     def state_dict(self) -> dict[str, Any]:
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}

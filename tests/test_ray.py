@@ -1,0 +1,204 @@
+"""Collection and learning on a real local Ray with two workers, through the examples."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from test_examples import EXAMPLES, compose
+from test_learning import assert_learned_the_fan, evaluate
+
+from torchrl_metra import METRAOptimizationStepper, SkillPolicy
+from torchrl_metra.trainers import TrainingStoppedError, VerifiedCheckpoint
+from torchrl_metra.trainers.remote import RemoteLearner
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A local Ray for the tests of this file."""
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return __import__("training")
+
+
+def settings(output: Path, *overrides: str) -> Any:
+    """Two workers with eight environments each: the point's 16 environments in all."""
+    return compose(
+        "point", "distributed=ray", "num_envs=8", f"output={output}", "checkpoint.interval=null",
+        *overrides,
+    )  # fmt: skip
+
+
+def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:
+    """How far the policies of both workers are from the learner's, after each of three rounds."""
+    differences = []
+
+    def look(batch: TensorDict) -> None:
+        if trainer.collected_frames > 4_800:
+            return
+        assert not batch["skill"][0].equal(batch["skill"][1])
+        assert not batch["action"][0].equal(batch["action"][1])
+        here = TensorDict.from_module(policy).data
+        for there in trainer.collector.get_distant_attr("policy"):
+            difference = TensorDict.from_module(there).data - here
+            differences.append(max(value.abs().max() for value in difference.values(True, True)))
+
+    trainer.register_op("post_steps_log", look)
+    return differences
+
+
+def test_metra_learns_the_fan(training: Any, tmp_path: Path, address: str) -> None:
+    parts = training.build(settings(tmp_path, "total_frames=28_000"))
+    trainer, policy = parts.trainer, parts.networks.policy
+    untrained = evaluate(policy, trainer.skill_loss)
+    differences = watch_workers(trainer, policy)
+    trainer.train()
+    assert differences == [0.0] * 6
+    assert_learned_the_fan(evaluate(policy, trainer.skill_loss), untrained)
+
+
+def test_the_learner_on_ray_learns_and_goes_on(training: Any, tmp_path: Path, address: str) -> None:
+    config = settings(
+        tmp_path, "distributed.learner=ray", "total_frames=24_000", "min_buffer_size=3000",
+        "checkpoint.interval=100_000", "resume=auto",
+    )  # fmt: skip
+    parts = training.build(config)
+    trainer, policy = parts.trainer, parts.networks.policy
+    untrained = evaluate(policy, trainer.skill_loss)
+    losses = {"skill": trainer.skill_loss, "sac": trainer.loss_module}
+    before = {name: loss.state_dict() for name, loss in losses.items()}
+    before = {name: {k: v.clone() for k, v in state.items()} for name, state in before.items()}
+    differences, seen = watch_workers(trainer, policy), []
+    trainer.register_op(
+        "post_steps_log",
+        lambda batch: seen.append((len(trainer.replay_buffer), trainer._optim_count)),
+    )
+    trainer.train()
+    assert differences == [0.0] * 6
+    # Every transition is stored once, and the first are not learned from before there are enough.
+    assert seen[:3] == [(1_600, 0), (3_200, 50), (4_800, 100)]
+    constants = {"alpha_init", "_target_entropy", "_value_estimator.gamma"}
+    for name, loss in losses.items():
+        moved = {k for k, v in loss.state_dict().items() if not v.equal(before[name][k])}
+        assert before[name].keys() - moved <= constants, name
+    # Metrics are those of a learner in this process.
+    log = trainer._log_dict
+    assert 0 < log["dual"][-1] < 10
+    assert log["total_coverage"][-1] > 100
+    assert {"intrinsic_reward", "loss_qvalue", "frames_per_second", "optim_steps"} <= log.keys()
+    trainer.replay_buffer.shutdown()
+    result = evaluate(policy, trainer.skill_loss)
+    assert result.coverage >= 3 * untrained.coverage, (result, untrained)
+    assert result.alignment >= 0.6 > untrained.alignment + 0.3, (result, untrained)
+
+    # The checkpoint of its end holds what the learner has.
+    resumed = training.build(config).trainer
+    assert training.go_on(resumed, config)
+    for loss, again in (("skill_loss", resumed.skill_loss), ("loss_module", resumed.loss_module)):
+        states = getattr(trainer, loss).state_dict(), again.state_dict()
+        assert all(states[0][key].equal(states[1][key]) for key in states[0]), loss
+    assert (len(resumed.replay_buffer), resumed._optim_count) == (24_000, 700)
+    resumed.shutdown()
+    resumed._execution_backend.shutdown()
+    resumed.replay_buffer.shutdown()
+
+
+def test_a_killed_worker_stops_the_run_saved(training: Any, tmp_path: Path, address: str) -> None:
+    trainer = training.build(
+        settings(tmp_path, "total_frames=1_000_000", "checkpoint.interval=500_000")
+    ).trainer
+    workers = ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in actors(trainer)])
+    struck = []
+
+    def strike(batch: TensorDict) -> None:
+        if trainer.collected_frames == 3_200:
+            os.kill(workers[0], signal.SIGKILL)
+            struck.append(time.perf_counter())
+
+    trainer.register_op("post_steps_log", strike)
+    with pytest.raises(TrainingStoppedError, match="stopped after 3,200 frames") as stopped:
+        trainer.train()
+    assert isinstance(stopped.value.__cause__, ray.exceptions.ActorDiedError)
+    VerifiedCheckpoint.verify(stopped.value.checkpoint)
+    trainer.shutdown()
+    assert time.perf_counter() - struck[0] < 20
+    wait_for_the_end_of(workers)
+
+
+def actors(trainer: Any) -> list[Any]:
+    return trainer.collector.remote_collectors
+
+
+def wait_for_the_end_of(pids: list[int]) -> None:
+    deadline = time.perf_counter() + 10
+    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.perf_counter() < deadline, alive
+        time.sleep(0.1)
+
+
+def test_a_script_joins_a_cluster_from_anywhere(tmp_path: Path, address: str) -> None:
+    subprocess.run(
+        [
+            sys.executable, EXAMPLES / "point.py", "distributed=ray",
+            f"distributed.address={address}", "num_envs=8", "total_frames=3200", "output=run",
+            "evaluation_episodes=4", "optim_steps_per_batch=5", "checkpoint.interval=null",
+        ],
+        cwd=tmp_path, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert SkillPolicy.load(tmp_path / "run" / "skill_policy.pt").env_name == "point"
+    # The cluster belongs to this test, not to the script.
+    assert ray.cluster_resources()["CPU"] == 4
+
+
+def test_a_cluster_that_is_too_small(training: Any, tmp_path: Path, address: str) -> None:
+    config = settings(tmp_path, f"distributed.address={address}", "distributed.workers=5")
+    with pytest.raises(ValueError, match=r"5 workers need 5 CPUs.*has 4.*distributed\.workers"):
+        training.build(config)
+
+
+def test_missing_ray_names_the_extra(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"ray.*torchrl-metra\[ray\]"):
+        training.build(settings(tmp_path))
+
+
+def test_remote_replay_buffers_have_no_gpu(training: Any, tmp_path: Path) -> None:
+    config = settings(tmp_path, "distributed.learner=ray", "storage=cuda")
+    with pytest.raises(ValueError, match=r"storage=cuda.*set storage=cpu"):
+        __import__("collectors").make_replay_buffer(config)
+
+
+def test_learners_that_cannot_be_remote() -> None:
+    trainer = SimpleNamespace(optimization_stepper=torch.nn.Identity())
+    with pytest.raises(TypeError, match=r"METRAOptimizationStepper, got Identity"):
+        RemoteLearner(SimpleNamespace(world_size=1), trainer)
+    trainer.optimization_stepper = object.__new__(METRAOptimizationStepper)
+    with pytest.raises(ValueError, match=r"one learner, got world_size=2"):
+        RemoteLearner(SimpleNamespace(world_size=2), trainer)
