@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 import torch
+from checkpoints import begin, checkpoint_options
 from learners import make_ppo_trainer, make_sac_trainer, train
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictModule
@@ -88,18 +89,24 @@ def observed(env: EnvBase) -> list[str]:
 
 def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
     """Train on the task, with skills or without; returns a summary."""
+    config = begin(config)
+    checkpoints = checkpoint_options(config)
     torch.manual_seed(config.seed)
     env = make_task(config, skills, config.num_envs, config.seed)
     num_cells = list(config.num_cells)
     if skills is None:
         policy, critics = make_sac_networks(env, num_cells)
-        trainer = make_sac_trainer(config.baseline, env, policy, critics)
+        trainer = make_sac_trainer(config.baseline, env, policy, critics, **checkpoints)
     elif isinstance(env.action_spec, OneHotSpec):
         policy, critic = make_ppo_networks(env, num_cells)
-        trainer = make_ppo_trainer(config.ppo, env, policy, critic, config.skill_steps)
+        trainer = make_ppo_trainer(
+            config.ppo, env, policy, critic, config.skill_steps, **checkpoints
+        )
     else:
         policy, critics = make_sac_networks(env, num_cells)
-        trainer = make_sac_trainer(config.sac, env, policy, critics, config.skill_steps)
+        trainer = make_sac_trainer(
+            config.sac, env, policy, critics, config.skill_steps, **checkpoints
+        )
     evaluation_env = make_task(config, skills, config.evaluation_episodes, config.seed + 1_000)
     return train(config, trainer, evaluation_env, policy)
 

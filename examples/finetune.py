@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 import torch
+from checkpoints import begin, checkpoint_options
 from learners import learn_critics_first, make_sac_trainer, train
 from omegaconf import DictConfig
 from torch import Tensor
@@ -48,6 +49,7 @@ def make_task(config: DictConfig, skill: Tensor, num_envs: int, seed: int) -> En
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Train on the task; returns a summary."""
+    config = begin(config)
     torch.manual_seed(config.seed)
     skills = SkillPolicy.load(config.skill_policy)
     skill = best_skill(config, skills)
@@ -55,7 +57,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     networks = skills.architecture.build(skills.prior)
     if config.pretrained:
         networks.policy.load_state_dict(skills.actor.state_dict())
-    trainer = make_sac_trainer(config.sac, env, networks.policy, networks.critics)
+    trainer = make_sac_trainer(
+        config.sac, env, networks.policy, networks.critics, **checkpoint_options(config)
+    )
     if config.pretrained:
         learn_critics_first(trainer, config.critic_frames, config.policy_lr)
     evaluation_env = make_task(config, skill, config.evaluation_episodes, config.seed + 1_000)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import go_on
 from omegaconf import DictConfig, OmegaConf
-from records import Curve, in_own_folder, stop_on_signal, write_summary
+from records import Curve, stop_on_signal, write_summary
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn, optim
+from torchrl.checkpoint import GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
 from torchrl.envs import EnvBase
@@ -26,6 +28,7 @@ from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
 
 from torchrl_metra import BatchedSACLoss
 from torchrl_metra._extras import require
+from torchrl_metra.trainers import CollectorState
 
 
 def make_sac_trainer(
@@ -34,6 +37,7 @@ def make_sac_trainer(
     actor: TensorDictModuleBase,
     critics: Sequence[TensorDictModuleBase],
     skill_steps: int = 1,
+    **options: Any,
 ) -> SACTrainer:
     """SAC, whose loss is TorchRL's in a faster form; ``config`` is a section ``sac``."""
     loss = BatchedSACLoss(
@@ -51,7 +55,7 @@ def make_sac_trainer(
         target_net_updater=SoftUpdate(loss, eps=0.995),
         replay_buffer=ReplayBuffer(storage=storage, batch_size=config.batch_size),
         optim_steps_per_batch=config.optim_steps_per_batch,
-        **_around(config, env, actor, loss, skill_steps),
+        **_around(config, env, actor, loss, skill_steps, options),
     )
     return _count_from_zero(trainer)
 
@@ -80,6 +84,7 @@ def make_ppo_trainer(
     actor: TensorDictModuleBase,
     critic: TensorDictModuleBase,
     skill_steps: int = 1,
+    **options: Any,
 ) -> PPOTrainer:
     """PPO as TorchRL has it; ``config`` is a section ``ppo``."""
     loss = ClipPPOLoss(actor, critic, entropy_coeff=config.entropy_coeff, normalize_advantage=True)
@@ -94,13 +99,18 @@ def make_ppo_trainer(
         optim_steps_per_batch=config.frames_per_batch // config.batch_size,
         gamma=config.gamma,
         lmbda=config.lmbda,
-        **_around(config, env, actor, loss, skill_steps),
+        **_around(config, env, actor, loss, skill_steps, options),
     )
     return _count_from_zero(trainer)
 
 
 def _around(
-    config: DictConfig, env: EnvBase, actor: nn.Module, loss: nn.Module, skill_steps: int
+    config: DictConfig,
+    env: EnvBase,
+    actor: nn.Module,
+    loss: nn.Module,
+    skill_steps: int,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """What every trainer needs around a loss."""
     # A frame of the collector is a whole skill, one of the trainer a step within.
@@ -112,6 +122,10 @@ def _around(
         track_traj_ids=False,
         postproc=lambda batch: batch.exclude("loc", "scale", "goal_position", "position"),
     )
+    if "checkpoint" in options:
+        # Before the trainer registers what TorchRL would write of them.
+        options["checkpoint"].register("collector", CollectorState(collector, torch.initial_seed()))
+        options["checkpoint"].register("rng", GlobalRNGState())
     return {
         "collector": collector,
         "total_frames": config.total_frames,
@@ -120,6 +134,7 @@ def _around(
         "progress_bar": False,
         "enable_logging": False,
         "seed": None,
+        **options,
     }
 
 
@@ -138,7 +153,6 @@ class ReturnCurve:
         self.env, self.policy, self.interval = env, policy, interval
         self.curve = Curve(path, "return", "success")
         self.frames = 0
-        self.evaluate()
 
     def __call__(self, batch: TensorDictBase) -> None:
         """Count a batch; evaluate when it is time."""
@@ -147,6 +161,15 @@ class ReturnCurve:
         self.frames += batch.numel() if steps is None else int(steps.sum())
         if self.frames // self.interval > before:
             self.evaluate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"curve": self.curve.state_dict(), "frames": self.frames}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.curve.load_state_dict(state_dict["curve"])
+        self.frames = state_dict["frames"]
 
     @torch.no_grad()
     def evaluate(self) -> None:
@@ -168,10 +191,12 @@ def train(
     config: DictConfig, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
 ) -> dict[str, Any]:
     """Train, evaluating in ``env``; writes the curve, its picture and a summary."""
-    config = in_own_folder(config)
     output = Path(config.output)
     returns = ReturnCurve(env, policy, config.evaluation_interval, output / "returns.csv")
     trainer.register_op("post_steps_log", returns)
+    trainer.register_module("return_curve", returns)
+    if not go_on(trainer, config):
+        returns.evaluate()
     with stop_on_signal(trainer):
         trainer.train()
     if returns.curve.rows[-1][0] < returns.frames:

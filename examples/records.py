@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torchrl.record.loggers import Logger, get_logger
+from torchrl.record.loggers import CSVLogger, Logger, get_logger
 from torchrl.trainers import Trainer
 
 from torchrl_metra._extras import require
@@ -34,6 +33,18 @@ class Curve:
         self.rows: list[tuple[float, ...]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(",".join(["frames", "seconds", *columns]) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint: points after it go."""
+        self.start = time.perf_counter() - state_dict["seconds"]
+        self.rows = state_dict["rows"]
+        header = self.path.read_text().partition("\n")[0]
+        lines = [",".join(map(str, row)) for row in self.rows]
+        self.path.write_text("\n".join([header, *lines, ""]))
 
     @property
     def seconds(self) -> float:
@@ -58,28 +69,83 @@ class CoverageCurve(Curve):
         super().__init__(path, "policy_coverage")
 
 
+class RunLogger(CSVLogger):
+    """TorchRL's logger for runs of any length, which are stopped and go on.
+
+    It keeps no history in memory, and where a run goes back to a checkpoint, forgets what was
+    logged after it.
+    """
+
+    _last_step = 0
+
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        """Log a number."""
+        super().log_scalar(name, value, step)
+        self.experiment.scalars.clear()
+        self._last_step = max(self._last_step, step or 0)
+
+    def _checkpoint_state(self) -> dict[str, object]:
+        return {"last_step": self._last_step}
+
+    def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]
+        for path in Path(self.log_dir, self.exp_name, "scalars").glob("*.csv"):
+            rows = path.read_text().splitlines(keepends=True)
+            path.write_text(
+                "".join(row for row in rows if int(row.partition(",")[0]) <= self._last_step)
+            )
+
+
 def make_logger(kind: str, output: Path) -> Logger:
-    """TorchRL's logger of that kind, in the run's folder, without what an older run left there."""
-    if kind != "csv":
-        require(kind, extra="logging")
-    shutil.rmtree(output / "log", ignore_errors=True)
+    """TorchRL's logger of that kind, in the run's folder."""
+    if kind == "csv":
+        return RunLogger("log", log_dir=str(output))
+    require(kind, extra="logging")
     return get_logger(kind, logger_name=str(output), experiment_name="log")
 
 
 @contextmanager
 def stop_on_signal(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the training, but not the evaluation that follows it."""
+    """Let Ctrl-C and SIGTERM end the training after the round that is under way.
+
+    With checkpoints, the run ends there, and can go on; without, it is evaluated. A second
+    signal ends it at once.
+    """
+    received: list[signal.Signals] = []
 
     def request_stop(number: int, frame: Any) -> None:
-        trainer.request_stop(signal.Signals(number).name)
+        received.append(signal.Signals(number))
+        trainer.request_stop(received[-1].name)
+        signal.signal(number, previous[number])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, request_stop) for number in numbers]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)
+    if received and trainer.checkpoint_rotation is not None:
+        print(
+            f"stopped by {received[0].name} after {trainer.collected_frames:,} frames, saved in "
+            f"{trainer.checkpoint_rotation.latest()}. The same command with resume=auto goes on."
+        )
+        raise SystemExit(128 + received[0])
+
+
+@contextmanager
+def shielded_from_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile do not notice Ctrl-C, which a terminal sends to all of them.
+
+    They would die in the midst of a round that this process wants to finish.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:

@@ -6,31 +6,30 @@ The scripts beside this file call :func:`train` with the settings of one environ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import begin, checkpoint_options, go_on
+from collectors import learner_options, make_collector, make_replay_buffer, make_skill_env
 from objectives import make_networks, make_policy_loss, make_prior, make_skill_loss
 from omegaconf import DictConfig, OmegaConf
-from records import CoverageCurve, in_own_folder, make_logger, stop_on_signal, write_summary
+from records import (
+    CoverageCurve,
+    make_logger,
+    shielded_from_ctrl_c,
+    stop_on_signal,
+    write_summary,
+)
 from tensordict import TensorDictBase
-from torch import nn
-from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
-from torchrl.envs import EnvBase
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     EncoderLoss,
-    FrameStackStorage,
     METRAOptimizationStepper,
     METRATrainer,
-    PixelOptions,
     SkillPolicy,
-    SkillPrimer,
     SkillPrior,
-    make_env,
     make_metra_optimizers,
 )
 from torchrl_metra.evaluation import (
@@ -54,15 +53,6 @@ class Parts:
     prior: SkillPrior
     networks: SACNetworks
     trainer: METRATrainer
-
-
-def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
-    """The environment of a run, with a skill for every episode."""
-    pixels = PixelOptions(**config.pixels) if config.pixels else None
-    env = make_env(config.env, num_envs, backend=config.backend, pixels=pixels)
-    env = env.append_transform(SkillPrimer(make_prior(config)))
-    env.set_seed(seed)
-    return env
 
 
 def build(config: DictConfig) -> Parts:
@@ -100,61 +90,26 @@ def build(config: DictConfig) -> Parts:
         logger=make_logger(config.logger, Path(config.output)),
         log_interval=0,
         seed=config.seed,
+        collection_timeout=config.collection_timeout,
+        **checkpoint_options(config),
+        **learner_options(config),
     )
     return Parts(prior, networks, trainer)
 
 
-def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
-    """Transitions on a device or, memory-mapped, in a folder; single frames for pictures."""
-    is_device = config.storage == "cpu" or config.storage.startswith("cuda")
-    place = {"device": config.storage} if is_device else {"scratch_dir": config.storage}
-    if config.pixels:
-        storage = FrameStackStorage(config.buffer_size, num_frames=config.pixels.frames, **place)
-    elif is_device:
-        storage = LazyTensorStorage(config.buffer_size, **place)
-    else:
-        storage = LazyMemmapStorage(config.buffer_size, **place)
-    buffer = ReplayBuffer(storage=storage, batch_size=config.batch_size)
-    if torch.device(config.device).type != torch.device(place.get("device", "cpu")).type:
-        buffer.append_transform(lambda batch: batch.to(config.device))
-    return buffer
-
-
-def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseCollector:
-    """Collect in turns with the learner, or all the while in a process of its own."""
-    options = {
-        "frames_per_batch": config.frames_per_batch,
-        "total_frames": config.total_frames,
-        "policy_device": "cpu",
-        "storing_device": "cpu",
-    }
-    if config.asynchronous:
-        env.close()
-        make = partial(make_skill_env, config, config.num_envs, config.seed)
-        return MultiAsyncCollector([make], policy, **options)
-    # Environments step in threads of their own, with which those of torch would quarrel.
-    learner_threads = torch.get_num_threads()
-    return Collector(
-        env,
-        policy,
-        track_traj_ids=False,
-        pre_collect_hook=lambda: torch.set_num_threads(1),
-        post_collect_hook=lambda batch: torch.set_num_threads(learner_threads),
-        **options,
-    )
-
-
 def train(config: DictConfig) -> dict[str, Any]:
     """Train, evaluate, write pictures and the skill policy; returns a summary."""
-    config = in_own_folder(config)
-    parts = build(config)
+    config = begin(config)
+    with shielded_from_ctrl_c():
+        parts = build(config)
     prior, networks, trainer = parts.prior, parts.networks, parts.trainer
     output = Path(config.output)
 
     # What to look at while it trains.
     skills = prior.grid(config.evaluation_episodes)
     num_envs = config.evaluation_num_envs or config.evaluation_episodes
-    evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
+    with shielded_from_ctrl_c():
+        evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
     policy = SkillPolicy.from_networks(
         networks,
         prior,
@@ -184,8 +139,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         measure=measure,
         callback=on_evaluation,
     )
-    on_evaluation(0, rollout_skills(evaluation_env, networks.policy, skills))
     evaluation.register(trainer)
+    trainer.register_module("coverage_curve", curve)
+    if not go_on(trainer, config):
+        on_evaluation(0, rollout_skills(evaluation_env, networks.policy, skills))
 
     with stop_on_signal(trainer):
         trainer.train()
@@ -193,6 +150,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     # What became of it.
     rollouts = rollout_skills(evaluation_env, networks.policy, skills)
     evaluation_env.close()
+    trainer.replay_buffer.shutdown()
     on_evaluation(trainer.collected_frames, rollouts)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"

@@ -87,6 +87,28 @@ def test_a_run_leaves_curve_and_summary(
     assert (tmp_path / "returns.png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize(
+    ("prior", "overrides"),
+    [
+        (OneHot(3), ["ppo.frames_per_batch=32", "ppo.batch_size=16", "ppo.num_epochs=1"]),
+        (UnitSphere(2), ["sac.frames_per_batch=32", "sac.optim_steps_per_batch=1"]),
+    ],
+    ids=["PPO", "SAC"],
+)
+def test_a_run_goes_on_where_it_stopped(
+    examples: SimpleNamespace, tmp_path: Path, prior: SkillPrior, overrides: list[str]
+) -> None:
+    overrides = ["env=point_goal", f"output={tmp_path}", *SMALL, *overrides]
+    policy = skills("point", prior)
+    examples.downstream.run(compose("downstream", *overrides), policy)
+    before = (tmp_path / "returns.csv").read_text()
+    more = compose("downstream", *overrides, "total_frames=4800", "resume=auto")
+    assert examples.downstream.run(more, policy)["frames"] == 4800
+    after = (tmp_path / "returns.csv").read_text()
+    assert after.startswith(before)
+    assert [int(row.split(",")[0]) for row in after.splitlines()[1:]] == [0, 1600, 3200, 4800]
+
+
 def test_the_high_level_learns(examples: SimpleNamespace, tmp_path: Path) -> None:
     """It uses skills made by hand: without these, nothing tells where to go."""
     config = compose(
@@ -145,8 +167,9 @@ def test_returns_of_episodes_of_different_lengths(
     examples: SimpleNamespace, tmp_path: Path
 ) -> None:
     policy = TensorDictModule(torch.nn.Identity(), ["observation"], ["action"])
-    curve = examples.learners.ReturnCurve(EndsApart(), policy, 10, tmp_path / "returns.csv").curve
-    assert curve.rows[0][2] == (1 + 3) / 2
+    returns = examples.learners.ReturnCurve(EndsApart(), policy, 10, tmp_path / "returns.csv")
+    returns.evaluate()
+    assert returns.curve.rows[0][2] == (1 + 3) / 2
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

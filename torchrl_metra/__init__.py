@@ -39,6 +39,7 @@ from torchrl_metra.trainers import (
     METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
+    VerifiedCheckpoint,
     make_metra_optimizers,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "StandardNormal",
     "SuccessorFeatureSACLoss",
     "UnitSphere",
+    "VerifiedCheckpoint",
     "make_env",
     "make_metra_optimizers",
     "make_pixel_sac_networks",

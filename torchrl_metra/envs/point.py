@@ -39,6 +39,11 @@ class PointEnv(EnvBase):
     """
 
     max_displacement = 0.2
+    #: state_dict() holds all that an episode is: from a checkpoint, episodes go on.
+    is_resumable = True
+
+    _position: Tensor
+    _steps: Tensor
 
     def __init__(
         self,
@@ -68,8 +73,8 @@ class PointEnv(EnvBase):
             done=flag, terminated=flag.clone(), truncated=flag.clone(),
             shape=batch_size, device=device,
         )  # fmt: skip
-        self._position = position.zero()
-        self._steps = flag.zero().int()
+        self.register_buffer("_position", position.zero())
+        self.register_buffer("_steps", flag.zero().int())
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
         reset = None if tensordict is None else tensordict.get("_reset", None)

@@ -1,17 +1,35 @@
 """METRA on TorchRL's trainer loop."""
 
+from torchrl_metra.trainers.checkpoint import (
+    CollectorState,
+    DamagedCheckpointError,
+    VerifiedCheckpoint,
+    resume,
+)
+from torchrl_metra.trainers.faults import (
+    CollectionTimeoutError,
+    DivergenceError,
+    TrainingStoppedError,
+)
 from torchrl_metra.trainers.graph import UpdateGraph
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates, SkillEvaluation
 from torchrl_metra.trainers.metra import METRAHook, METRATrainer
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper, make_metra_optimizers
 
 __all__ = [
+    "CollectionTimeoutError",
+    "CollectorState",
+    "DamagedCheckpointError",
+    "DivergenceError",
     "LogCoverage",
     "LogRates",
     "METRAHook",
     "METRAOptimizationStepper",
     "METRATrainer",
     "SkillEvaluation",
+    "TrainingStoppedError",
     "UpdateGraph",
+    "VerifiedCheckpoint",
     "make_metra_optimizers",
+    "resume",
 ]

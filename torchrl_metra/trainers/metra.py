@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictSequential
 from tensordict.utils import unravel_key
 from torch import optim
+from torchrl.checkpoint import CheckpointError, GlobalRNGState
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import SACLoss
@@ -19,7 +23,15 @@ from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra.objectives import SkillLoss
-from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_finite
+from torchrl_metra.trainers.checkpoint import CollectorState
+from torchrl_metra.trainers.faults import (
+    CollectionTimeoutError,
+    DivergenceError,
+    TimeLimit,
+    TrainingStoppedError,
+)
+from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_finite, check_workers
+from torchrl_metra.trainers.remote import RemoteLearner
 from torchrl_metra.trainers.stepper import (
     METRAOptimizationStepper,
     check_cumulant,
@@ -143,6 +155,16 @@ class METRATrainer(Trainer):
     all of these steps. The progress bar shows frames and updates per second, λ, the
     intrinsic reward and the coverage of training.
 
+    With a ``checkpoint``, best a :class:`~torchrl_metra.VerifiedCheckpoint`, and a
+    ``checkpoint_rotation``, all that training is made of is written every
+    ``save_trainer_interval`` frames, and :func:`~torchrl_metra.trainers.resume` goes on from
+    there. A fault, such as a worker that died or an environment that returned NaN, then stops
+    training with its state saved.
+
+    With ``learner_backend="ray"``, a ``RayCollector`` and a replay buffer with
+    ``service_backend="ray"``, the stepper runs in a process of Ray's, maybe on another machine.
+    Weights come home after each round of updates; hooks see of a batch what is stored.
+
     Args:
         collector (BaseCollector): collects with the policy, from environments with a
             :class:`~torchrl_metra.SkillPrimer`.
@@ -159,13 +181,19 @@ class METRATrainer(Trainer):
             own, and to the authors' ``SoftUpdate(loss_module, eps=0.995)`` without one.
         min_buffer_size (int, optional): transitions that the initial policy collects
             before the first update. Defaults to 0.
+        collection_timeout (float, optional): seconds after which a collector that has
+            returned no batch counts as hanging. No limit by default.
         **kwargs: passed on to :class:`~torchrl.trainers.Trainer` (``logger``,
-            ``seed``, ``progress_bar``, ``log_interval``, ``checkpoint``, ...).
+            ``seed``, ``progress_bar``, ``log_interval``, ``checkpoint``,
+            ``checkpoint_rotation``, ``save_trainer_interval``, ...).
 
     Raises:
         TypeError: if a loss is of the wrong kind.
         ValueError: if the replay buffer has no batch size, if targets would be updated
             twice, or if a collected batch or a loss is not finite.
+        CollectionTimeoutError: if the collector hangs.
+        TrainingStoppedError: in place of these and of other errors while training, if there
+            is a checkpoint to go on from.
 
     Examples:
         >>> from torchrl.collectors import Collector
@@ -203,6 +231,7 @@ class METRATrainer(Trainer):
         optimization_stepper: OptimizationStepper | None = None,
         target_net_updater: TargetNetUpdater | None = None,
         min_buffer_size: int = 0,
+        collection_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
         _check_type("loss_module", loss_module, SACLoss)
@@ -226,6 +255,11 @@ class METRATrainer(Trainer):
                 "targets twice: give it to one of them."
             )
         kwargs.setdefault("frame_skip", 1)
+        self._collector_state = CollectorState(collector, kwargs.get("seed"))
+        if (checkpoint := kwargs.get("checkpoint")) is not None:
+            # The base class leaves what is registered already as it is.
+            checkpoint.register("collector", self._collector_state)
+            checkpoint.register("rng", GlobalRNGState())
         super().__init__(
             collector=collector,
             total_frames=total_frames,
@@ -239,6 +273,10 @@ class METRATrainer(Trainer):
         # The base class keeps its counters on the class, shared by all trainers of a process.
         self._optim_count = self.collected_frames = self._last_save = 0
         self._last_log: dict[str, int] = {}
+        # All that was ever logged would fill the memory of a long run.
+        self._log_dict: Mapping[str, Any] = defaultdict(partial(deque, maxlen=1))
+        self._is_updating = False
+        self._collection_limit = TimeLimit(collection_timeout)
 
         self.skill_loss = skill_loss
         self.min_buffer_size = min_buffer_size
@@ -256,20 +294,34 @@ class METRATrainer(Trainer):
         self.register_module("skill_loss", skill_loss)
         self.register_op("batch_process", self._store)
         if self.learner_backend == "local":
+            self.register_op("setup", self._show_start)
             self.register_op("process_optim_batch", self._sample)
             if target_net_updater is not None:
                 self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
             weights = partial(TensorDict.from_module, policy)
+            self.register_op("post_steps", self._collection_limit.start)
+            self.register_op("post_steps", partial(check_workers, collector))
             UpdateWeights(collector, 1, policy_weights_getter=weights).register(self)
+            self.register_op("post_steps", self._collection_limit.stop)
             self.register_op("post_optim_complete_log", self._check_metrics)
             self.register_op("post_optim_complete_log", self._show_progress)
+        else:
+            learner = self._execution_backend  # type: ignore[has-type]
+            self._execution_backend = RemoteLearner(learner, self)
+            # What coverage is counted by.
+            self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
         self.log_coverage = LogCoverage()
         self.log_coverage.register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
+        self._collection_limit.stop()
         check_finite(batch, self.skill_loss.in_keys)
-        self.replay_buffer.extend(batch.select(*self._replay_keys, strict=False).reshape(-1))
+        transitions = batch.select(*self._replay_keys, strict=False)
+        if self.learner_backend == "ray":
+            # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.
+            return transitions
+        self.replay_buffer.extend(transitions.reshape(-1))
         return batch
 
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
@@ -278,10 +330,14 @@ class METRATrainer(Trainer):
     def _check_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
         for name, value in metrics.items():
             if not value.isfinite().all():
-                raise ValueError(
+                raise DivergenceError(
                     f"training has diverged: {name!r} is not finite after {optim_steps} gradient "
                     "steps. Lower the learning rates, or go on in float32 if autocast is on."
                 )
+
+    def _show_start(self) -> None:
+        if self.progress_bar:
+            self._pbar.update(self.collected_frames)
 
     def _show_progress(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
         if self.progress_bar and metrics is not None:
@@ -293,7 +349,74 @@ class METRATrainer(Trainer):
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Update ``optim_steps_per_batch`` times, once the replay buffer is filled enough."""
         if len(self.replay_buffer) >= self.min_buffer_size:
+            self._is_updating = True
             super().optim_steps(batch)
+            self._is_updating = False
+
+    def train(self) -> None:
+        """Train until ``total_frames``, a fault, or :meth:`request_stop`."""
+        self._collection_limit.start()
+        try:
+            super().train()
+        except CheckpointError:
+            raise
+        except Exception as error:
+            self._stop(error)
+        except KeyboardInterrupt:
+            if not self._collection_limit.has_expired:
+                raise
+            self._stop(
+                CollectionTimeoutError(
+                    f"the collector did not answer for {self._collection_limit.seconds} s: an "
+                    "environment or its worker hangs. If it is only slow, raise "
+                    "collection_timeout."
+                )
+            )
+        finally:
+            self._collection_limit.stop()
+
+    def _stop(self, error: Exception) -> NoReturn:
+        """Save what can be saved, and say how to go on."""
+        self._collection_limit.stop()
+        if not self._has_checkpoint_destination():
+            raise error
+        if self._is_updating:
+            state = "The networks are not saved, for they were being updated."
+        else:
+            state = "Everything up to there is saved."
+            self._collector_state.give_up(self.collected_frames // self.frame_skip)
+            try:
+                self._save_trainer()
+            except CheckpointError as failure:
+                state = f"It could not be saved: {failure}"
+        path = self._last_checkpoint()
+        story = (
+            f"training stopped after {self.collected_frames:,} frames: {error}\n{state} Mend the "
+            f"cause, then go on from {path or 'the start'} with resume(trainer)."
+        )
+        raise TrainingStoppedError(story, path) from error
+
+    def _last_checkpoint(self) -> Path | None:
+        if self.checkpoint_rotation is not None:
+            return self.checkpoint_rotation.latest()
+        path = Path(self.save_trainer_file)
+        return path if path.exists() else None
+
+    def save_trainer(self, force_save: bool = False) -> None:
+        """Save if it is time for it; a disk that is full stops the training at its end only."""
+        try:
+            super().save_trainer(force_save)
+        except CheckpointError as error:
+            if force_save:
+                raise
+            warnings.warn(f"{error} Training goes on, until the next.", stacklevel=2)
+        # The last that happens before the collector's turn.
+        self._collection_limit.start()
+
+    def _save_execution_checkpoint(self, **kwargs: Any) -> None:
+        # With a remote learner, this is the last.
+        super()._save_execution_checkpoint(**kwargs)
+        self._collection_limit.start()
 
 
 def _check_type(name: str, value: object, expected: type) -> None:

@@ -229,9 +229,10 @@ class METRAOptimizationStepper(OptimizationStepper):
 
     def _update_priority(self, trainer: Trainer, batch: TensorDictBase, td_error: Tensor) -> None:
         # A buffer in another process does not show its sampler, but what is sampled does.
-        if trainer.loss_module.tensor_keys.priority_weight in batch.keys():
-            batch.set(trainer.loss_module.tensor_keys.priority, td_error)
-            trainer.replay_buffer.update_tensordict_priority(batch)
+        keys, buffer = trainer.loss_module.tensor_keys, trainer.replay_buffer
+        if buffer is not None and keys.priority_weight in batch.keys():
+            batch.set(keys.priority, td_error)
+            buffer.update_tensordict_priority(batch)
 
     def register(self, trainer: Trainer, name: str = "optimization_stepper") -> None:
         super().register(trainer, name)

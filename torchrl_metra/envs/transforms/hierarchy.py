@@ -101,7 +101,7 @@ class SkillAction(Transform):
         return tensordict_reset.set("inner_steps", steps)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        skill = self.prior.toward(self.prior.validate(tensordict.get("action")).float())
+        skill = self.prior.toward(self.prior.validate(tensordict.get("action").float()))
         return self._act(tensordict.set("skill", skill))
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -193,7 +193,7 @@ class SkillAction(Transform):
         skill = torch.zeros(*observation_spec.shape, self.prior.dim, device=observation_spec.device)
         try:
             action = self._act(observation.set("skill", skill)).get("action")
-        except (KeyError, RuntimeError) as err:
+        except (KeyError, RuntimeError, ValueError) as err:
             shapes = {key: list(spec.shape) for key, spec in observation_spec.items()}
             raise ValueError(
                 f"the policy, which reads {list(self.policy.in_keys)}, does not fit an environment "

@@ -1,0 +1,129 @@
+"""Days in small: half an hour of training with all that goes on around it, and what grows.
+
+    python benchmarks/soak.py --minutes 30
+
+METRA on PointEnv, with evaluations, videos, an OpenGL context opened and closed, and rotated
+checkpoints. Every ten seconds it counts what a leak would add to; ``results/soak.json`` holds the
+series and, by least squares over all but the first third, the slope of resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import psutil
+import torch
+
+from torchrl_metra import PixelOptions, make_env
+from torchrl_metra._record import describe_run
+from torchrl_metra.envs import rendering
+from torchrl_metra.evaluation import measure_skills, write_video
+from torchrl_metra.trainers import SkillEvaluation
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RESULTS = Path(__file__).parent / "results" / "soak.json"
+INTERVAL = 10.0
+
+
+def main() -> None:
+    """Train for so many minutes and write what was counted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = soak(Path(folder), 60 * arguments.minutes)
+    record = {**describe_run(), **summarize(rows), "rows": rows}
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps({key: record[key] for key in summarize(rows)}, indent=2))
+
+
+def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
+    """Train in a folder; returns what was counted, row by row."""
+    sys.path.insert(0, str(EXAMPLES))
+    from checkpoints import begin
+    from training import build, make_skill_env
+
+    overrides = [f"output={folder}", "total_frames=1_000_000_000", "checkpoint.interval=15_000"]
+    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+        config = begin(hydra.compose("point", overrides=overrides))
+    parts = build(config)
+    skills = parts.prior.grid(8)
+    config.pixels = {"resolution": 64, "frames": 1}
+    env = make_skill_env(config, len(skills), seed=1)
+    done = {"evaluations": 0, "videos": 0}
+
+    def draw(frames: int, rollouts: Any) -> None:
+        write_video(rollouts["pixels"], folder / f"{done['videos'] % 3}.mp4")
+        robot = make_env("half_cheetah", backend="serial", pixels=PixelOptions(frames=1))
+        robot.rollout(3)
+        robot.close()
+        done["evaluations"] += 1
+        done["videos"] += 1
+
+    measure = lambda rollouts: measure_skills(rollouts, None, parts.prior)  # noqa: E731
+    evaluation = SkillEvaluation(
+        env, parts.networks.policy, skills, 15_000, measure=measure, callback=draw
+    )
+    evaluation.register(parts.trainer)
+
+    rows: list[dict[str, float]] = []
+    start = time.monotonic()
+
+    def count() -> None:
+        elapsed = time.monotonic() - start
+        if elapsed < INTERVAL * len(rows):
+            return
+        rows.append({"seconds": round(elapsed, 1), **held(), **done})
+        rows[-1]["frames"] = parts.trainer.collected_frames
+        rows[-1]["checkpoints"] = len(list((folder / "checkpoints").glob("*")))
+        if elapsed > seconds:
+            parts.trainer.request_stop("time is over")
+
+    parts.trainer.register_op("post_steps", count)
+    parts.trainer.train()
+    return rows
+
+
+def held() -> dict[str, float]:
+    """What this process and its children hold."""
+    process = psutil.Process()
+    children = process.children(recursive=True)
+    return {
+        "resident_mb": round(process.memory_info().rss / 2**20, 2),
+        "processes": 1 + len(children),
+        "threads": process.num_threads(),
+        "file_handles": process.num_fds(),
+        "render_contexts": len(rendering._open_renderers),
+    }
+
+
+def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Slope of memory after warm-up, and the counts then and at the end."""
+    after = rows[len(rows) // 3 :]
+    hours = torch.tensor([row["seconds"] / 3600 for row in after], dtype=torch.float64)
+    memory = torch.tensor([row["resident_mb"] for row in after], dtype=torch.float64)
+    hours = hours - hours.mean()
+    slope = (hours * (memory - memory.mean())).sum() / hours.square().sum()
+    counts = ("processes", "threads", "file_handles", "render_contexts", "checkpoints")
+    return {
+        "minutes": round(rows[-1]["seconds"] / 60, 1),
+        "frames": rows[-1]["frames"],
+        "evaluations": rows[-1]["evaluations"],
+        "resident_mb_after_warm_up": after[0]["resident_mb"],
+        "resident_mb_at_the_end": after[-1]["resident_mb"],
+        "resident_mb_per_hour": round(slope.item(), 2),
+        **{f"{name}_after_warm_up": after[0][name] for name in counts},
+        **{f"{name}_at_the_end": after[-1][name] for name in counts},
+    }
+
+
+if __name__ == "__main__":
+    main()

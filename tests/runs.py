@@ -1,0 +1,152 @@
+"""Runs to stop and to compare: of a trainer in this process, of an example in its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.checkpoint import CheckpointRotation
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives import SACLoss
+
+from torchrl_metra import (
+    METRALoss,
+    METRAOptimizationStepper,
+    METRATrainer,
+    SkillPrimer,
+    UnitSphere,
+    VerifiedCheckpoint,
+    make_env,
+    make_metra_optimizers,
+    make_sac_networks,
+)
+
+
+def make_trainer(
+    folder: Path,
+    env: EnvBase | None = None,
+    *,
+    num_cells: int = 16,
+    lr: float = 1e-3,
+    settings: dict[str, Any] | None = None,
+    exclude: tuple[str, ...] = (),
+    **options: Any,
+) -> METRATrainer:
+    """METRA on PointEnv, 800 frames in rounds of 80, a checkpoint after every second one."""
+    torch.manual_seed(0)
+    prior = UnitSphere(2)
+    env = make_env("point", num_envs=4) if env is None else env
+    env = env.append_transform(SkillPrimer(prior))
+    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[num_cells])
+    sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+    metra_loss = METRALoss(networks.encoder, prior)
+    optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=lr)
+    return METRATrainer(
+        collector=Collector(env, networks.actor, frames_per_batch=80, total_frames=800),
+        total_frames=800,
+        optim_steps_per_batch=2,
+        loss_module=sac_loss,
+        skill_loss=metra_loss,
+        replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
+        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
+        progress_bar=False,
+        seed=0,
+        checkpoint=VerifiedCheckpoint(settings=settings, exclude=exclude),
+        checkpoint_rotation=CheckpointRotation(folder, keep_last=2),
+        save_trainer_interval=100,
+        **options,
+    )
+
+
+def state(trainer: METRATrainer) -> dict[str, Any]:
+    """All that training has made, by name."""
+    return dict(
+        _leaves(
+            {
+                "sac_loss": trainer.loss_module.state_dict(),
+                "modules": {name: part.state_dict() for name, part in trainer._modules.items()},
+                "replay_buffer": trainer.replay_buffer[:].to_dict(),
+                "frames": trainer.collected_frames,
+            }
+        )
+    )
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+#: PointEnv in a dozen rounds of a fifth of a second, with a checkpoint after each second one.
+SMALL = (
+    "num_envs=4",
+    "num_cells=[32,32]",
+    "total_frames=9600",
+    "frames_per_batch=400",
+    "optim_steps_per_batch=20",
+    "batch_size=64",
+    "buffer_size=6000",
+    "min_buffer_size=800",
+    "evaluation_interval=3000",
+    "evaluation_episodes=8",
+    "checkpoint.interval=600",
+)
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def start(output: Path, *overrides: str) -> Any:
+    """Begin a run of ``point.py``; returns its process.
+
+    It is forked from one that has imported everything, so that it starts in no time.
+    """
+    for path in (str(EXAMPLES), str(Path(__file__).parent)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    _CONTEXT.set_forkserver_preload(["training"])
+    process = _CONTEXT.Process(target=_run, args=[output, *overrides])
+    process.start()
+    return process
+
+
+def printed(output: Path) -> str:
+    """What the last run in a folder has printed."""
+    return output.with_suffix(".out").read_text()
+
+
+def _run(output: Path, *overrides: str) -> None:
+    import hydra
+    from training import train
+
+    sys.stdout = output.with_suffix(".out").open("w")
+    torch.set_num_threads(1)
+    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+        config = hydra.compose("point", overrides=[*SMALL, f"output={output}", *overrides])
+    train(config)
+
+
+def results(output: Path) -> dict[str, Any]:
+    """All that a run left: its metrics, by file and line, and the state it ended in, by name."""
+    found: dict[str, Any] = {}
+    for path in sorted((output / "log" / "scalars").glob("*.csv")):
+        if not path.stem.endswith("_per_second"):
+            found[path.name] = path.read_text().splitlines()
+    rows = (output / "coverage.csv").read_text().splitlines()
+    found["coverage.csv"] = [(row.split(",")[0], row.split(",")[2]) for row in rows]
+    newest = max((output / "checkpoints").glob("checkpoint-*"))
+    for path in sorted((newest / "components").rglob("*")):
+        name = f"{path.relative_to(newest / 'components').as_posix()}"
+        if path.suffix == ".pt" and "coverage_curve" not in name:
+            state = torch.load(path, weights_only=True)
+            for not_seeded in ("python", "log_dir"):
+                state.pop(not_seeded, None)
+            found.update({f"{name}{key}": value for key, value in _leaves(state)})
+        elif path.suffix == ".memmap":
+            found[name] = path.read_bytes()
+    return found
+
+
+def _leaves(tree: Any) -> Any:
+    for path, leaf in torch.utils._pytree.tree_flatten_with_path(tree)[0]:
+        value = leaf.numpy(force=True).tobytes() if isinstance(leaf, torch.Tensor) else leaf
+        yield torch.utils._pytree.keystr(path), value

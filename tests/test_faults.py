@@ -1,0 +1,257 @@
+"""What docs/reliability.md says of each fault, by causing it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from tensordict import TensorDictBase
+from torchrl.envs import ParallelEnv, TransformedEnv
+from torchrl.envs.transforms import ActionScaling
+
+from torchrl_metra import METRATrainer, PointEnv
+from torchrl_metra.trainers import (
+    CollectionTimeoutError,
+    TrainingStoppedError,
+    resume,
+)
+
+
+def at(trainer: METRATrainer, frames: int, action: Callable[[], Any]) -> METRATrainer:
+    """Have something happen after so many frames, before the next are collected."""
+
+    def happen() -> None:
+        if trainer.collected_frames == frames:
+            action()
+
+    trainer.register_op("post_steps", happen)
+    return trainer
+
+
+def stop(trainer: METRATrainer) -> TrainingStoppedError:
+    with pytest.raises(TrainingStoppedError) as error:
+        trainer.train()
+    return error.value
+
+
+def parallel_point() -> TransformedEnv:
+    return TransformedEnv(ParallelEnv(2, PointEnv), ActionScaling())
+
+
+def workers(trainer: METRATrainer) -> list[Any]:
+    return trainer.collector.env.base_env._workers
+
+
+def assert_it_goes_on(folder: Path, frames: int) -> None:
+    trainer = runs.make_trainer(folder)
+    resume(trainer)
+    assert trainer.collected_frames == frames
+    trainer.train()
+    assert trainer.collected_frames == 800
+
+
+def test_a_dead_worker_stops_training_with_its_state_saved(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path, parallel_point())
+    at(trainer, 240, lambda: os.kill(workers(trainer)[0].pid, signal.SIGKILL))
+    error = stop(trainer)
+    assert "worker 0" in str(error)
+    assert error.checkpoint == tmp_path / "checkpoint-000000000240"
+    assert "after 240 frames" in str(error)
+    assert_it_goes_on(tmp_path, 240)
+
+
+def test_a_hanging_worker_stops_training_with_its_state_saved(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path, parallel_point(), collection_timeout=4)
+    (pid, *_) = (worker.pid for worker in workers(trainer))
+    at(trainer, 240, lambda: os.kill(pid, signal.SIGSTOP))
+    start = time.monotonic()
+    try:
+        error = stop(trainer)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert time.monotonic() - start < 60
+    assert isinstance(error.__cause__, CollectionTimeoutError)
+    assert "raise collection_timeout" in str(error)
+    assert_it_goes_on(tmp_path, 240)
+
+
+def test_the_time_limit_is_for_collection_only(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path, collection_timeout=0.5)
+    at(trainer, 240, lambda: time.sleep(1))
+    trainer.train()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] > 60, "pytest's own alarm is set again"
+
+
+class DivergingPoint(PointEnv):
+    """Its observation is NaN from the end of the fourth round on."""
+
+    steps = 0
+    diverges_at = 80
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.steps += 1
+        out = super()._step(tensordict)
+        if self.steps >= self.diverges_at:
+            out["observation"] = out["observation"] * float("nan")
+        return out
+
+
+def test_nan_in_observations_is_not_stored_and_the_rest_is_saved(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path, DivergingPoint(4))
+    error = stop(trainer)
+    assert "NaN or infinite" in str(error)
+    assert error.checkpoint == tmp_path / "checkpoint-000000000240"
+    assert trainer.replay_buffer[:].isfinite().all()
+    # The episodes that diverged do not come back.
+    assert_it_goes_on(tmp_path, 240)
+
+
+def test_nan_in_a_loss_is_not_saved(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path)
+    optimizers = trainer.optimization_stepper.optimizers
+
+    def explode() -> None:
+        for optimizer in optimizers.values():
+            optimizer.param_groups[0]["lr"] = 1e30
+
+    error = stop(at(trainer, 400, explode))
+    assert "not finite" in str(error)
+    assert "not saved" in str(error)
+    assert error.checkpoint == tmp_path / "checkpoint-000000000320"
+    resumed = runs.make_trainer(tmp_path)
+    resume(resumed)
+    parameters = [*resumed.loss_module.parameters(), *resumed.skill_loss.parameters()]
+    assert all(value.isfinite().all() for value in parameters)
+    assert_it_goes_on(tmp_path, 320)
+
+
+def test_without_checkpoints_an_error_is_what_it_was(tmp_path: Path) -> None:
+    trainer = runs.make_trainer(tmp_path, DivergingPoint(4))
+    trainer.checkpoint_rotation = None
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        trainer.train()
+
+
+FILL_THE_DISK = """
+import sys, warnings
+from pathlib import Path
+import runs
+from torchrl.checkpoint import CheckpointError
+from torchrl_metra import VerifiedCheckpoint
+from torchrl_metra.trainers import resume
+
+folder = Path(sys.argv[1])
+trainer = runs.make_trainer(folder)
+def fill():
+    if trainer.collected_frames == 400:
+        try:
+            (folder / "ballast").write_bytes(bytes(1 << 20))
+        except OSError:
+            pass
+    if trainer.collected_frames == float(sys.argv[2]):
+        (folder / "ballast").unlink()
+trainer.register_op("post_steps", fill)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        trainer.train()
+    except CheckpointError as error:
+        print("stopped:", error)
+print("warned:", [str(w.message) for w in caught if "could not be written" in str(w.message)])
+print("frames:", trainer.collected_frames)
+print("names:", sorted(path.name for path in folder.iterdir()))
+for path in folder.glob("checkpoint-*"):
+    VerifiedCheckpoint.verify(path)
+"""
+
+
+@pytest.mark.parametrize("freed_after", [560, -1])
+def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path, freed_after: int) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("a small disk is mounted with unshare, of Linux")
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
+    script = tmp_path.with_suffix(".py")
+    script.write_text(FILL_THE_DISK)
+    run = f"{sys.executable} {script} {tmp_path} {freed_after}"
+    answer = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {run}"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    lines = dict(line.split(": ", 1) for line in answer.stdout.splitlines() if ": " in line)
+    assert lines["frames"] == "800"
+    assert "Free disk space" in lines["warned"]
+    assert "Training goes on" in lines["warned"]
+    assert "No space left" in lines["warned"]
+    if freed_after > 0:
+        assert "stopped" not in lines
+        assert lines["names"] == "['checkpoint-000000000640', 'checkpoint-000000000800']"
+    else:
+        assert "No space left" in lines["stopped"]
+        assert "checkpoint-000000000320" in lines["names"]
+
+
+def started(output: Path, *overrides: str) -> Any:
+    """A run of the example that has written its first checkpoint."""
+    process = runs.start(output, *overrides)
+    while process.is_alive() and not any((output / "checkpoints").glob("checkpoint-*")):
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_its_round_and_it_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = started(tmp_path)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + number
+    output = runs.printed(tmp_path)
+    assert f"stopped by {number.name} after" in output
+    assert "resume=auto goes on" in output
+    assert not (tmp_path / "summary.json").exists()
+    frames = int(max((tmp_path / "checkpoints").glob("checkpoint-*")).name.partition("-")[2])
+    assert f"after {frames:,} frames" in output
+    process = runs.start(tmp_path, "resume=auto")
+    process.join()
+    assert process.exitcode == 0
+    assert f"after {frames:,} frames" in runs.printed(tmp_path)
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(tmp_path: Path) -> None:
+    """It goes to all processes of the group, but only the one that trains may act on it."""
+    pytest.importorskip("mujoco")
+    overrides = [
+        f"output={tmp_path}", "backend=parallel", "num_envs=2", "evaluation_episodes=2",
+        "num_cells=[16]", "frames_per_batch=100", "min_buffer_size=100", "checkpoint.interval=100",
+        "optim_steps_per_batch=1", "total_frames=1_000_000", "evaluation_interval=1_000_000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(runs.EXAMPLES / "half_cheetah.py"), *overrides],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not any(tmp_path.glob("checkpoints/checkpoint-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "stopped by SIGINT after" in output
+    assert "Traceback" not in errors
