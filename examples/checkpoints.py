@@ -17,7 +17,7 @@ from torchrl_metra.trainers import resume
 
 # Where and how long a run trains, not what: a resumed run may change these.
 MAY_CHANGE = {
-    "asynchronous", "autocast", "backend", "checkpoint", "collection_timeout", "compile",
+    "autocast", "backend", "checkpoint", "collection_timeout", "compile",
     "cudagraphs", "device", "distributed", "evaluation_episodes", "evaluation_interval",
     "evaluation_num_envs", "logger", "output", "resume", "skill_policy", "storage",
     "total_frames",

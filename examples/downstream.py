@@ -17,6 +17,7 @@ import torch
 from checkpoints import begin, checkpoint_options
 from learners import make_ppo_trainer, make_sac_trainer, train
 from omegaconf import DictConfig
+from records import shielded_from_ctrl_c
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import OneHot as OneHotSpec
@@ -92,7 +93,9 @@ def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
     config = begin(config)
     checkpoints = checkpoint_options(config)
     torch.manual_seed(config.seed)
-    env = make_task(config, skills, config.num_envs, config.seed)
+    with shielded_from_ctrl_c():
+        env = make_task(config, skills, config.num_envs, config.seed)
+        evaluation_env = make_task(config, skills, config.evaluation_episodes, config.seed + 1_000)
     num_cells = list(config.num_cells)
     if skills is None:
         policy, critics = make_sac_networks(env, num_cells)
@@ -107,7 +110,6 @@ def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
         trainer = make_sac_trainer(
             config.sac, env, policy, critics, config.skill_steps, **checkpoints
         )
-    evaluation_env = make_task(config, skills, config.evaluation_episodes, config.seed + 1_000)
     return train(config, trainer, evaluation_env, policy)
 
 

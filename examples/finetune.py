@@ -16,6 +16,7 @@ import torch
 from checkpoints import begin, checkpoint_options
 from learners import learn_critics_first, make_sac_trainer, train
 from omegaconf import DictConfig
+from records import shielded_from_ctrl_c
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, TensorDictPrimer
@@ -53,7 +54,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     skills = SkillPolicy.load(config.skill_policy)
     skill = best_skill(config, skills)
-    env = make_task(config, skill, config.num_envs, config.seed)
+    with shielded_from_ctrl_c():
+        env = make_task(config, skill, config.num_envs, config.seed)
+        evaluation_env = make_task(config, skill, config.evaluation_episodes, config.seed + 1_000)
     networks = skills.architecture.build(skills.prior)
     if config.pretrained:
         networks.policy.load_state_dict(skills.actor.state_dict())
@@ -62,7 +65,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     )
     if config.pretrained:
         learn_critics_first(trainer, config.critic_frames, config.policy_lr)
-    evaluation_env = make_task(config, skill, config.evaluation_episodes, config.seed + 1_000)
     return train(config, trainer, evaluation_env, networks.policy)
 
 

@@ -195,13 +195,15 @@ def train(
     returns = ReturnCurve(env, policy, config.evaluation_interval, output / "returns.csv")
     trainer.register_op("post_steps_log", returns)
     trainer.register_module("return_curve", returns)
-    if not go_on(trainer, config):
-        returns.evaluate()
-    with stop_on_signal(trainer):
-        trainer.train()
-    if returns.curve.rows[-1][0] < returns.frames:
-        returns.evaluate()
-    env.close()
+    try:
+        if not go_on(trainer, config):
+            returns.evaluate()
+        with stop_on_signal(trainer):
+            trainer.train()
+        if returns.curve.rows[-1][0] < returns.frames:
+            returns.evaluate()
+    finally:
+        env.close(raise_if_closed=False)
     rows = returns.curve.rows
     results = {
         "return_before": rows[0][2],

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ def shielded_from_ctrl_c() -> Iterator[None]:
 
     They would die in the midst of a round that this process wants to finish.
     """
+    # One of them, which Python itself starts with the first, would lift the shield.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

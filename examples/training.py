@@ -22,6 +22,7 @@ from records import (
     write_summary,
 )
 from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
 from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
@@ -102,14 +103,22 @@ def train(config: DictConfig) -> dict[str, Any]:
     config = begin(config)
     with shielded_from_ctrl_c():
         parts = build(config)
+        num_envs = config.evaluation_num_envs or config.evaluation_episodes
+        evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
+    try:
+        return run(config, parts, evaluation_env)
+    finally:
+        evaluation_env.close(raise_if_closed=False)
+        parts.trainer.replay_buffer.shutdown()
+
+
+def run(config: DictConfig, parts: Parts, evaluation_env: EnvBase) -> dict[str, Any]:
+    """What :func:`train` does with the parts."""
     prior, networks, trainer = parts.prior, parts.networks, parts.trainer
     output = Path(config.output)
 
     # What to look at while it trains.
     skills = prior.grid(config.evaluation_episodes)
-    num_envs = config.evaluation_num_envs or config.evaluation_episodes
-    with shielded_from_ctrl_c():
-        evaluation_env = make_skill_env(config, num_envs, config.seed + 1_000)
     policy = SkillPolicy.from_networks(
         networks,
         prior,
@@ -149,8 +158,6 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     # What became of it.
     rollouts = rollout_skills(evaluation_env, networks.policy, skills)
-    evaluation_env.close()
-    trainer.replay_buffer.shutdown()
     on_evaluation(trainer.collected_frames, rollouts)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
