@@ -34,5 +34,5 @@ clean:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version + ": make PYTHON=python3.12 ..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,plots,video,examples,dev]'
+	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,ray,plots,video,examples,dev]'
 	touch $@

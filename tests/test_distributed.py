@@ -12,6 +12,9 @@ import pytest
 import torch
 from test_examples import EXAMPLES, compose
 
+from torchrl_metra import VerifiedCheckpoint
+from torchrl_metra.trainers import TrainingStoppedError
+
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch):
@@ -63,3 +66,25 @@ def test_a_worker_killed_while_the_learner_learns(training: Any, tmp_path: Path,
         assert time.perf_counter() < deadline
         time.sleep(0.1)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("kind", ["multi_sync", "multi_async"])
+def test_a_worker_that_hangs(training: Any, tmp_path: Path, kind: str) -> None:
+    config = settings(
+        tmp_path, f"distributed={kind}", "distributed.workers=2", "total_frames=1_000_000"
+    )
+    config.collection_timeout = 4
+    config.checkpoint.interval = 500_000
+    trainer = training.build(config).trainer
+    workers = [process.pid for process in trainer.collector.procs]
+
+    def strike(batch: Any) -> None:
+        if trainer.collected_frames == 3_200:
+            os.kill(workers[0], signal.SIGSTOP)
+
+    trainer.register_op("pre_steps_log", strike)
+    with pytest.raises(TrainingStoppedError, match="the collector did not answer for 4 s") as stop:
+        trainer.train()
+    VerifiedCheckpoint.verify(stop.value.checkpoint)
+    trainer.shutdown()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

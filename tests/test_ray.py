@@ -19,7 +19,11 @@ from test_examples import EXAMPLES, compose
 from test_learning import assert_learned_the_fan, evaluate
 
 from torchrl_metra import METRAOptimizationStepper, SkillPolicy
-from torchrl_metra.trainers import TrainingStoppedError, VerifiedCheckpoint
+from torchrl_metra.trainers import (
+    CollectionTimeoutError,
+    TrainingStoppedError,
+    VerifiedCheckpoint,
+)
 from torchrl_metra.trainers.remote import RemoteLearner
 
 ray = pytest.importorskip("ray")
@@ -128,25 +132,35 @@ def test_the_learner_on_ray_learns_and_goes_on(training: Any, tmp_path: Path, ad
     resumed.replay_buffer.shutdown()
 
 
-def test_a_killed_worker_stops_the_run_saved(training: Any, tmp_path: Path, address: str) -> None:
-    trainer = training.build(
-        settings(tmp_path, "total_frames=1_000_000", "checkpoint.interval=500_000")
-    ).trainer
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (signal.SIGKILL, ray.exceptions.ActorDiedError),
+        (signal.SIGSTOP, CollectionTimeoutError),
+    ],
+    ids=["killed", "hanging"],
+)
+def test_a_lost_worker_stops_the_run_saved(
+    training: Any, tmp_path: Path, address: str, number: signal.Signals, cause: type
+) -> None:
+    config = settings(tmp_path, "total_frames=1_000_000", "checkpoint.interval=500_000")
+    config.collection_timeout = 8
+    trainer = training.build(config).trainer
     workers = ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in actors(trainer)])
     struck = []
 
     def strike(batch: TensorDict) -> None:
         if trainer.collected_frames == 3_200:
-            os.kill(workers[0], signal.SIGKILL)
+            os.kill(workers[0], number)
             struck.append(time.perf_counter())
 
     trainer.register_op("post_steps_log", strike)
     with pytest.raises(TrainingStoppedError, match="stopped after 3,200 frames") as stopped:
         trainer.train()
-    assert isinstance(stopped.value.__cause__, ray.exceptions.ActorDiedError)
+    assert isinstance(stopped.value.__cause__, cause)
     VerifiedCheckpoint.verify(stopped.value.checkpoint)
     trainer.shutdown()
-    assert time.perf_counter() - struck[0] < 20
+    assert time.perf_counter() - struck[0] < 30
     wait_for_the_end_of(workers)
 
 

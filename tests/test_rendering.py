@@ -174,7 +174,7 @@ class TestErrors:
     def test_bad_values(self, model: mujoco.MjModel) -> None:
         with pytest.raises(ValueError, match="width must be at least 1, got 0"):
             Renderer(model, 0, 8, "above")
-        with pytest.raises(ValueError, match="'best', expected one of .*'fast', 'full'"):
+        with pytest.raises(ValueError, match=r"'best', expected one of .*'fast', 'full'"):
             Renderer(model, 8, 8, "above", quality="best")
         with pytest.raises(ValueError, match=r"'vulkan', expected one of.*'egl'"):
             Renderer(model, 8, 8, "above", backend="vulkan")

@@ -54,3 +54,44 @@ def test_a_run_killed_at_twenty_random_moments_ends_like_an_uninterrupted_one(
     process.join()
     assert process.exitcode == 0
     _assert_equal(tmp_path, expected)
+
+
+def run(output: Path, *overrides: str) -> str:
+    """What a short run prints."""
+    process = runs.start(output, "total_frames=2400", *overrides)
+    process.join()
+    assert process.exitcode == 0
+    return runs.printed(output)
+
+
+def test_a_run_that_begins_anew_sets_earlier_checkpoints_aside(tmp_path: Path) -> None:
+    run(tmp_path, "seed=1")
+    earlier = _checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / ".checkpoint-000000009999.stage-1").mkdir()
+    run(tmp_path, "seed=2", "total_frames=800")
+    assert _checkpoints(tmp_path) == ["checkpoint-000000000800"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints.previous").iterdir()) == earlier
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    rows = (tmp_path / "log" / "scalars" / "dual.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["800"]
+
+
+def test_a_run_goes_back_to_the_checkpoint_that_is_named(tmp_path: Path) -> None:
+    run(tmp_path)
+    expected = runs.results(tmp_path)
+    names = _checkpoints(tmp_path)
+    assert names == ["checkpoint-000000001600", "checkpoint-000000002400"]
+    printed = run(tmp_path, f"resume={tmp_path}/checkpoints/{names[0]}")
+    assert "after 1,600 frames" in printed
+    assert _checkpoints(tmp_path) == names
+    assert (tmp_path / "checkpoints.previous" / names[1]).is_dir()
+    assert runs.results(tmp_path) == expected
+
+
+def test_a_finished_run_is_evaluated_again_or_goes_further(tmp_path: Path) -> None:
+    run(tmp_path)
+    rows = (tmp_path / "coverage.csv").read_text()
+    run(tmp_path, "resume=auto")
+    assert (tmp_path / "coverage.csv").read_text().startswith(rows)
+    run(tmp_path, "resume=auto", "total_frames=3200")
+    assert _checkpoints(tmp_path)[-1] == "checkpoint-000000003200"

@@ -174,14 +174,18 @@ class SkillLoss(LossModule, abc.ABC):
 
     def _compute_checked(self, tensordict: TensorDictBase) -> TensorDictBase:
         entries = self.compute(tensordict)
+        output = self._reduce(entries, tensordict)
+        values = [value.detach() for value in entries.values()]
+        if values[0].device.type != "cpu":
+            # An accelerator would have to wait for the answer.
+            return output
         # One look at all of them costs less than one at each.
-        if not torch.stack([value.detach() for value in entries.values()]).isfinite().all():
+        if not torch.stack(values).isfinite().all():
             for name, value in entries.items():
                 self.finite(value, name)
         for name, buffer in self.named_buffers():
             if buffer.is_floating_point():
                 self.finite(buffer, name)
-        output = self._reduce(entries, tensordict)
         if self._maybe_get_priority_weight(tensordict) is not None:
             for name, value in output.items():
                 self.finite(value, f"{name}, weighted by priorities,")

@@ -1,11 +1,7 @@
 """METRA on TorchRL's trainer loop."""
 
-from torchrl_metra.trainers.checkpoint import (
-    CollectorState,
-    DamagedCheckpointError,
-    VerifiedCheckpoint,
-    resume,
-)
+from torchrl_metra.trainers.checkpoint import DamagedCheckpointError, VerifiedCheckpoint, resume
+from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.faults import (
     CollectionTimeoutError,
     DivergenceError,

@@ -23,7 +23,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra.objectives import SkillLoss
-from torchrl_metra.trainers.checkpoint import CollectorState
+from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.faults import (
     CollectionTimeoutError,
     DivergenceError,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tensordict import TensorDict
 from torch import nn
+from torchrl.trainers import Trainer
 
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper
-
-if TYPE_CHECKING:
-    from torchrl_metra.trainers.metra import METRATrainer
 
 __all__ = ["RemoteLearner"]
 
@@ -24,14 +22,14 @@ class RemoteLearner:
 
     Args:
         learner (Any): what TorchRL's trainer has built for ``learner_backend="ray"``.
-        trainer (METRATrainer): the trainer, in this process.
+        trainer (Trainer): the :class:`~torchrl_metra.METRATrainer`, in this process.
 
     Raises:
         TypeError: if the trainer's stepper is no ``METRAOptimizationStepper``.
         ValueError: if the learner shall run on several processes.
     """
 
-    def __init__(self, learner: Any, trainer: METRATrainer) -> None:
+    def __init__(self, learner: Any, trainer: Trainer) -> None:
         if not isinstance(trainer.optimization_stepper, METRAOptimizationStepper):
             raise TypeError(
                 "learner_backend='ray' needs a METRAOptimizationStepper, got "
@@ -44,7 +42,7 @@ class RemoteLearner:
                 "it away, and scale collection."
             )
         self._learner = learner
-        self._trainer = trainer
+        self._trainer: Any = trainer
 
     def step(self, num_steps: int) -> Any:
         """A round of gradient steps, once the replay buffer is filled enough."""

@@ -1,0 +1,93 @@
+"""How collection goes on after a break."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDict
+from torchrl.collectors import BaseCollector, Collector
+from torchrl.envs import EnvBase, TransformedEnv
+
+__all__ = ["CollectorState"]
+
+
+class CollectorState:
+    """What a collector needs to go on where it stopped, as a component of a checkpoint.
+
+    Episodes go on where the environment is stepped in this process and says that its
+    ``state_dict()`` holds all that an episode is (``is_resumable = True``, as
+    :class:`~torchrl_metra.PointEnv` does). Simulators, and environments in other processes,
+    start new episodes, with other seeds than at the start of the run; those that were under
+    way are cut there.
+
+    Args:
+        collector (BaseCollector): any collector.
+        seed (int, optional): seed of the run.
+
+    Examples:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl_metra import PointEnv
+        >>> make = lambda: Collector(PointEnv(2, max_steps=9), frames_per_batch=10, total_frames=20)
+        >>> source, target = make(), make()
+        >>> batch = next(iter(source))
+        >>> CollectorState(target).load_state_dict(CollectorState(source).state_dict())
+        >>> batch = next(iter(target))
+        >>> batch["next", "done"].squeeze(-1).int()
+        tensor([[0, 0, 0, 1, 0],
+                [0, 0, 0, 1, 0]], dtype=torch.int32)
+    """
+
+    def __init__(self, collector: BaseCollector, seed: int | None = None) -> None:
+        self.collector = collector
+        self.seed = seed
+        self._frames_before_fault: int | None = None
+        # Asked of the class: TorchRL's batched environments would ask each of their workers.
+        env = _base(collector.env) if isinstance(collector, Collector) else None
+        self._is_resumable = getattr(type(env), "is_resumable", False)
+
+    def give_up(self, frames: int) -> None:
+        """After a fault: the episodes under way are lost, and so is what came after ``frames``.
+
+        Args:
+            frames (int): number of transitions that were collected in good order.
+        """
+        self._frames_before_fault = frames
+
+    def state_dict(self) -> dict[str, Any]:
+        if not isinstance(self.collector, Collector):
+            return {}
+        if self._frames_before_fault is not None:
+            return {"frames": self._frames_before_fault, "iter": self.collector._iter}
+        state = {"frames": self.collector._frames, "iter": self.collector._iter}
+        if self._is_resumable:
+            env = self.collector.env
+            state["carrier"] = self.collector._carrier.to_dict()
+            state["transform"] = env.state_dict() if isinstance(env, TransformedEnv) else {}
+            state["env"] = _base(env).state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        collector = self.collector
+        frames = state_dict.get("frames", 0)
+        if isinstance(collector, Collector):
+            collector._frames, collector._iter = frames, state_dict["iter"]
+        if "carrier" in state_dict and self._is_resumable:
+            carrier, env = collector._carrier, collector.env
+            collector._carrier = TensorDict.from_dict(
+                state_dict["carrier"], batch_size=carrier.batch_size, device=carrier.device
+            )
+            if isinstance(env, TransformedEnv):
+                env.load_state_dict(state_dict["transform"])
+            _base(env).load_state_dict(state_dict["env"])
+            return
+        if self.seed is not None:
+            collector.set_seed(self.seed + 1 + frames)
+        if isinstance(collector, Collector):
+            collector.reset()
+
+
+def _base(env: EnvBase) -> EnvBase:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
