@@ -10,6 +10,7 @@ series and, by least squares over all but the first third, the slope of resident
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -93,7 +94,8 @@ def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
 
 
 def held() -> dict[str, float]:
-    """What this process and its children hold."""
+    """What this process and its children hold, without what Python has yet to collect."""
+    gc.collect()
     process = psutil.Process()
     children = process.children(recursive=True)
     return {

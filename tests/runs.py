@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torchrl.checkpoint import CheckpointRotation
 from torchrl.collectors import Collector
@@ -78,11 +82,11 @@ def state(trainer: METRATrainer) -> dict[str, Any]:
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-#: PointEnv in a dozen rounds of a fifth of a second, with a checkpoint after each second one.
+#: PointEnv in 30 rounds of a fifth of a second, with a checkpoint after every second one.
 SMALL = (
     "num_envs=4",
     "num_cells=[32,32]",
-    "total_frames=9600",
+    "total_frames=12_000",
     "frames_per_batch=400",
     "optim_steps_per_batch=20",
     "batch_size=64",
@@ -100,13 +104,21 @@ def start(output: Path, *overrides: str) -> Any:
 
     It is forked from one that has imported everything, so that it starts in no time.
     """
-    for path in (str(EXAMPLES), str(Path(__file__).parent)):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-    _CONTEXT.set_forkserver_preload(["training"])
+    _preload()
     process = _CONTEXT.Process(target=_run, args=[output, *overrides])
     process.start()
     return process
+
+
+@functools.cache
+def _preload() -> None:
+    folders = [str(EXAMPLES), str(Path(__file__).parent)]
+    sys.path[:0] = folders
+    _CONTEXT.set_forkserver_preload(["training"])
+    # It does not get this process's path, as others do.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        forkserver.ensure_running()
 
 
 def printed(output: Path) -> str:

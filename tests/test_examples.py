@@ -67,9 +67,10 @@ def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: 
     assert coverage(rollouts["next", "position"]) == results["coverage_after"]
 
 
-def test_an_interrupted_run_is_evaluated_all_the_same(training: Any, tmp_path: Path) -> None:
+def test_without_checkpoints_an_interrupted_run_is_evaluated(training: Any, tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    config = compose("point", f"output={tmp_path}", "total_frames=1_000_000")
+    overrides = [f"output={tmp_path}", "total_frames=1_000_000", "checkpoint.interval=null"]
+    config = compose("point", *overrides)
     timer = threading.Timer(10, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     try:

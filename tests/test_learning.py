@@ -45,7 +45,7 @@ from torchrl_metra.objectives import functional as F
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRIOR = UnitSphere(2)
-TOTAL_FRAMES = 100_000
+TOTAL_FRAMES = 60_000
 
 
 def skill_env(num_envs: int):
@@ -112,14 +112,12 @@ def assert_reaches_goals(networks: SACNetworks) -> None:
     "switches",
     [
         {},
-        pytest.param({"compile": True}, marks=needs_compiler),
         pytest.param({"compile": True, "autocast": torch.bfloat16}, marks=needs_compiler),
-        {"cudagraphs": True, "autocast": torch.bfloat16},
     ],
-    ids=["eager", "compiled", "compiled+bfloat16", "graphs+bfloat16"],
+    ids=["eager", "compiled+bfloat16"],
 )
 def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
-    parts = build(total_frames=60_000)
+    parts = build()
     untrained = evaluate(parts.networks.actor, parts.metra_loss)
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
     stepper = METRAOptimizationStepper(

@@ -345,7 +345,7 @@ class TestMakeEnv:
             PixelOptions(resolution=0)
         with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
             PixelOptions(frames=0)
-        with pytest.raises(ValueError, match="'best', expected 'fast' or 'full'"):
+        with pytest.raises(ValueError, match=r"'best', expected one of .*'fast', 'full'"):
             PixelOptions(quality="best")
 
     def test_bad_input(self) -> None:

