@@ -397,12 +397,6 @@ MAY_BE_NAN = {"evaluate", "rank_correlation", "temporal_check", "measure_skills"
 UNCHECKED = {
     "Architecture": {"action_low", "action_high"},
     "PixelArchitecture": {"action_low", "action_high"},
-    "METRAHook": {"skill_loss", "optimizers"},
-    "METRAOptimizationStepper": {"skill_loss", "optimizers"},
-    "METRATrainer": {"collector", "replay_buffer", "total_frames", "optim_steps_per_batch"},
-    "SkillEvaluation": {"env", "policy", "skills", "interval"},
-    "UpdateGraph": {"update", "optimizers", "in_keys"},
-    "make_metra_optimizers": {"skill_loss", "sac_loss"},
 }
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, optim
 
 __all__ = [
     "call_network",
@@ -22,6 +22,7 @@ __all__ = [
     "check_integer",
     "check_key",
     "check_number",
+    "check_optimizers",
     "check_positive",
     "check_sizes",
     "check_type",
@@ -149,6 +150,24 @@ def check_device(name: str, value: Any) -> None:
         raise ValueError(
             f"{name} must be a device such as 'cpu' or 'cuda:0', got {value!r}."
         ) from err
+
+
+def check_optimizers(optimizers: Any) -> None:
+    """Refuse what is no mapping of parts to optimisers.
+
+    Raises:
+        TypeError: if it is none.
+
+    Examples:
+        >>> check_optimizers({"encoder": 1e-4})
+        Traceback (most recent call last):
+        TypeError: optimizers['encoder'] must be an optimiser, got float.
+    """
+    if isinstance(optimizers, TensorDictBase):  # Else a mapping, too.
+        raise TypeError("optimizers must be a mapping of parts to optimisers, got a TensorDict.")
+    check_type("optimizers", optimizers, Mapping, "a mapping of parts to optimisers")
+    for name, optimizer in optimizers.items():
+        check_type(f"optimizers[{name!r}]", optimizer, optim.Optimizer, "an optimiser")
 
 
 def check_sizes(name: str, value: Any, *, minimum: int = 1) -> None:

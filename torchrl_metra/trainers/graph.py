@@ -13,6 +13,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, fx, optim
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from torchrl_metra._checks import check_key, check_optimizers, check_type
+
 __all__ = ["UpdateGraph"]
 
 
@@ -69,6 +71,11 @@ class UpdateGraph:
         compile: bool | dict[str, Any] = True,
         cudagraphs: bool = False,
     ) -> None:
+        check_type("update", update, Callable, "a function of batches")
+        check_optimizers(optimizers)
+        check_type("in_keys", in_keys, list | tuple, "a list of entries")
+        for index, key in enumerate(in_keys):
+            check_key(f"in_keys[{index}]", key)
         self._update = update
         self._optimizers = list(optimizers.values())
         self._in_keys = in_keys

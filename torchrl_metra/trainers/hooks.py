@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import TrainerHookBase
 
+from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.trajectories import Projection
 
@@ -198,6 +199,10 @@ class SkillEvaluation(TrainerHookBase):
         measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
     ) -> None:
+        check_type("env", env, EnvBase, "an environment")
+        check_type("policy", policy, Callable, "a policy")
+        check_floats("skills", skills, None, None)
+        check_integer("interval", interval)
         self.env = env
         self.policy = policy
         self.skills = skills

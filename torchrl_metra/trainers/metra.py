@@ -22,6 +22,7 @@ from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
+from torchrl_metra._checks import check_integer, check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.faults import (
@@ -57,6 +58,7 @@ class METRAHook(TrainerHookBase):
             and ``"distance"`` if it is learned. A group without one is held fixed.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
         ValueError: if there is no optimiser for the first group, if the critics are not made
             for this objective, or if the trainer optimises remotely.
 
@@ -100,6 +102,8 @@ class METRAHook(TrainerHookBase):
     _trainer: Trainer
 
     def __init__(self, skill_loss: SkillLoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
+        check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
+        check_optimizers(optimizers)
         main = next(iter(skill_loss.parameter_groups()))
         if main not in optimizers:
             raise ValueError(f"optimizers lack {main!r}, found {sorted(optimizers)}.")
@@ -188,7 +192,7 @@ class METRATrainer(Trainer):
             ``checkpoint_rotation``, ``save_trainer_interval``, ...).
 
     Raises:
-        TypeError: if a loss is of the wrong kind.
+        TypeError: if an argument is of the wrong type.
         ValueError: if the replay buffer has no batch size, if targets would be updated
             twice, or if a collected batch or a loss is not finite.
         CollectionTimeoutError: if the collector hangs.
@@ -234,8 +238,12 @@ class METRATrainer(Trainer):
         collection_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_type("loss_module", loss_module, SACLoss)
-        _check_type("skill_loss", skill_loss, SkillLoss)
+        check_type("collector", collector, BaseCollector, "a collector")
+        check_integer("total_frames", total_frames)
+        check_integer("optim_steps_per_batch", optim_steps_per_batch)
+        check_type("loss_module", loss_module, SACLoss, "a SACLoss")
+        check_type("skill_loss", skill_loss, SkillLoss, "a SkillLoss such as METRALoss")
+        check_type("replay_buffer", replay_buffer, ReplayBuffer, "a ReplayBuffer")
         check_cumulant(skill_loss, loss_module)
         if replay_buffer.batch_size is None:
             raise ValueError(
@@ -417,8 +425,3 @@ class METRATrainer(Trainer):
         # With a remote learner, this is the last.
         super()._save_execution_checkpoint(**kwargs)
         self._collection_limit.start()
-
-
-def _check_type(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}.")

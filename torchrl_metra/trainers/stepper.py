@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
+from torchrl_metra._checks import check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.graph import UpdateGraph
 
@@ -38,6 +39,7 @@ def make_metra_optimizers(
         The optimisers by part; parts held fixed or without parameters have none.
 
     Raises:
+        TypeError: if a loss is of the wrong kind.
         ValueError: if a learning rate is given for an unknown part, or if the critics are
             not made for what the skill loss has them predict.
 
@@ -51,6 +53,8 @@ def make_metra_optimizers(
         >>> sorted(make_metra_optimizers(metra_loss, sac_loss, lr=3e-4, dual=1e-3))
         ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
     """
+    check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
+    check_type("sac_loss", sac_loss, SACLoss, "a SACLoss")
     check_cumulant(skill_loss, sac_loss)
     parts = {
         **skill_loss.parameter_groups(),
@@ -104,7 +108,8 @@ class METRAOptimizationStepper(OptimizationStepper):
     Raises:
         ValueError: if ``optimizers`` lacks ``"qvalue"``, ``"actor"`` or the skill loss's
             first part, such as ``"encoder"``.
-        TypeError: if ``target_net_updater`` is no ``SoftUpdate``.
+        TypeError: if ``target_net_updater`` is no ``SoftUpdate``, or another argument of the
+            wrong type.
 
     Examples:
         >>> from torchrl.objectives import SACLoss
@@ -130,6 +135,8 @@ class METRAOptimizationStepper(OptimizationStepper):
         autocast: torch.dtype | None = None,
         shared_encoder: TensorDictModule | None = None,
     ) -> None:
+        check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
+        check_optimizers(optimizers)
         main = next(iter(skill_loss.parameter_groups()))
         if missing := {main, "qvalue", "actor"} - optimizers.keys():
             raise ValueError(
