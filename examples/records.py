@@ -25,6 +25,13 @@ from torchrl_metra._record import describe_run
 RUN = describe_run()
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a file anew, such that it is never half written."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 class Curve:
     """What is measured against frames and seconds, on disk as it grows."""
 
@@ -45,7 +52,7 @@ class Curve:
         self.rows = state_dict["rows"]
         header = self.path.read_text().partition("\n")[0]
         lines = [",".join(map(str, row)) for row in self.rows]
-        self.path.write_text("\n".join([header, *lines, ""]))
+        _replace(self.path, "\n".join([header, *lines, ""]))
 
     @property
     def seconds(self) -> float:
@@ -91,10 +98,10 @@ class RunLogger(CSVLogger):
     def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
         self._last_step = state_dict["last_step"]
         for path in Path(self.log_dir, self.exp_name, "scalars").glob("*.csv"):
-            rows = path.read_text().splitlines(keepends=True)
-            path.write_text(
-                "".join(row for row in rows if int(row.partition(",")[0]) <= self._last_step)
-            )
+            # The last row may be half of one.
+            *rows, _ = path.read_text().split("\n")
+            kept = [row for row in rows if int(row.partition(",")[0]) <= self._last_step]
+            _replace(path, "\n".join([*kept, ""]))
 
 
 def make_logger(kind: str, output: Path) -> Logger:
