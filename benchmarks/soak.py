@@ -39,9 +39,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    # Before the repository moves on.
+    run = describe_run()
     with tempfile.TemporaryDirectory() as folder:
         rows = soak(Path(folder), 60 * arguments.minutes)
-    record = {**describe_run(), **summarize(rows), "rows": rows}
+    record = {**run, **summarize(rows), "rows": rows}
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps({key: record[key] for key in summarize(rows)}, indent=2))
 
