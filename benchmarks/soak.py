@@ -71,7 +71,9 @@ def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
         done["evaluations"] += 1
         done["videos"] += 1
 
-    measure = lambda rollouts: measure_skills(rollouts, None, parts.prior)  # noqa: E731
+    def measure(rollouts: Any) -> dict[str, float]:
+        return measure_skills(rollouts, None, parts.prior)
+
     evaluation = SkillEvaluation(
         env, parts.networks.policy, skills, 15_000, measure=measure, callback=draw
     )
