@@ -135,8 +135,8 @@ class VerifiedCheckpoint(Checkpoint):
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint {destination} could not be written: {error}. Those written "
-                "before are as they were. Free disk space, keep fewer of them, or exclude "
-                "'replay_buffer'."
+                "before are as they were. If the disk is full, free space, keep fewer of them, "
+                "or exclude 'replay_buffer'."
             ) from error
         finally:
             self._remove_path(stage)
@@ -354,8 +354,12 @@ def _digest(path: Path) -> str:
 
 
 def _num_bytes(components: Iterable[Any]) -> int:
-    """Size of all tensors that state dicts of the components hold."""
-    states = [value.state_dict() for value in components if hasattr(value, "state_dict")]
+    """Size of the replay buffers of this process: all that is written through memory maps."""
+    states = [
+        value.state_dict()
+        for value in components
+        if isinstance(value, ReplayBuffer) and value.service_backend != "ray"
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(states))
 
 

@@ -76,6 +76,7 @@ class TimeLimit:
                 "a time limit needs Unix and the main thread: leave it away, or train there."
             )
         self.stop()
+        self.has_expired = False
         handler = signal.signal(signal.SIGALRM, self._expire)
         remaining, _ = signal.setitimer(signal.ITIMER_REAL, self.seconds)
         self._outer = (handler, remaining, time.monotonic())

@@ -388,7 +388,7 @@ class METRATrainer(Trainer):
         self._collection_limit.stop()
         if not self._has_checkpoint_destination():
             raise error
-        if self._is_updating:
+        if self._is_updating or isinstance(error, DivergenceError):
             state = "The networks are not saved, for they were being updated."
         else:
             state = "Everything up to there is saved."
