@@ -1,4 +1,4 @@
-"""Where the time of a gradient step goes: a table in Markdown, for docs/performance.md.
+"""Where the time of a gradient step goes: a table in Markdown, for docs/results/performance.md.
 
 The profiler itself takes a share, which falls to "all else".
 

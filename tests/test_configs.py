@@ -59,7 +59,7 @@ from torchrl_metra.trainers.configs import suggest_names  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-PAGE = (ROOT / "docs" / "configuration.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "configuration.md").read_text()
 CONFIGS = [name for name in configs.__all__ if name.endswith("Config")]
 
 # Functions, whose configs are called after what they make.

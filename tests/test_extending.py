@@ -1,4 +1,4 @@
-"""The code of docs/extending.md and docs/objectives.md, run as it stands there."""
+"""The code of docs/guides/extending.md and docs/objectives.md, run as it stands there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/reliability.md says of each fault, by causing it."""
+"""What docs/guides/reliability.md says of each fault, by causing it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Draws ``docs/images/pixel_frames.png``: what the pixel tasks observe.
 
-By hand: ``python docs/recoloured_frames.py``
+By hand: ``python docs/images/pixel_frames.py``
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOOKS = (
     PixelOptions(resolution=256, quality="full"),
 )
 PLACES = ((0.0, 0.0), (8.0, 0.0), (0.0, 8.0), (-12.0, -12.0))
-TARGET = Path(__file__).parent / "images" / "pixel_frames.png"
+TARGET = Path(__file__).with_suffix(".png")
 
 
 def robot_frames(name: str, look: PixelOptions) -> list[Tensor]:
