@@ -39,7 +39,7 @@ class PointEnv(EnvBase):
     """
 
     max_displacement = 0.2
-    #: state_dict() holds all that an episode is: from a checkpoint, episodes go on.
+    #: Episodes go on from a checkpoint, since ``state_dict()`` holds all that an episode is.
     is_resumable = True
 
     _position: Tensor

@@ -81,7 +81,7 @@ class SACNetworks:
 
     @property
     def policy(self) -> TensorDictModuleBase:
-        """The actor, with all that it takes to act: what collects and what is evaluated."""
+        """The actor, behind the shared encoder if there is one; it collects and is evaluated."""
         if self.shared_encoder is None:
             return self.actor
         return TensorDictSequential(self.shared_encoder, self.actor)

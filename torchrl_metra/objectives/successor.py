@@ -38,8 +38,8 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
 
     Args:
         actor (TensorDictModule): policy π(a | s, z).
-        critics (TensorDictModule or list of them): twin critics that read the skill and map
-            to ``[*B, D]``, see :func:`~torchrl_metra.make_sac_networks` with
+        critics (TensorDictModule or list of TensorDictModule): twin critics that read the
+            skill and map to ``[*B, D]``, see :func:`~torchrl_metra.make_sac_networks` with
             ``value_size=D``, and :class:`~torchrl_metra.BatchedSACLoss` for their kind.
         prior (SkillPrior): distribution of the skills; its ``dim`` is ``D``.
 

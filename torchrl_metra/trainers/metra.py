@@ -362,7 +362,7 @@ class METRATrainer(Trainer):
             self._is_updating = False
 
     def train(self) -> None:
-        """Train until ``total_frames``, a fault, or :meth:`request_stop`."""
+        """Train until ``total_frames``, a fault, or ``request_stop()``."""
         self._collection_limit.start()
         try:
             super().train()
