@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -47,10 +46,12 @@ def test_a_run_killed_at_twenty_random_moments_ends_like_an_uninterrupted_one(
     for _ in range(20):
         process = runs.start(tmp_path, "resume=auto")
         process.join(moments.uniform(0, 1.3 * until_checkpoint))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
         seen |= set(_checkpoints(tmp_path))
+        if process.exitcode == 0:  # through before its time: the machine got faster meanwhile
+            break
+        assert process.exitcode == -signal.SIGKILL
     assert len(seen) > 1, "it should have been killed here and there along the run"
     process = runs.start(tmp_path, "resume=auto")
     process.join()
