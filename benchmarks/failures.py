@@ -1,0 +1,270 @@
+"""What failing runs look like, and what becomes of them once mended.
+
+    python benchmarks/failures.py --seeds 0 1
+
+Trains METRA on PointEnv as ``examples/point.py`` does, but shorter: a healthy run, a run for each
+of ``FAILURES``, and each again with its cure. ``results/failures.json`` holds what they logged, the
+whole curves for the first seed and the last values for the others, and ``results/failures.png``
+draws the first seed: a row per failure. docs/guides/tuning.md explains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from measuring import environment
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase, ObservationNorm
+from torchrl.objectives.utils import SoftUpdate
+from torchrl.record.loggers import CSVLogger
+
+from torchrl_metra import (
+    METRAOptimizationStepper,
+    METRATrainer,
+    SkillPrimer,
+    SkillPrior,
+    make_env,
+    make_metra_optimizers,
+)
+from torchrl_metra.evaluation import encode_trajectories, measure_skills
+from torchrl_metra.modules import SkillConditionedActor
+from torchrl_metra.modules.networks import make_trunk
+from torchrl_metra.trainers import SkillEvaluation
+from torchrl_metra.trainers.faults import DivergenceError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RESULTS = Path(__file__).parent / "results"
+NUM_SKILLS = 48
+SETTINGS = ("total_frames=24_000", "evaluation_interval=3_200")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: settings of the examples, and what an environment or a network of one's own may do.
+
+    Attributes:
+        settings (sequence of str): as on the command line of ``examples/point.py``.
+        scale (sequence of float): by which the observation, x and y in metres, is multiplied.
+        blind (bool): the policy does not read the skill.
+        normalize (bool): observations are normalised by what random actions show.
+    """
+
+    settings: Sequence[str] = ()
+    scale: Sequence[float] = (1.0, 1.0)
+    blind: bool = False
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that fails, and what mends it: other values for entries of the case."""
+
+    case: Case
+    cure: Mapping[str, Any]
+
+    @property
+    def cured(self) -> Case:
+        """The case, mended."""
+        return replace(self.case, **self.cure)
+
+
+NORMALIZE = {"normalize": True}
+AS_BEFORE = {"settings": ()}
+FAILURES = {
+    "skills ignored": Failure(Case(blind=True), {"blind": False}),
+    "one direction": Failure(Case(scale=(1.0, 1e-3)), NORMALIZE),
+    "observations too small": Failure(Case(scale=(1e-4, 1e-4)), NORMALIZE),
+    "observations too large": Failure(Case(scale=(1e2, 1e2)), NORMALIZE),
+    "dual explodes": Failure(
+        Case(("metra.slack=0", "learning_rate.dual=0.5")),
+        {"settings": ("learning_rate.dual=0.02",)},
+    ),
+    "dual too large": Failure(Case(("metra.dual_init=10_000",)), AS_BEFORE),
+    "dual too small": Failure(Case(("metra.dual_init=0.01", "learning_rate.dual=1e-4")), AS_BEFORE),
+    "entropy wins": Failure(
+        Case(("sac.alpha_init=10", "sac.fixed_alpha=true")),
+        {"settings": ("sac.alpha_init=0.01", "sac.fixed_alpha=true")},
+    ),
+    "diverges": Failure(Case(("learning_rate.lr=1.0",)), AS_BEFORE),
+}
+# What is drawn, with the limits of its axis, logarithmic from a positive number on.
+PANELS: dict[str, tuple[float, float] | None] = {
+    "dual": (1e-3, 1e9),
+    "latent_step": (1e-5, 1e2),
+    "intrinsic_reward": None,
+    "constraint_violation": (-0.03, 1.03),
+    "entropy": None,
+    "policy_coverage": (-50, 2_100),
+    "skill_alignment": (-0.25, 1.05),
+}
+ROLES = {"healthy": "0.6", "failing": "tab:red", "cured": "tab:blue"}
+
+
+def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBase:
+    """PointEnv, as it shows itself in this case."""
+    env = make_env("point", num_envs)
+    scale = torch.tensor(case.scale)
+    keys = ["observation"]
+    env = env.append_transform(ObservationNorm(torch.zeros(2), scale, in_keys=keys))
+    if case.normalize:
+        # Always the same constants, also where it is evaluated.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            env = env.append_transform(ObservationNorm(in_keys=keys, standard_normal=True))
+            env.transform[-1].init_stats(200, reduce_dim=(0, 1), cat_dim=1)
+    env = env.append_transform(SkillPrimer(prior))
+    env.set_seed(seed)
+    return env
+
+
+def read_config(settings: Sequence[str], seed: int) -> DictConfig:
+    """The settings of ``examples/point.py``."""
+    overrides = [*SETTINGS, f"seed={seed}", *settings]
+    # Learning rates of single parts are no entries of the file.
+    overrides = [f"++{item}" for item in overrides]
+    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+        return hydra.compose("point", overrides=overrides)
+
+
+def train(case: Case, seed: int) -> dict[str, Any]:
+    """Train, and return what was logged: frames and values by name."""
+    sys.path.insert(0, str(EXAMPLES))
+    from collectors import make_collector, make_replay_buffer
+    from objectives import make_networks, make_policy_loss, make_prior, make_skill_loss
+
+    config = read_config(case.settings, seed)
+    torch.manual_seed(seed)
+    prior = make_prior(config)
+    env = make_world(case, prior, config.num_envs, seed)
+    networks = make_networks(config, env, prior)
+    if case.blind:
+        trunk = make_trunk(env.observation_spec["observation"].shape[-1], config.num_cells)
+        networks.actor = SkillConditionedActor(
+            trunk, config.num_cells[-1], env.action_spec, in_keys=["observation"]
+        )
+    skill_loss = make_skill_loss(config, env, networks.encoder, prior)
+    sac_loss = make_policy_loss(config, env, networks, prior)
+
+    def measure(rollouts: TensorDictBase) -> dict[str, float]:
+        latents = encode_trajectories(rollouts, networks.encoder)
+        return measure_skills(rollouts, latents, prior, norm=config.metra.constraint_norm)
+
+    with tempfile.TemporaryDirectory() as folder:
+        logger = CSVLogger("log", log_dir=folder)
+        trainer = METRATrainer(
+            collector=make_collector(config, env, networks.policy),
+            total_frames=config.total_frames,
+            optim_steps_per_batch=config.optim_steps_per_batch,
+            loss_module=sac_loss,
+            skill_loss=skill_loss,
+            replay_buffer=make_replay_buffer(config),
+            optimization_stepper=METRAOptimizationStepper(
+                skill_loss,
+                make_metra_optimizers(skill_loss, sac_loss, **config.learning_rate),
+                target_net_updater=SoftUpdate(sac_loss, eps=0.995),
+            ),
+            min_buffer_size=config.min_buffer_size,
+            logger=logger,
+            log_interval=0,
+            seed=seed,
+            progress_bar=False,
+        )
+        SkillEvaluation(
+            make_world(case, prior, NUM_SKILLS, seed + 1_000),
+            networks.policy,
+            prior.grid(NUM_SKILLS),
+            config.evaluation_interval,
+            measure=measure,
+        ).register(trainer)
+        start, error = time.perf_counter(), None
+        try:
+            trainer.train()
+        except DivergenceError as divergence:
+            error = str(divergence)
+        seconds = round(time.perf_counter() - start, 1)
+        logged = logger.experiment.scalars
+    curves = {
+        name: [(step, float(f"{value:.4g}")) for step, value in points]
+        for name, points in logged.items()
+        if not name.endswith("_per_second")
+    }
+    last = {name: points[-1][1] for name, points in curves.items()}
+    return {"error": error, "seconds": seconds, "last": last, "curves": curves}
+
+
+def plan() -> dict[tuple[str, str], Case]:
+    """Every run, by its name and role; cured runs that are the healthy one are left out."""
+    runs = {("healthy", "healthy"): Case()}
+    for name, failure in FAILURES.items():
+        runs[name, "failing"] = failure.case
+        if failure.cured != Case():
+            runs[name, "cured"] = failure.cured
+    return runs
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """A row per failure, with the healthy run in each; cured ones where they are another run."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    runs = {(run["name"], run["role"]): run for run in record["runs"] if "curves" in run}
+    names = [name for name, role in runs if role == "failing"]
+    figure = Figure(figsize=(10, 1.2 * len(names) + 0.4), layout="constrained")
+    grid = figure.subplots(len(names), len(PANELS), sharex=True, squeeze=False)
+    for name, row in zip(names, grid, strict=True):
+        in_row = {"healthy": runs["healthy", "healthy"]}
+        in_row |= {role: runs[name, role] for role in ROLES if (name, role) in runs}
+        for (metric, limits), axes in zip(PANELS.items(), row, strict=True):
+            for role, run in in_row.items():
+                points = torch.tensor(run["curves"][metric])
+                # A run that ended at once is a point.
+                marker = "x" if len(points) < 3 else None
+                frames, values = points[:, 0] / 1_000, points[:, 1]
+                axes.plot(frames, values, color=ROLES[role], lw=1.3, marker=marker, label=role)
+            if limits:
+                axes.set(ylim=limits, yscale="log" if limits[0] > 0 else "linear")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params(labelsize=6.5, length=2, pad=1.5)
+            axes.grid(alpha=0.2)
+        row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8)
+    for metric, axes in zip(PANELS, grid[0], strict=True):
+        axes.set_title(metric, fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("frames / 1000", fontsize=7)
+    handles = grid[1, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Train all, write the record and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    seeds = parser.parse_args().seeds
+    # Before the repository moves on.
+    record: dict[str, Any] = {"environment": environment(), "settings": SETTINGS, "runs": []}
+    for seed in seeds:
+        for (name, role), case in plan().items():
+            result = train(case, seed)
+            if seed != seeds[0]:
+                del result["curves"]
+            print(name, role, seed, result["error"], f"{result['seconds']} s", flush=True)
+            run = {"name": name, "role": role, "seed": seed, "case": asdict(case), **result}
+            record["runs"].append(run)
+    (RESULTS / "failures.json").write_text(json.dumps(record) + "\n")
+    draw(record, RESULTS / "failures.png")
+
+
+if __name__ == "__main__":
+    main()
