@@ -1,5 +1,6 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv on their first call.
-# `make bench` measures; leave the machine alone meanwhile.
+# `make docs` builds the site, tutorials included, in docs/_build/html. `make package` builds what is
+# released, and tries it in an empty environment. `make bench` measures; leave the machine alone meanwhile.
 
 PYTHON ?= python3
 # What pip installs as torch. By default the light CPU build; for CUDA on Linux:
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test bench format clean
+.PHONY: quickstart test docs linkcheck package bench format clean
 
 quickstart: .venv/.installed
 	$(BIN)/python examples/half_cheetah.py +experiment=quickstart
@@ -20,6 +21,24 @@ test: .venv/.installed
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
+docs: .venv/.docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+# Addresses of other sites: needs a network.
+linkcheck: .venv/.docs
+	$(BIN)/sphinx-build --builder linkcheck --define plot_gallery=0 docs docs/_build/linkcheck
+
+package: .venv/.installed
+	rm -rf dist .venv-package
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-package/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	cp tests/smoke.py .venv-package/ && cd .venv-package && OMP_NUM_THREADS=1 bin/python smoke.py
+	.venv-package/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
+	cd .venv-package && OMP_NUM_THREADS=1 bin/python smoke.py
+
 bench: .venv/.installed
 	$(BIN)/python benchmarks/run.py
 
@@ -28,11 +47,15 @@ format: .venv/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .venv-package dist docs/_build docs/auto_tutorials docs/reference/generated outputs
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version + ": make PYTHON=python3.12 ..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,ray,plots,video,examples,dev]'
+	touch $@
+
+.venv/.docs: .venv/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@

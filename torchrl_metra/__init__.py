@@ -43,7 +43,7 @@ from torchrl_metra.trainers import (
     make_metra_optimizers,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "BatchedSACLoss",
