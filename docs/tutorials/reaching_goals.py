@@ -1,0 +1,188 @@
+"""
+Zero-shot goals, and what φ knows
+=================================
+
+METRA trains φ so that distances in its latent space are times. This tutorial looks at whether they
+are, and uses them: the skill that points from φ of a state to φ of a goal leads there, although no
+goal was part of the training. One learns to read three pictures that tell what a policy's latent
+space is worth.
+"""
+
+# %%
+# A policy
+# --------
+#
+# The point in the plane of :doc:`/auto_tutorials/first_skills`, trained by
+# :class:`~torchrl_metra.METRATrainer`. Instead of this cell you can load what you have trained:
+# ``policy = SkillPolicy.load("skill_policy.pt")``.
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torchrl
+from tensordict import TensorDict
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+
+from torchrl_metra import (
+    BatchedSACLoss,
+    METRALoss,
+    METRAOptimizationStepper,
+    METRATrainer,
+    SkillPolicy,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+    make_metra_optimizers,
+    make_sac_networks,
+    sample_goals,
+)
+from torchrl_metra.evaluation import (
+    encode_trajectories,
+    goal_metrics,
+    plot_goals,
+    plot_temporal_distances,
+    rollout_goal_policies,
+    rollout_skills,
+    temporal_check,
+)
+
+torch.manual_seed(0)
+torchrl.logger.setLevel("WARNING")
+prior = UnitSphere(2)
+env = make_env("point", num_envs=16).append_transform(SkillPrimer(prior))
+networks = make_sac_networks(2, env.action_spec, prior, num_cells=[64, 64])
+metra_loss = METRALoss(networks.encoder, prior, dual_init=10.0)
+sac_loss = BatchedSACLoss(
+    networks.actor, networks.critics, loss_function="l2", alpha_init=0.01, target_entropy=-1.0
+)
+total_frames = 40_000
+trainer = METRATrainer(
+    collector=Collector(
+        env,
+        networks.actor,
+        frames_per_batch=1_600,
+        total_frames=total_frames,
+        auto_register_policy_transforms=False,
+    ),
+    total_frames=total_frames,
+    optim_steps_per_batch=50,
+    loss_module=sac_loss,
+    skill_loss=metra_loss,
+    replay_buffer=ReplayBuffer(storage=LazyTensorStorage(total_frames), batch_size=256),
+    optimization_stepper=METRAOptimizationStepper(
+        metra_loss, make_metra_optimizers(metra_loss, sac_loss, lr=2e-3)
+    ),
+    progress_bar=False,
+)
+trainer.train()
+policy = SkillPolicy.from_networks(networks, prior)
+
+# %%
+# Does φ tell the time?
+# ---------------------
+#
+# METRA bounds φ where the data are: between a state and the next, ‖φ(s′) − φ(s)‖ ≤ 1. By the
+# triangle inequality, two states that are n steps apart then differ by at most n. Skills are
+# rewarded for going as far as they can, so that along their episodes the bound should be nearly
+# met.
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name, "picture.png")
+
+
+def show():
+    """Put the picture that was written to ``path`` on this page."""
+    pixels = plt.imread(path)
+    figure = plt.figure(figsize=(pixels.shape[1] / 150, pixels.shape[0] / 150), dpi=150)
+    figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[]).imshow(pixels)
+
+
+rollouts = rollout_skills(env, policy.actor, prior.grid(48))
+latents = encode_trajectories(rollouts, policy.encoder)
+plot_temporal_distances(latents, path)
+show()
+
+# %%
+# On the left, the latent steps of 48 episodes. They should pile up below the dashed line: what is
+# right of it breaks the constraint, and a pile far to the left means that φ could still grow, or
+# that a policy dawdles. On the right, for every pair of states of an episode, latent distance
+# against the steps between them. Above the dashed line would be a contradiction; close below it,
+# skills go straight ahead at full speed. A policy that turns back bends the curve down.
+for name, value in temporal_check(latents).items():
+    print(f"{name:17} {value:.3f}")
+
+# %%
+# ``steps_beyond`` and ``pairs_beyond`` are the shares of steps and of pairs more than 5 % beyond
+# the bound, ``rank_correlation`` says whether latent distance and time have the same order.
+#
+# Further than the episodes
+# -------------------------
+#
+# Those were distances along episodes. In this environment, the steps that it takes from the start
+# to any place are known: 0.2 m along each axis at most, hence ``max(|x|, |y|) / 0.2``. Is ‖φ(s) −
+# φ(start)‖ anything like it?
+
+
+@torch.no_grad()
+def latent_distance(places):
+    """‖φ(s) − φ(start)‖ of places of shape ``[n, 2]``."""
+    states = TensorDict({"observation": torch.cat([torch.zeros(1, 2), places])})
+    latent = policy.encoder(states)["latent"]
+    return (latent[1:] - latent[0]).norm(dim=-1)
+
+
+axis = torch.linspace(-25, 25, 101)
+grid = torch.cartesian_prod(axis, axis)
+steps, distance = grid.abs().amax(dim=-1) / 0.2, latent_distance(grid)
+
+figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150, layout="constrained", sharey=True)
+titles = ("steps from the start", "latent distance from φ(start)")
+for axes, values, title in zip(panels, (steps, distance), titles, strict=True):
+    field = values.reshape(101, 101).T
+    lines = axes.contourf(axis, axis, field, levels=range(0, 160, 20), cmap="viridis", extend="max")
+    axes.set(xlabel="x (m)", title=title, aspect="equal")
+panels[0].set_ylabel("y (m)")
+bar = figure.colorbar(lines, ax=panels, label="steps")
+for x, y in ((20, 0), (0, 20), (20, 20), (-20, 20)):
+    latent = latent_distance(torch.tensor([[x, y]], dtype=torch.float32)).item()
+    print(f"to ({x:3} m, {y:2} m): 100 steps, latent distance {latent:3.0f}")
+
+# %%
+# Left the truth, right what φ has learned without being told. Places that take equally long to
+# reach lie on squares here. Distance in a latent plane is Euclidean, and makes the corners round:
+# φ comes near the truth along the diagonals, where the point is fastest, and stays below it along
+# the axes.
+#
+# Goals
+# -----
+#
+# If distance in latent space is time, the way to a goal g is the straight line there: follow the
+# skill φ(g) − φ(s). :meth:`~torchrl_metra.SkillPolicy.reach_goals` is a policy that does so, and
+# ``rollout_goal_policies`` compares three ways to choose the skill for the same goals: at every
+# step (*adaptive*), once at the start (*single*), and not at all (*random*).
+goals = sample_goals("point", 50)
+goal_env = make_env("point", num_envs=50)
+episodes = rollout_goal_policies(goal_env, policy, goals)
+ends = {name: rollouts["next", "position"][:, -1] for name, rollouts in episodes.items()}
+plot_goals(goals["position"], ends, path)
+show()
+
+# %%
+# A grey line joins each goal to where its episode ended: short lines are good. *single* sets out
+# in the right direction and passes its goal, as nothing tells it to stop. *adaptive* turns around
+# there, and stays: mind the scales. *random* is what to compare with.
+for name, rollouts in episodes.items():
+    metrics = goal_metrics(rollouts)
+    print(
+        f"{name:8} {metrics['goal/start_distance']:5.1f} m at the start, "
+        f"{metrics['goal/final_distance']:5.1f} m at the end, "
+        f"{metrics['goal/end_3']:4.0%} end within 3 m"
+    )
+
+# %%
+# For an environment of your own, give goals as a TensorDict of what φ reads in the states to be
+# reached, and of their ``"position"`` for the metrics; :doc:`/guides/evaluation` has more on
+# goals. What to do where a straight line is not enough, because there is a reward to be found, is
+# the subject of :doc:`/auto_tutorials/skills_as_actions`.
+folder.cleanup()
