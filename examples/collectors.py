@@ -95,7 +95,8 @@ def make_replay_buffer(config: DictConfig) -> ReplayBuffer:
     if config.pixels:
         storage = partial(FrameStackStorage, num_frames=config.pixels.frames)
     else:
-        storage = LazyTensorStorage if is_device else LazyMemmapStorage
+        # A run that goes on finds its own files in the folder.
+        storage = LazyTensorStorage if is_device else partial(LazyMemmapStorage, existsok=True)
     storage = partial(storage, config.buffer_size, **place)
     if is_learner_remote(config):
         if config.storage.startswith("cuda"):

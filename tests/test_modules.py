@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded, Unbounded
+from torchrl.envs import ObservationNorm
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, TanhNormal
 
@@ -179,6 +180,23 @@ class TestSkillPolicy:
         normalised = (raw - norm["loc"]) / norm["scale"]
         torch.testing.assert_close(
             env.transform(TensorDict({"observation": raw}, []))["observation"], normalised
+        )
+
+    @pytest.mark.parametrize("standard_normal", [True, False])
+    def test_keeps_either_form_of_observation_norm(self, standard_normal: bool) -> None:
+        norm = ObservationNorm(
+            loc=torch.tensor([1.0, 2.0]),
+            scale=torch.tensor([2.0, 4.0]),
+            in_keys=["observation"],
+            standard_normal=standard_normal,
+        )
+        env = make_env("point").append_transform(norm)
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
+        kept = SkillPolicy.from_networks(networks, PRIOR, env).observation_norm
+        raw = torch.tensor([5.0, 6.0])
+        torch.testing.assert_close(
+            norm(TensorDict({"observation": raw}, []))["observation"],
+            (raw - kept["loc"]) / kept["scale"],
         )
 
     def test_own_networks(self, tmp_path: Path) -> None:

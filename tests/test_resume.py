@@ -91,6 +91,13 @@ def test_a_run_goes_back_to_the_checkpoint_that_is_named(tmp_path: Path) -> None
     assert runs.results(tmp_path) == expected
 
 
+def test_a_replay_buffer_in_a_folder_is_gone_on_with(tmp_path: Path) -> None:
+    storage = f"storage={tmp_path / 'replay'}"
+    run(tmp_path, storage)
+    assert (tmp_path / "replay" / "observation.memmap").exists()
+    assert "after 3,200 frames" in run(tmp_path, storage, "resume=auto", "total_frames=3200")
+
+
 def test_a_finished_run_is_evaluated_again_or_goes_further(tmp_path: Path) -> None:
     run(tmp_path)
     expected = runs.results(tmp_path)

@@ -80,7 +80,7 @@ class PixelEncoder(nn.Module):
         """
         if pixels.dtype != torch.uint8 or pixels.shape[-3:] != self.shape:
             raise ValueError(
-                f"pixels must be uint8 of shape {[..., *self.shape]}, found {pixels.dtype} of "
+                f"pixels must be uint8 of shape [..., {', '.join(map(str, self.shape))}], found {pixels.dtype} of "
                 f"shape {list(pixels.shape)}."
             )
         device = pixels.device.type

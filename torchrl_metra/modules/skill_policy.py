@@ -40,8 +40,8 @@ class SkillPolicy:
         encoder (nn.Module, optional): φ(s), or ``None`` if the objective has none.
         prior (SkillPrior): distribution of the skills.
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
-            :class:`~torchrl.envs.ObservationNorm` that the networks expect to have
-            been applied, or ``None``.
+            :class:`~torchrl.envs.ObservationNorm` with ``standard_normal=True`` that the
+            networks expect to have been applied, or ``None``.
         architecture (Recipe, optional): what it takes to build the networks again, if
             :func:`~torchrl_metra.make_sac_networks` or
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
@@ -266,5 +266,11 @@ def _read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
     transforms = env.transform if isinstance(env.transform, Compose) else [env.transform]
     for transform in transforms:
         if isinstance(transform, ObservationNorm) and "observation" in transform.in_keys:
-            return {"loc": transform.loc.clone(), "scale": transform.scale.clone()}
+            loc, scale = transform.loc.clone(), transform.scale.clone()
+            # x · scale + loc, TorchRL's default, as (x - loc') / scale'.
+            return (
+                {"loc": loc, "scale": scale}
+                if transform.standard_normal
+                else {"loc": -loc / scale, "scale": 1 / scale}
+            )
     return None
