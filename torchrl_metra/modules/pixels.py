@@ -79,8 +79,9 @@ class PixelEncoder(nn.Module):
             ValueError: if the pictures have another shape or type.
         """
         if pixels.dtype != torch.uint8 or pixels.shape[-3:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
             raise ValueError(
-                f"pixels must be uint8 of shape [..., {', '.join(map(str, self.shape))}], found {pixels.dtype} of "
+                f"pixels must be uint8 of shape [..., {expected}], found {pixels.dtype} of "
                 f"shape {list(pixels.shape)}."
             )
         device = pixels.device.type
