@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import intersphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.util import inspect
 
 # Where the reference documents a name, first come first served.
 ROOMS = [
@@ -62,9 +63,10 @@ def full_name(path: str) -> str | None:
 def page_of(code: str) -> str | None:
     """The name in ``METRALoss``, ``METRALoss.reward`` or ``SkillPrimer(prior)`` that has a page."""
     for part in code.partition("(")[0].split("."):
-        # Other words in lower case are more often words than names.
-        if part in NAMES and (part[0].isupper() or "_" in part):
-            return NAMES[part]
+        full = NAMES.get(part)
+        # Other words in lower case are more often words, or entries of data, than names.
+        if full and (part[0].isupper() or "_" in part) and ".functional." not in full:
+            return full
     return None
 
 
@@ -114,9 +116,20 @@ def skip_others(
     return None if module.startswith("torchrl_metra") else True
 
 
+def show_arguments(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """The arguments of a class whose metaclass, as that of TorchRL's losses, hides them."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    arguments = inspect.signature(item.__init__, bound_method=True)
+    return inspect.stringify_signature(arguments, show_annotation=False), returns
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_transform(LinkNames)
+    app.connect("autodoc-process-signature", show_arguments)
     app.connect("autodoc-skip-member", skip_others)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
