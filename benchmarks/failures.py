@@ -40,8 +40,7 @@ from torchrl_metra import (
 from torchrl_metra.evaluation import encode_trajectories, measure_skills
 from torchrl_metra.modules import SkillConditionedActor
 from torchrl_metra.modules.networks import make_trunk
-from torchrl_metra.trainers import SkillEvaluation
-from torchrl_metra.trainers.faults import DivergenceError
+from torchrl_metra.trainers import DivergenceError, SkillEvaluation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +105,7 @@ PANELS: dict[str, tuple[float, float] | None] = {
     "constraint_violation": (-0.03, 1.03),
     "entropy": None,
     "policy_coverage": (-50, 2_100),
-    "skill_alignment": (-0.25, 1.05),
+    "skill_alignment": (-0.55, 1.05),
 }
 ROLES = {"healthy": "0.6", "failing": "tab:red", "cured": "tab:blue"}
 
