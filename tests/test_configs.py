@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_losses
+from pages import ROOT, Page
 from tensordict import TensorDict
 from torchrl.envs import TransformedEnv
 from torchrl.modules import MLP
@@ -57,9 +58,8 @@ from omegaconf import OmegaConf  # noqa: E402
 from torchrl_metra.trainers import configs  # noqa: E402
 from torchrl_metra.trainers.configs import suggest_names  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-PAGE = (ROOT / "docs" / "guides" / "configuration.md").read_text()
+PAGE = Page("docs/guides/configuration.md")
 CONFIGS = [name for name in configs.__all__ if name.endswith("Config")]
 
 # Functions, whose configs are called after what they make.
@@ -173,7 +173,7 @@ def test_names_beside_torchrls() -> None:
 
 def test_the_pages_table() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## What there is")[2], re.MULTILINE
+        r"^\| `(\w+)` \| (.*) \|$", PAGE.text.partition("## What there is")[2], re.MULTILINE
     )
     shown = {f"{group}={name}" for group, names in rows for name in re.findall(r"`(\w+)`", names)}
     assert shown == set(registered().values())
@@ -300,8 +300,8 @@ def test_lists_and_dicts_are_plain() -> None:
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return found
+    (found,) = PAGE.code(language)
+    return found.code
 
 
 @pytest.fixture
@@ -450,7 +450,7 @@ def test_the_pages_script(folder: Path) -> None:
     assert re.search(r"480 frames, \d+ cells visited", trained.stdout)
     refused = run("loss.slak=0.01")
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1] in PAGE
+    assert refused.stderr.splitlines()[-1] in PAGE.text
     assert "Traceback" not in refused.stderr
 
 

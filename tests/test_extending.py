@@ -1,16 +1,19 @@
-"""The code of docs/guides/extending.md and docs/objectives.md, run as it stands there."""
+"""The objectives of docs/guides/extending.md and the table of docs/objectives.md.
+
+test_docs.py runs both pages as they stand.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_batch
+from pages import ROOT, Page
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives.utils import SoftUpdate
@@ -29,39 +32,14 @@ from torchrl_metra import (
     make_sac_networks,
 )
 
-ROOT = Path(__file__).parents[1]
+EXTENDING = Page("docs/guides/extending.md")
+OBJECTIVES = Page("docs/objectives.md")
 PRIOR = UnitSphere(2)
 
 
-def page(name: str) -> str:
-    return (ROOT / "docs" / f"{name}.md").read_text()
-
-
-def code_of(name: str) -> list[str]:
-    """A page's blocks of Python, on the lines that they have there, for tracebacks."""
-    text = page(name)
-    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in found]
-
-
-def run(name: str, code: str, namespace: dict[str, Any]) -> None:
-    exec(compile(code, f"{name}.md", "exec"), namespace)
-
-
-def test_the_new_objective_learns() -> None:
-    """The whole page, its training included."""
-    names: dict[str, Any] = {"__name__": "extending"}
-    for code in code_of("extending"):
-        run("extending", code, names)
-    untrained, trained = names["untrained"], names["trained"]
-    assert untrained["skill_alignment"] < 0.5
-    assert trained["skill_alignment"] > 0.7
-    assert trained["policy_coverage"] > 5 * untrained["policy_coverage"]
-    assert names["concentrated_loss"].log_concentration > 0.5
-
-
 def test_the_new_objective_is_short() -> None:
-    objective, training, *_ = (code.strip().splitlines() for code in code_of("extending"))
+    blocks = EXTENDING.code("python")
+    objective, training, *_ = (block.code.strip().splitlines() for block in blocks)
     assert len(objective) <= 22
     assert len(training) <= 50
 
@@ -76,10 +54,8 @@ class TestNewObjectives:
         """What the page imports and defines, without its training."""
         namespace: dict[str, Any] = {"__name__": "extending"}
         kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-        for code in code_of("extending"):
-            module = ast.parse(code)
-            module.body = [node for node in module.body if isinstance(node, kinds)]
-            exec(compile(module, "extending.md", "exec"), namespace)
+        for block in EXTENDING.code("python"):
+            block.run(namespace, *kinds)
         return namespace
 
     @objectives
@@ -160,13 +136,13 @@ class TestObjectives:
         """A pipeline, and the page's objectives."""
         env = make_env("point", 8).append_transform(SkillPrimer(PRIOR))
         namespace: dict[str, Any] = {"env": env, "batch": env.rollout(8).reshape(-1)}
-        run("objectives", code_of("objectives")[0], namespace)
+        OBJECTIVES.code("python")[0].run(namespace)
         return namespace
 
     @pytest.fixture
     def rows(self) -> dict[str, list[str]]:
         """The table of the family, without its header."""
-        section = page("objectives").split("## The family")[1].split("\n## ")[0]
+        section = OBJECTIVES.text.split("## The family")[1].split("\n## ")[0]
         table = [
             re.split(r"(?<!\\)\|", line)[1:-1]
             for line in section.splitlines()
@@ -199,16 +175,17 @@ class TestObjectives:
 
     def test_one_for_another(self, names: dict[str, Any]) -> None:
         batch: TensorDict = names["batch"]
-        swap, chosen = code_of("objectives")[1], 'skill_losses["lsd"]'
-        assert chosen in swap
-        assert len(swap.strip().splitlines()) <= 20
+        swap, chosen = OBJECTIVES.code("python")[1], 'skill_losses["lsd"]'
+        assert chosen in swap.code
+        assert len(swap.code.strip().splitlines()) <= 20
         for name, skill_loss in names["skill_losses"].items():
             groups = skill_loss.parameter_groups()
             before = {
                 group: [weight.detach().clone() for weight in parameters]
                 for group, parameters in groups.items()
             }
-            run("objectives", swap.replace(chosen, f"skill_losses[{name!r}]"), names)
+            other = swap.code.replace(chosen, f"skill_losses[{name!r}]")
+            swap._replace(code=other).run(names)
             for group, parameters in groups.items():
                 pairs = zip(parameters, before[group], strict=True)
                 assert any(not new.equal(old) for new, old in pairs), (name, group)
@@ -216,7 +193,7 @@ class TestObjectives:
             assert batch["next", "reward"].isfinite().all(), name
 
     def test_critics_of_csf(self, names: dict[str, Any]) -> None:
-        run("objectives", code_of("objectives")[2], names)
+        OBJECTIVES.code("python")[2].run(names)
         assert update(names["skill_losses"]["csf"], names["sac_loss"], 2).isfinite().all()
         with pytest.raises(ValueError, match="CSFLoss goes with SuccessorFeatureSACLoss"):
             make_metra_optimizers(names["skill_losses"]["lsd"], names["sac_loss"])

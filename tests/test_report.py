@@ -9,7 +9,6 @@ import pytest
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.data import Bounded
 from torchrl.envs import ExcludeTransform, TransformedEnv
 
 from torchrl_metra import (
@@ -26,7 +25,6 @@ from torchrl_metra.evaluation import evaluate, rollout_skills
 from torchrl_metra.evaluation.__main__ import main
 
 pytest.importorskip("matplotlib")
-DOCS = Path(__file__).parents[1] / "docs"
 PRIOR = UnitSphere(2)
 
 
@@ -120,21 +118,6 @@ class TestEvaluate:
         report = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)
         assert report["skills"] == {}
         assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}
-
-    def test_an_environment_of_the_users_own(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The code of the documentation, in fewer than 20 lines."""
-        pytest.importorskip("gymnasium")
-        monkeypatch.chdir(tmp_path)
-        section = (DOCS / "evaluation.md").read_text().split("## Your own environment")[1]
-        code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
-        assert len(code.strip().splitlines()) < 20
-        networks = make_sac_networks(3, Bounded(-2, 2, (1,)), PRIOR, num_cells=[16])
-        namespace = {"actor": networks.actor, "encoder": networks.encoder}
-        exec(code, namespace)
-        assert 1 < namespace["report"]["skills"]["policy_coverage"] <= 361
-        assert (tmp_path / "pendulum_report" / "report.html").exists()
 
 
 def test_episodes_of_different_lengths_are_evened_out() -> None:
