@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -545,3 +546,22 @@ def test_files_that_are_named_exist(name: str) -> None:
     for code in Page(name).inline_code:
         if re.fullmatch(r"(examples|benchmarks|tests|docs|torchrl_metra)/[\w./-]+", code):
             assert (ROOT / code).exists(), code
+
+
+ROOMS = ["data", "envs", "modules", "objectives", "objectives.functional", "trainers", "evaluation"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_is_in_the_reference(room: str) -> None:
+    pages = (path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
+    listed = set(re.findall(r"^(?:   |\.\. autodata:: )(\w+)$", "\n".join(pages), re.MULTILINE))
+    names = set(importlib.import_module(f"torchrl_metra.{room}").__all__)
+    assert names - listed <= {"ConstraintNorm"}  # a type
+
+
+def test_one_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    latest = re.search(r"^## \[([\d.]+)\]", changelog, re.MULTILINE)[1]
+    citation = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert citation == latest
+    assert torchrl_metra.__version__ == latest or ".dev" in torchrl_metra.__version__
