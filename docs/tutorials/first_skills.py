@@ -84,9 +84,9 @@ metra_optimizer = optim.Adam(metra_loss.parameters(), lr=2e-3)
 # Before training
 # ---------------
 #
-# The functions of :mod:`torchrl_metra.evaluation` roll out one deterministic episode for each of
-# 48 skills around the circle, follow them through φ, measure and draw them. The pictures are
-# files; ``show`` puts one on this page.
+# The functions of :doc:`torchrl_metra.evaluation </reference/evaluation>` roll out one
+# deterministic episode for each of 48 skills around the circle, follow them through φ, measure
+# and draw them. The pictures are files; ``show`` puts one on this page.
 skills = prior.grid(48)
 numbers = {}
 

@@ -181,6 +181,12 @@ for name, rollouts in episodes.items():
     )
 
 # %%
+# That is seed 0 of this short training. Seed 1 does the same; with seed 2 only 16 % of the
+# adaptive episodes end within 3 m, although its skills go as far and its temporal check is as
+# good (rank correlation 0.998). There the skills do not turn around; probably as a goal asks for
+# them at places where they did not lead in training. No other picture shows that, so look at
+# goals before you build on a policy.
+#
 # For an environment of your own, give goals as a TensorDict of what φ reads in the states to be
 # reached, and of their ``"position"`` for the metrics; :doc:`/guides/evaluation` has more on
 # goals. What to do where a straight line is not enough, because there is a reward to be found, is
