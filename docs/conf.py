@@ -79,6 +79,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "write_computation_times": False,
     "remove_config_comments": True,
+    "capture_repr": (),
     "image_scrapers": ("matplotlib",),
     "doc_module": tuple(ROOMS),
 }
