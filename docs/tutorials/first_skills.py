@@ -107,6 +107,7 @@ def look(title):
         show(path)
 
 
+# sphinx_gallery_thumbnail_number = 2
 look("untrained")
 
 # %%
