@@ -19,6 +19,9 @@ from torchrl.envs import EnvBase
 from torchrl_metra import FrameStackStorage, PixelOptions, SkillPrimer, make_env
 from torchrl_metra._extras import require
 
+# The policy remembers nothing between steps, so TorchRL has no transform to add for it.
+AS_IT_IS = {"auto_register_policy_transforms": False}
+
 
 def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
     """The environment of a run, with a skill for every episode."""
@@ -50,7 +53,7 @@ def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseC
         if config.distributed.kind == "ray":
             return make_ray_collector(config, makers, policy, options)
         kinds = {"multi_sync": MultiSyncCollector, "multi_async": MultiAsyncCollector}
-        return kinds[config.distributed.kind](makers, policy, **options)
+        return kinds[config.distributed.kind](makers, policy, **options, **AS_IT_IS)
     # Environments step in threads of their own, with which those of torch would quarrel.
     learner_threads = torch.get_num_threads()
     return Collector(
@@ -60,6 +63,7 @@ def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseC
         pre_collect_hook=lambda: torch.set_num_threads(1),
         post_collect_hook=lambda batch: torch.set_num_threads(learner_threads),
         **options,
+        **AS_IT_IS,
     )
 
 
