@@ -21,7 +21,7 @@ from torchrl_metra import METRALoss, SkillPrimer, UnitSphere  # METRA
 from torchrl_metra.envs import PointEnv
 
 
-def train(total_frames: int = 100_000, seed: int = 0) -> dict:
+def train(total_frames: int = 100_800, seed: int = 0) -> dict:
     """Train and return the parts."""
     torch.manual_seed(seed)
     # Environment
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     from torchrl_metra.evaluation import rollout_skills, sector_coverage
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--total-frames", type=int, default=100_000)
+    parser.add_argument("--total-frames", type=int, default=100_800)
     parts = train(parser.parse_args().total_frames)
     skills = parts["metra_loss"].prior.grid(48)
     rollouts = rollout_skills(parts["env"], parts["actor"], skills)
