@@ -56,6 +56,10 @@ def test_a_run_leaves_pictures_curve_policy_and_record(training: Any, tmp_path: 
     assert curve[0] == "frames,seconds,policy_coverage"
     assert curve[1].startswith("0,")
     assert curve[-1].startswith("4800,")
+    explained = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    logged = {path.stem for path in (tmp_path / "log" / "scalars").iterdir()}
+    assert {"dual", "loss_qvalue", "policy_coverage", "total_coverage"} <= logged
+    assert {name for name in logged if f"`{name}`" not in explained} == set()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["config"]["seed"] == 3
     assert summary["coverage_after"] == results["coverage_after"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,6 +141,10 @@ class TestContract:
         assert all(value.shape == () for value in out.values())
         for key, value in out.items():
             assert value.requires_grad == key.startswith("loss_"), key
+
+    def test_what_it_logs_is_explained(self, objective: Objective) -> None:
+        page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+        assert [key for key in objective().out_keys if f"`{key}`" not in page] == []
 
     def test_each_loss_reaches_its_group_and_no_other(self, objective: Objective) -> None:
         loss = objective()
