@@ -80,7 +80,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "remove_config_comments": True,
     "capture_repr": (),
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("figures.scrape", "matplotlib"),
     "doc_module": tuple(ROOMS),
 }
 

@@ -330,21 +330,17 @@ class TestPlots:
         for picture in ("a/skills.png", "latents.png", "space.png", "temporal.png", "goals.png"):
             assert (tmp_path / picture).stat().st_size > 10_000
 
-    def test_a_panel_for_what_is_given(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        figures = []
-        monkeypatch.setattr(
-            "torchrl_metra.evaluation.plots._save", lambda figure, path: figures.append(figure)
-        )
+    def test_a_panel_for_what_is_given(self) -> None:
         walks, skills = torch.randn(6, 20, 2), UnitSphere(2).grid(6)
-        plot_skills(walks, skills, tmp_path, position=walks)
-        plot_skills(walks, skills, tmp_path)
-        plot_skills(None, skills, tmp_path, position=walks)
+        figures = [
+            plot_skills(walks, skills, position=walks),
+            plot_skills(walks, skills),
+            plot_skills(None, skills, position=walks),
+        ]
         names = [[axes.get_xlabel() for axes in figure.axes] for figure in figures]
         assert names == [["x (m)", "φ, dimension 1"], ["φ, dimension 1"], ["x (m)"]]
         with pytest.raises(ValueError, match="latents, positions or both, but both are None"):
-            plot_skills(None, skills, tmp_path)
+            plot_skills(None, skills)
 
     def test_missing_matplotlib_names_the_extra(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

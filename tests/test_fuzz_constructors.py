@@ -138,6 +138,7 @@ vectors = st.sampled_from([torch.zeros(3, 2), torch.randn(3, 2), 1e30 * torch.ra
 projection = st.sampled_from([None, lambda state: state["position"][..., :1]])
 goals = made(lambda: sample_goals("point", 3))
 pixels = st.just(torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8))
+picture = st.none() | st.just(FOLDER / "p.png")
 options = st.sampled_from([None, PixelOptions(8, 1)])
 bounds = st.just((-1.0, 1.0))
 objective = {"encoder": module, "prior": prior, "reduction": reduction}
@@ -311,19 +312,19 @@ CASES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "max_steps": size,
     },
     "plot_coverage": {
-        "curves": st.just({"run": torch.ones(3, 2)}), "path": st.just(FOLDER / "p.png"),
+        "curves": st.just({"run": torch.ones(3, 2)}), "path": picture,
         "title": text, "unit": text,
     },
     "plot_goals": {
         "goals": vectors, "reached": vectors.map(lambda v: {"adaptive": v}),
-        "path": st.just(FOLDER / "p.png"),
+        "path": picture,
     },
     "plot_skills": {
-        "latents": latents, "skills": st.just(torch.eye(2)), "path": st.just(FOLDER / "p.png"),
+        "latents": latents, "skills": st.just(torch.eye(2)), "path": picture,
         "position": st.none() | latents, "title": text, "unit": text,
     },
     "plot_temporal_distances": {
-        "latents": latents, "path": st.just(FOLDER / "p.png"), "lengths": lengths, "norm": norm
+        "latents": latents, "path": picture, "lengths": lengths, "norm": norm
     },
     "write_video": {"pixels": pixels, "path": st.just(FOLDER / "v.gif"), "fps": positive},
     "evaluate": {

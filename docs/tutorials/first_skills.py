@@ -13,10 +13,6 @@ does, and how to read the pictures and the numbers of what came of it.
 #
 # :class:`~torchrl_metra.PointEnv` is a point in an unbounded plane. It observes its position, and
 # its action moves it by at most 0.2 m along each axis, for 200 steps. Its reward is always zero.
-import tempfile
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import torch
 import torchrl
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
@@ -86,29 +82,20 @@ metra_optimizer = optim.Adam(metra_loss.parameters(), lr=2e-3)
 #
 # The functions of :doc:`torchrl_metra.evaluation </reference/evaluation>` roll out one
 # deterministic episode for each of 48 skills around the circle, follow them through φ, measure
-# and draw them. The pictures are files; ``show`` puts one on this page.
+# and draw them.
 skills = prior.grid(48)
 numbers = {}
-
-
-def show(path):
-    pixels = plt.imread(path)
-    figure = plt.figure(figsize=(pixels.shape[1] / 150, pixels.shape[0] / 150), dpi=150)
-    figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[]).imshow(pixels)
 
 
 def look(title):
     rollouts = rollout_skills(env, actor, skills)
     latents = encode_trajectories(rollouts, encoder)
     numbers[title] = measure_skills(rollouts, latents, prior)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "skills.png")
-        plot_skills(latents, skills, path, position=positions(rollouts), title=title)
-        show(path)
+    return plot_skills(latents, skills, position=positions(rollouts), title=title)
 
 
 # sphinx_gallery_thumbnail_number = 2
-look("untrained")
+figure = look("untrained")
 
 # %%
 # Each line is an episode, in the colour of its skill: on the left in space, on the right in
@@ -151,7 +138,7 @@ collector.shutdown()
 # %%
 # After 40 000 steps
 # ------------------
-look("after 40,000 steps")
+figure = look("after 40,000 steps")
 
 # %%
 # A fan of skills, in space and in latent space. Nobody asked for directions in space. They follow

@@ -15,9 +15,6 @@ space is worth.
 # The point in the plane of :doc:`/auto_tutorials/first_skills`, trained by
 # :class:`~torchrl_metra.METRATrainer`. Instead of this cell you can load what you have trained:
 # ``policy = SkillPolicy.load("skill_policy.pt")``.
-import tempfile
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 import torchrl
@@ -87,21 +84,9 @@ policy = SkillPolicy.from_networks(networks, prior)
 # triangle inequality, two states that are n steps apart then differ by at most n. Skills are
 # rewarded for going as far as they can, so that along their episodes the bound should be nearly
 # met.
-folder = tempfile.TemporaryDirectory()
-path = Path(folder.name, "picture.png")
-
-
-def show():
-    """Put the picture that was written to ``path`` on this page."""
-    pixels = plt.imread(path)
-    figure = plt.figure(figsize=(pixels.shape[1] / 150, pixels.shape[0] / 150), dpi=150)
-    figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[]).imshow(pixels)
-
-
 rollouts = rollout_skills(env, policy.actor, prior.grid(48))
 latents = encode_trajectories(rollouts, policy.encoder)
-plot_temporal_distances(latents, path)
-show()
+figure = plot_temporal_distances(latents)
 
 # %%
 # On the left, the latent steps of 48 episodes. They should pile up below the dashed line: what is
@@ -165,8 +150,7 @@ goals = sample_goals("point", 50)
 goal_env = make_env("point", num_envs=50)
 episodes = rollout_goal_policies(goal_env, policy, goals)
 ends = {name: rollouts["next", "position"][:, -1] for name, rollouts in episodes.items()}
-plot_goals(goals["position"], ends, path)
-show()
+figure = plot_goals(goals["position"], ends)
 
 # %%
 # A grey line joins each goal to where its episode ended: short lines are good. *single* sets out
@@ -191,4 +175,3 @@ for name, rollouts in episodes.items():
 # reached, and of their ``"position"`` for the metrics; :doc:`/guides/evaluation` has more on
 # goals. What to do where a straight line is not enough, because there is a reward to be found, is
 # the subject of :doc:`/auto_tutorials/skills_as_actions`.
-folder.cleanup()

@@ -22,7 +22,6 @@ the result in a file.
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torchrl
 from tensordict import TensorDict
@@ -190,15 +189,8 @@ for name in ("policy_coverage", "sectors", "skill_alignment", "latent_step_mean"
 
 # %%
 # Coverage counts the cells of 1 m that 48 episodes visit, ``sectors`` in how many of 16 sectors
-# around the start they end. Here are the episodes as lines, in space and in the latent space of
-# φ. The picture is a file, which the last lines put on this page.
-folder = tempfile.TemporaryDirectory()
-path = Path(folder.name, "skills.png")
-plot_skills(latents, skills, path, position=positions(rollouts, place), title="on two wheels")
-pixels = plt.imread(path)
-figure = plt.figure(figsize=(pixels.shape[1] / 150, pixels.shape[0] / 150), dpi=150)
-axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-image = axes.imshow(pixels)
+# around the start they end. Here are the episodes as lines, in space and in the latent space of φ:
+figure = plot_skills(latents, skills, position=positions(rollouts, place), title="on two wheels")
 
 # %%
 # All robots start with their heading along x. Where a skill leads elsewhere they turn first, or
@@ -212,12 +204,13 @@ print(f"{backward.float().mean():.0%} of all steps are backward")
 #
 # :class:`~torchrl_metra.SkillPolicy` is policy, φ and the distribution of skills in one file,
 # which holds weights and no code. What comes back drives as before:
-path = Path(folder.name, "two_wheels.pt")
-policy.save(path)
-again, *_ = measure(SkillPolicy.load(path))
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, "two_wheels.pt")
+    policy.save(path)
+    print(f"{path.stat().st_size / 1e3:.0f} kB")
+    again, *_ = measure(SkillPolicy.load(path))
 difference = (place(again["next"]) - place(rollouts["next"])).abs().max()
-print(f"{path.stat().st_size / 1e3:.0f} kB, places differ by at most {difference:.1e} m")
-folder.cleanup()
+print(f"places differ by at most {difference:.1e} m")
 
 # %%
 # From here, :doc:`/auto_tutorials/reaching_goals` asks what φ knows, and

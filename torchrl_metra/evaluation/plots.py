@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,26 +16,32 @@ from torchrl_metra._extras import require
 from torchrl_metra.evaluation.temporal import latent_steps, pair_distances
 from torchrl_metra.objectives.functional import ConstraintNorm
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["plot_coverage", "plot_goals", "plot_skills", "plot_temporal_distances"]
 
 
 def plot_coverage(
     curves: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     title: str = "",
     unit: str = "cells",
-) -> None:
+) -> Figure:
     """Draw coverage against environment steps, one line per run.
 
     Args:
         curves (mapping of str to Tensor): by name of the run, its points of shape
             ``[n, 2]``: environment steps and coverage.
-        path (path): picture to write; its suffix selects the format.
+        path (path, optional): picture to write; its suffix selects the format.
 
     Keyword Args:
         title (str, optional): title of the picture.
         unit (str, optional): what coverage counts. Defaults to ``"cells"``.
+
+    Returns:
+        The figure, which notebooks show.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -55,18 +61,18 @@ def plot_coverage(
     axes.set_ylim(bottom=0)
     if len(curves) > 1:
         axes.legend(fontsize="small")
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_skills(
     latents: Tensor | None,
     skills: Tensor,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     position: Tensor | None = None,
     title: str = "",
     unit: str = "m",
-) -> None:
+) -> Figure:
     """Draw one line per episode, coloured by its skill: in space and, beside it, in latent space.
 
     Two-dimensional trajectories are drawn in their plane, one-dimensional ones against time.
@@ -77,12 +83,15 @@ def plot_skills(
         latents (Tensor, optional): φ of shape ``[M, T, D]``; ``None`` without an encoder, to
             draw positions only.
         skills (Tensor): skills of shape ``[M, D]``.
-        path (path): picture to write; its suffix selects the format.
+        path (path, optional): picture to write; its suffix selects the format.
 
     Keyword Args:
         position (Tensor, optional): positions of shape ``[M, T, k]``.
         title (str, optional): title of the picture.
         unit (str, optional): of the positions. Defaults to ``"m"``.
+
+    Returns:
+        The figure, which notebooks show.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -104,16 +113,16 @@ def plot_skills(
     for axes, (lines, names) in zip(all_axes, panels, strict=True):
         _plot_lines(axes, lines, skills, names)
     _add_legend(figure, skills)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_temporal_distances(
     latents: Tensor,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     lengths: Tensor | None = None,
     norm: ConstraintNorm = "l2",
-) -> None:
+) -> Figure:
     """Draw what :func:`~torchrl_metra.evaluation.temporal_check` measures.
 
     On the left a histogram of latent steps, on the right latent against temporal distance of
@@ -122,11 +131,14 @@ def plot_temporal_distances(
 
     Args:
         latents (Tensor): φ along episodes, of shape ``[M, T + 1, D]``.
-        path (path): picture to write; its suffix selects the format.
+        path (path, optional): picture to write; its suffix selects the format.
 
     Keyword Args:
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
         norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+
+    Returns:
+        The figure, which notebooks show.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -157,14 +169,14 @@ def plot_temporal_distances(
     right.set(ylabel=f"latent distance, ‖φ(sᵢ) − φ(sⱼ)‖{scale}")
     right.set(xlim=(0, longest), ylim=(0, 1.1 * max(longest, max(high))))
     right.legend(fontsize="small", loc="upper left")
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_goals(
     goals: Tensor,
     reached: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
-) -> None:
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
     """Draw where episodes ended that were sent to goals, one panel per policy.
 
     In the plane, each end is connected to its goal; in one dimension, ends are drawn against
@@ -174,7 +186,10 @@ def plot_goals(
         goals (Tensor): positions of the goals, of shape ``[M, k]``, in metres.
         reached (mapping of str to Tensor): by name of the policy, final positions of shape
             ``[M, k]``, in metres.
-        path (path): picture to write; its suffix selects the format.
+        path (path, optional): picture to write; its suffix selects the format.
+
+    Returns:
+        The figure, which notebooks show.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -206,7 +221,7 @@ def plot_goals(
             axes.legend(fontsize="small")
         distance = (goals - ends).norm(dim=-1).mean()
         axes.set_title(f"{name}: {distance:.1f} m from the goal", fontsize="medium")
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _check_lines(name: str, lines: Tensor, skills: Tensor) -> None:
@@ -241,7 +256,7 @@ def _plot_lines(axes: Any, lines: Tensor, skills: Tensor, names: tuple[str, str]
     axes.set(xlabel=names[0], ylabel=names[1])
 
 
-def _new_figure(num_panels: int, title: str = "") -> tuple[Any, Any]:
+def _new_figure(num_panels: int, title: str = "") -> tuple[Figure, Any]:
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
@@ -253,11 +268,12 @@ def _new_figure(num_panels: int, title: str = "") -> tuple[Any, Any]:
     return figure, panels
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    check_type("path", path, str | os.PathLike, "a path")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def _save(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    check_type("path", path, str | os.PathLike | None, "a path, or None to write no picture")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    return figure
 
 
 def _is_one_hot(skills: Tensor) -> bool:
