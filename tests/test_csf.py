@@ -272,7 +272,7 @@ def test_one_dimension_is_sac_without_entropy_in_the_target() -> None:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("switches", [{}, {"compile": {"backend": "aot_eager"}}])
+    @pytest.mark.parametrize("switches", [{}, {"compile": {"backend": "eager"}}])
     def test_step(self, switches: dict[str, Any]) -> None:
         parts = make_csf(UnitSphere(3))
         optimizers = make_metra_optimizers(parts.csf_loss, parts.sac_loss)

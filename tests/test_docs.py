@@ -545,7 +545,7 @@ def test_links(name: str) -> None:
 def test_files_that_are_named_exist(name: str) -> None:
     for code in Page(name).inline_code:
         if re.fullmatch(r"(examples|benchmarks|tests|docs|torchrl_metra)/[\w./-]+", code):
-            assert (ROOT / code).exists(), code
+            assert (ROOT / code).exists() or BUILT & set(Path(code).parts), code
 
 
 ROOMS = ["data", "envs", "modules", "objectives", "objectives.functional", "trainers", "evaluation"]

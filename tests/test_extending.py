@@ -92,7 +92,7 @@ class TestNewObjectives:
     @objectives
     def test_as_one_graph(self, names: dict[str, Any], name: str) -> None:
         losses = []
-        for switches in ({}, {"compile": {"backend": "aot_eager"}}):
+        for switches in ({}, {"compile": {"backend": "eager"}}):
             skill_loss = build(names[name])
             losses.append(update(skill_loss, make_sac_loss(skill_loss), 5, **switches))
         plain, graph = losses

@@ -108,15 +108,9 @@ def assert_reaches_goals(networks: SACNetworks) -> None:
     assert result["adaptive"]["goal/end_3"] > 0.8, result
 
 
-@pytest.mark.parametrize(
-    "switches",
-    [
-        {},
-        pytest.param({"compile": True, "autocast": torch.bfloat16}, marks=needs_compiler),
-    ],
-    ids=["eager", "compiled+bfloat16"],
-)
-def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
+@needs_compiler
+def test_metra_trainer_learns_the_fan() -> None:
+    """With all switches of a CPU; without them, hook and script below, and tests/smoke.py."""
     parts = build()
     untrained = evaluate(parts.networks.actor, parts.metra_loss)
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
@@ -124,7 +118,8 @@ def test_metra_trainer_learns_the_fan(switches: dict[str, Any]) -> None:
         parts.metra_loss,
         optimizers,
         target_net_updater=SoftUpdate(parts.sac_loss, eps=0.995),
-        **switches,
+        compile=True,
+        autocast=torch.bfloat16,
     )
     METRATrainer(
         **parts.trainer,

@@ -183,7 +183,7 @@ CONSTRAINED = ["continuous", "discrete", "l2", "csd"]
 SWITCHES = {
     "eager": {},
     "compiled": {"compile": True},
-    "graphs": {"compile": {"backend": "aot_eager"}, "cudagraphs": True},
+    "graphs": {"compile": {"backend": "eager"}, "cudagraphs": True},
     "bfloat16": {"autocast": torch.bfloat16},
 }
 # Objectives change a few lines of the step: PyTorch's compiler has enough to do with METRA's.

@@ -324,7 +324,7 @@ def test_same_training_as_one_graph(name: str) -> None:
                 return logged.set("cumulant", each.cumulant(batch))
 
         if is_graph:
-            fast = {"backend": "aot_eager"}
+            fast = {"backend": "eager"}
             update = UpdateGraph(update, optimizers, each.in_keys, compile=fast)
         torch.manual_seed(0)
         metrics.append([update(objective.batch(16)) for _ in range(5)])
