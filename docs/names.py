@@ -65,7 +65,9 @@ def page_of(code: str) -> str | None:
     for part in code.partition("(")[0].split("."):
         full = NAMES.get(part)
         # Other words in lower case are more often words, or entries of data, than names.
-        if full and (part[0].isupper() or "_" in part) and ".functional." not in full:
+        if full is None or not (part[0].isupper() or "_" in part):
+            continue
+        if ".functional." not in full or code.startswith("functional."):
             return full
     return None
 
