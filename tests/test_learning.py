@@ -159,7 +159,7 @@ def test_learns_the_fan_from_pixels() -> None:
         env = make_env("point_pixels", num_envs, pixels=pixels)
         return env.append_transform(SkillPrimer(PRIOR))
 
-    env, total_frames = pixel_env(16), 32_000
+    env, total_frames = pixel_env(16), 22_400
     networks = make_pixel_sac_networks(
         (3, 32, 32), env.action_spec, PRIOR, num_cells=[128], channels=8
     )
