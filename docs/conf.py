@@ -6,10 +6,10 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from names import ROOMS  # noqa: E402
-from sphinx_gallery.sorting import ExplicitOrder  # noqa: E402
+from names import ROOMS
+from sphinx_gallery.sorting import ExplicitOrder
 
-import torchrl_metra  # noqa: E402
+import torchrl_metra
 
 project = "torchrl_metra"
 author = "The torchrl_metra developers"
