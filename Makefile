@@ -50,7 +50,7 @@ clean:
 	rm -rf .venv .venv-package dist docs/_build docs/auto_tutorials docs/reference/generated outputs
 
 .venv/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version + ": make PYTHON=python3.12 ..."'
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version + ": make PYTHON=python3.12 ..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,ray,plots,video,examples,dev]'
