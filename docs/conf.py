@@ -42,10 +42,8 @@ copybutton_prompt_text = "$ "
 # Reference: what the docstrings say, once; types stand there too.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autosummary_ignore_module_all = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-python_display_short_literal_types = True
 
 # Inventories of other projects are kept here, as plain text, with the names that this site links
 # to: it can be built without a network, and always gives the same links.
@@ -75,7 +73,6 @@ sphinx_gallery_conf = {
     ),
     "abort_on_example_error": True,
     "download_all_examples": False,
-    "show_memory": False,
     "min_reported_time": 1e9,
     "write_computation_times": False,
     "remove_config_comments": True,
@@ -93,7 +90,6 @@ html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_copy_source = False
 html_show_sourcelink = False
-html_theme_options = {"sidebar_hide_name": False}
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 
