@@ -118,7 +118,7 @@ def run(config: DictConfig, parts: Parts, evaluation_env: EnvBase) -> dict[str, 
     output = Path(config.output)
 
     # What to look at while it trains.
-    skills = prior.grid(config.evaluation_episodes)
+    skills = prior.evaluation_skills(config.evaluation_episodes)
     policy = SkillPolicy.from_networks(
         networks,
         prior,
@@ -159,6 +159,10 @@ def run(config: DictConfig, parts: Parts, evaluation_env: EnvBase) -> dict[str, 
     # What became of it.
     rollouts = rollout_skills(evaluation_env, networks.policy, skills)
     on_evaluation(trainer.collected_frames, rollouts)
+    results = measure(rollouts)
+    # Of an even grid, to look at.
+    skills = prior.grid(config.evaluation_episodes)
+    rollouts = rollout_skills(evaluation_env, networks.policy, skills)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
     title = f"{config.env}, {trainer.collected_frames:,} frames"
     plot_skills(
@@ -171,8 +175,9 @@ def run(config: DictConfig, parts: Parts, evaluation_env: EnvBase) -> dict[str, 
     results = {
         "coverage_before": before,
         "coverage_after": after,
+        "coverage_last_three": sum(row[-1] for row in curve.rows[-3:]) / len(curve.rows[-3:]),
         "total_coverage": len(trainer.log_coverage.total),
-        **measure(rollouts),
+        **results,
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
         "curve": curve.rows,

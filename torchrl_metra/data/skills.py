@@ -94,6 +94,28 @@ class SkillPrior(abc.ABC):
             ValueError: if it is negative.
         """
 
+    def evaluation_skills(self, num_skills: int = 48, *, seed: int = 0) -> Tensor:
+        """The skills by which coverage is counted: drawn from the prior, always the same.
+
+        Published coverage is that of 48 random skills (Section 5). An even :meth:`grid` spreads
+        them further apart and counts more cells, so grids are for pictures.
+
+        Args:
+            num_skills (int, optional): number of skills wanted. Defaults to 48.
+
+        Keyword Args:
+            seed (int, optional): seed of the draw. Defaults to 0.
+
+        Returns:
+            A ``float32`` tensor of shape ``[num_skills, D]``.
+
+        Raises:
+            TypeError: if ``num_skills`` is no integer.
+            ValueError: if it is negative.
+        """
+        check_integer("num_skills", num_skills, minimum=0)
+        return self.sample([num_skills], generator=torch.Generator().manual_seed(seed))
+
     def center(self, skill: Tensor) -> Tensor:
         """The form of the skill that enters the reward ``(φ(s') - φ(s))ᵀ z``.
 
@@ -305,6 +327,10 @@ class OneHot(SkillPrior):
         stride = max(self.dim // num_skills, 1) if num_skills else 1
         index = (torch.arange(num_skills) * stride) % self.dim
         return torch.nn.functional.one_hot(index, self.dim).float()
+
+    def evaluation_skills(self, num_skills: int = 48, *, seed: int = 0) -> Tensor:
+        """Every skill equally often, as in :meth:`grid`; there is nothing to draw."""
+        return self.grid(num_skills)
 
     def toward(self, displacement: Tensor) -> Tensor:
         """The skill of the displacement's largest entry."""

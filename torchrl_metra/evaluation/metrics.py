@@ -17,7 +17,7 @@ from torchrl_metra.evaluation.trajectories import (
     episode_lengths,
     positions,
 )
-from torchrl_metra.objectives.functional import ConstraintNorm
+from torchrl_metra.objectives.functional import ConstraintNorm, effective_rank
 
 __all__ = ["measure_skills", "skill_accuracy", "skill_alignment"]
 
@@ -112,7 +112,7 @@ def measure_skills(
     Returns:
         ``policy_coverage`` (and ``sectors``, out of 16, in two dimensions) where there are
         coordinates or tasks; with latents, ``skill_alignment`` and ``skill_accuracy`` of whole
-        episodes; with latents and a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
+        episodes, and ``latent_rank_episode``, in how many directions they end; with latents and a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
@@ -143,6 +143,7 @@ def measure_skills(
     start, end = latents[:, 0], latents[:, -1]
     results["skill_alignment"] = skill_alignment(start, end, prior.center(skills))
     results["skill_accuracy"] = skill_accuracy(end - start, skills, prior)
+    results["latent_rank_episode"] = round(float(effective_rank(end - start)), 6)
     if norm is not None:
         results |= temporal_check(latents, episode_lengths(rollouts), norm=norm)
     return results

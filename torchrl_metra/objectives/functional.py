@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "ConstraintNorm",
     "dual_loss",
+    "effective_rank",
     "encoder_loss",
     "intrinsic_reward",
     "pairwise_products",
@@ -164,3 +165,28 @@ def pairwise_products(left: Tensor, right: Tensor) -> Tensor:
     """
     with torch.autocast(left.device.type, enabled=False):
         return left @ right.T
+
+
+def effective_rank(displacements: Tensor) -> Tensor:
+    r"""In how many directions displacements point: :math:`(\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4`.
+
+    Of displacements in latent space it says how many dimensions φ uses: 1 if all lie on one line,
+    ``D`` if they are spread evenly. It has no gradient.
+
+    Args:
+        displacements (Tensor): of shape ``[*B, D]``.
+
+    Returns:
+        A scalar between 1 and ``D``; 0 where nothing moves.
+
+    Examples:
+        >>> import torch
+        >>> effective_rank(torch.tensor([[1.0, 0.0], [-2.0, 0.0]])), effective_rank(torch.eye(2))
+        (tensor(1.), tensor(2.))
+    """
+    rows = displacements.detach().flatten(0, -2)
+    # By the largest first: fourth powers of small numbers vanish.
+    rows = rows / rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
+    moments = pairwise_products(rows.T, rows.T)
+    total = moments.diagonal().sum()
+    return total.square() / moments.square().sum().clamp(min=torch.finfo(rows.dtype).tiny)

@@ -72,7 +72,9 @@ class METRALoss(EncoderLoss):
     along, ``loss_distance``, to be minimised by one optimiser each, and detached values
     to log: ``intrinsic_reward``,
     ``constraint``, ``constraint_violation`` (fraction of pairs beyond the bound),
-    ``dual`` (:math:`\lambda`) and ``latent_step`` (:math:`\|\phi(s') - \phi(s)\|_2`).
+    ``dual`` (:math:`\lambda`), ``latent_step`` (:math:`\|\phi(s') - \phi(s)\|_2`) and
+    ``latent_rank``, in how many directions they point
+    (:func:`~torchrl_metra.objectives.functional.effective_rank`).
 
     Examples:
         >>> import torch
@@ -114,6 +116,7 @@ class METRALoss(EncoderLoss):
         "constraint_violation",
         "dual",
         "latent_step",
+        "latent_rank",
     ]
 
     def __init__(
@@ -185,6 +188,7 @@ class METRALoss(EncoderLoss):
             "constraint": constraint,
             "constraint_violation": (constraint < 0).to(reward.dtype),
             "latent_step": (next_latent - latent).norm(dim=-1),
+            "latent_rank": F.effective_rank(next_latent - latent).expand(reward.shape),
             "dual": self.dual.expand(reward.shape),
         }
         if self._trains_distance:

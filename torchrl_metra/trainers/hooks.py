@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -147,6 +148,38 @@ class LogCoverage(TrainerHookBase):
 
     def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
         trainer.register_module(name, self)
+        trainer.register_op("pre_steps_log", self)
+
+
+class LogObservations(TrainerHookBase):
+    """Logs the scale of what φ reads: the spread of its smallest and of its largest entry.
+
+    The spread of an entry is its standard deviation over the collected transitions. Entries that
+    never change, and integers such as pixels, do not count.
+
+    Args:
+        keys (iterable of NestedKey): what φ reads, ``skill_loss.state_keys``.
+    """
+
+    def __init__(self, keys: Iterable[NestedKey]) -> None:
+        self.keys = list(keys)
+
+    def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
+        if batch is None:
+            return None
+        values = [batch.get(key, default=None) for key in self.keys]
+        spreads = [
+            value.reshape(batch.numel(), -1).std(dim=0)
+            for value in values
+            if value is not None and value.is_floating_point() and batch.numel() > 1
+        ]
+        if not spreads:
+            return None
+        spread = torch.cat(spreads)
+        smallest = spread.where(spread > 0, torch.inf).min()
+        return {"observation_spread_min": smallest, "observation_spread_max": spread.max()}
+
+    def register(self, trainer: Trainer, name: str = "log_observations") -> None:
         trainer.register_op("pre_steps_log", self)
 
 

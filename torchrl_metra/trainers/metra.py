@@ -31,7 +31,13 @@ from torchrl_metra.trainers.faults import (
     TimeLimit,
     TrainingStoppedError,
 )
-from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_finite, check_workers
+from torchrl_metra.trainers.hooks import (
+    LogCoverage,
+    LogObservations,
+    LogRates,
+    check_finite,
+    check_workers,
+)
 from torchrl_metra.trainers.remote import RemoteLearner
 from torchrl_metra.trainers.stepper import (
     METRAOptimizationStepper,
@@ -319,6 +325,7 @@ class METRATrainer(Trainer):
             # What coverage is counted by.
             self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
+        LogObservations(skill_loss.state_keys).register(self)
         self.log_coverage = LogCoverage()
         self.log_coverage.register(self)
 
