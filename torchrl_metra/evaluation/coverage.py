@@ -85,20 +85,49 @@ def visited(
         >>> visited(states, projection=lambda state: state["observation"][..., :3]).shape
         torch.Size([5, 3])
     """
+    places = read_places(transitions, projection)
+    return None if places is None else cells_of(places, cell_size)
+
+
+def read_places(transitions: TensorDictBase, projection: Projection | None = None) -> Tensor | None:
+    """What :func:`visited` counts, where it lies: coordinates, or flags of tasks.
+
+    Args:
+        transitions (TensorDictBase): transitions of any batch size.
+        projection (Callable, optional): see :func:`visited`.
+
+    Returns:
+        A tensor of shape ``[*B, k]`` on the device of the transitions; ``None`` where the
+        environment gives nothing to count.
+    """
     check_type("transitions", transitions, TensorDictBase, "a TensorDict")
     check_type("projection", projection, Callable | None, "a function of states, or None")
     states = transitions.get("next", default=None)
     if states is None:
         raise KeyError(f"transitions lack 'next', they have {sorted(transitions.keys())}.")
     if projection is not None:
-        return _cells(projection(states), cell_size)
+        return projection(states)
     tasks = states.get("tasks", default=None)
-    if tasks is not None:
-        if tasks.dtype != torch.bool or not tasks.ndim:
-            raise TypeError(f"tasks must be flags of shape [*B, n], found {tasks.dtype}.")
-        return tasks.nonzero()[:, -1:]
-    position = states.get("position", default=None)
-    return None if position is None else _cells(position, cell_size)
+    if tasks is None:
+        return states.get("position", default=None)
+    if tasks.dtype != torch.bool or not tasks.ndim:
+        raise TypeError(f"tasks must be flags of shape [*B, n], found {tasks.dtype}.")
+    return tasks
+
+
+def cells_of(places: Tensor, cell_size: float = 1.0) -> Tensor:
+    """The cells of coordinates, or the numbers of the tasks that flags say are solved.
+
+    Args:
+        places (Tensor): what :func:`read_places` returns.
+        cell_size (float, optional): edge of a cell. Defaults to 1.
+
+    Returns:
+        An integer tensor of shape ``[n, k]``, on the CPU.
+    """
+    if isinstance(places, Tensor) and places.dtype == torch.bool:
+        return places.cpu().nonzero()[:, -1:]
+    return _cells(places, cell_size)
 
 
 def _cells(position: Tensor, cell_size: float) -> Tensor:

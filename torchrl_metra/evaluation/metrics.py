@@ -112,7 +112,8 @@ def measure_skills(
     Returns:
         ``policy_coverage`` (and ``sectors``, out of 16, in two dimensions) where there are
         coordinates or tasks; with latents, ``skill_alignment`` and ``skill_accuracy`` of whole
-        episodes, and ``latent_rank_episode``, in how many directions they end; with latents and a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
+        episodes and ``latent_rank_episode``, in how many directions these lead; with latents and
+        a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
 
     Raises:
         TypeError: if an argument is of the wrong kind.

@@ -168,10 +168,12 @@ def pairwise_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def effective_rank(displacements: Tensor) -> Tensor:
-    r"""In how many directions displacements point: :math:`(\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4`.
+    r"""In how many directions displacements point.
 
-    Of displacements in latent space it says how many dimensions φ uses: 1 if all lie on one line,
-    ``D`` if they are spread evenly. It has no gradient.
+    With their singular values :math:`\sigma_i` it is
+    :math:`(\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4`. Of displacements in latent space it says
+    how many dimensions φ uses: 1 if all lie on one line, ``D`` if they are spread evenly. It has
+    no gradient.
 
     Args:
         displacements (Tensor): of shape ``[*B, D]``.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.envs import EnvBase, TransformedEnv
@@ -17,32 +15,10 @@ from torchrl.trainers.trainers import TrainerHookBase
 
 from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
+from torchrl_metra.evaluation.coverage import cells_of, read_places
 from torchrl_metra.evaluation.trajectories import Projection
 
-__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_finite", "check_workers"]
-
-
-def check_finite(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
-    """Refuse collected data that would poison the replay buffer.
-
-    Args:
-        batch (TensorDictBase): collected transitions.
-        keys (iterable of NestedKey): entries to look at; absent ones are skipped.
-
-    Raises:
-        ValueError: if an entry holds NaN or infinite values.
-    """
-    for key in keys:
-        value = batch.get(key, default=None)
-        if value is None or not value.is_floating_point():
-            continue
-        if not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
-            raise ValueError(
-                f"the environment returned {count} values of {key!r} (of {value.numel()}) that "
-                "are NaN or infinite. Nothing of this batch was stored: mend the environment, or "
-                "end its episodes before they diverge."
-            )
+__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_workers"]
 
 
 def check_workers(collector: BaseCollector) -> None:
@@ -128,11 +104,22 @@ class LogCoverage(TrainerHookBase):
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
         if batch is None:
             return None
-        cells = visited(batch, projection=self.projection, cell_size=self.cell_size)
-        if cells is None:
-            return None
+        places = read_places(batch, self.projection)
+        return None if places is None else self.count(places, batch.numel())
+
+    def count(self, places: Tensor, num_transitions: int) -> dict[str, Any]:
+        """Count what :func:`~torchrl_metra.evaluation.coverage.read_places` found.
+
+        Args:
+            places (Tensor): coordinates or flags of tasks, of shape ``[*B, k]``.
+            num_transitions (int): number of transitions that they come from.
+
+        Returns:
+            What is logged.
+        """
+        cells = cells_of(places, self.cell_size)
         for counter in (self.total, self.queue):
-            counter.update(cells, batch.numel())
+            counter.update(cells, num_transitions)
         return {
             "total_coverage": len(self.total),
             "queue_coverage": len(self.queue),
@@ -148,38 +135,6 @@ class LogCoverage(TrainerHookBase):
 
     def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
         trainer.register_module(name, self)
-        trainer.register_op("pre_steps_log", self)
-
-
-class LogObservations(TrainerHookBase):
-    """Logs the scale of what φ reads: the spread of its smallest and of its largest entry.
-
-    The spread of an entry is its standard deviation over the collected transitions. Entries that
-    never change, and integers such as pixels, do not count.
-
-    Args:
-        keys (iterable of NestedKey): what φ reads, ``skill_loss.state_keys``.
-    """
-
-    def __init__(self, keys: Iterable[NestedKey]) -> None:
-        self.keys = list(keys)
-
-    def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        if batch is None:
-            return None
-        values = [batch.get(key, default=None) for key in self.keys]
-        spreads = [
-            value.reshape(batch.numel(), -1).std(dim=0)
-            for value in values
-            if value is not None and value.is_floating_point() and batch.numel() > 1
-        ]
-        if not spreads:
-            return None
-        spread = torch.cat(spreads)
-        smallest = spread.where(spread > 0, torch.inf).min()
-        return {"observation_spread_min": smallest, "observation_spread_max": spread.max()}
-
-    def register(self, trainer: Trainer, name: str = "log_observations") -> None:
         trainer.register_op("pre_steps_log", self)
 
 

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictSequential
 from tensordict.utils import unravel_key
-from torch import optim
+from torch import Tensor, optim
 from torchrl.checkpoint import CheckpointError, GlobalRNGState
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
@@ -31,15 +31,11 @@ from torchrl_metra.trainers.faults import (
     TimeLimit,
     TrainingStoppedError,
 )
-from torchrl_metra.trainers.hooks import (
-    LogCoverage,
-    LogObservations,
-    LogRates,
-    check_finite,
-    check_workers,
-)
+from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_workers
 from torchrl_metra.trainers.remote import RemoteLearner
+from torchrl_metra.trainers.rounds import Round
 from torchrl_metra.trainers.stepper import (
+    Clip,
     METRAOptimizationStepper,
     check_cumulant,
     make_metra_optimizers,
@@ -118,7 +114,8 @@ class METRAHook(TrainerHookBase):
         self._metrics: list[TensorDictBase] = []
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        self._metrics.append(step_skill_loss(self.skill_loss(batch), self.optimizers))
+        losses = self.skill_loss(batch)
+        self._metrics.append(step_skill_loss(losses, self.optimizers, Clip.of(self._trainer)))
         relabel(self.skill_loss, batch, self._trainer.loss_module)
         return batch
 
@@ -289,7 +286,10 @@ class METRATrainer(Trainer):
         self._last_log: dict[str, int] = {}
         # All that was ever logged would fill the memory of a long run.
         self._log_dict: Mapping[str, Any] = defaultdict(partial(deque, maxlen=1))
-        self._is_updating = False
+        self._round = Round()
+        self._logged: dict[str, Any] = {}
+        self._places: Tensor | None = None
+        self._is_unchecked = False
         self._collection_limit = TimeLimit(collection_timeout)
 
         self.skill_loss = skill_loss
@@ -313,25 +313,35 @@ class METRATrainer(Trainer):
             if target_net_updater is not None:
                 self.register_op("post_optim", TargetNetUpdaterHook(target_net_updater))
             weights = partial(TensorDict.from_module, policy)
+            # What the base class would log number by number, waiting for each.
+            self.auto_log_optim_steps = False
+            self.register_op("post_optim_complete_log", self._keep_metrics)
+            self.register_op("post_steps", self._read_round)
             self.register_op("post_steps", self._collection_limit.start)
             self.register_op("post_steps", partial(check_workers, collector))
             UpdateWeights(collector, 1, policy_weights_getter=weights).register(self)
             self.register_op("post_steps", self._collection_limit.stop)
-            self.register_op("post_optim_complete_log", self._check_metrics)
-            self.register_op("post_optim_complete_log", self._show_progress)
         else:
+            self.register_op("post_steps", self._read_round)
             learner = self._execution_backend  # type: ignore[has-type]
             self._execution_backend = RemoteLearner(learner, self)
             # What coverage is counted by.
             self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
-        LogObservations(skill_loss.state_keys).register(self)
         self.log_coverage = LogCoverage()
-        self.log_coverage.register(self)
+        self.register_module("log_coverage", self.log_coverage)
+        self.register_op("post_steps_log", self._log_round)
+        self.register_op("post_steps_log", self._log_coverage)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         self._collection_limit.stop()
-        check_finite(batch, self.skill_loss.in_keys)
+        self._round = Round(
+            batch,
+            self.skill_loss.in_keys,
+            self.skill_loss.state_keys,
+            projection=self.log_coverage.projection,
+        )
+        self._is_unchecked = not self._round.is_sound
         transitions = batch.select(*self._replay_keys, strict=False)
         if self.learner_backend == "ray":
             # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.
@@ -342,31 +352,40 @@ class METRATrainer(Trainer):
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
         return self.replay_buffer.sample()
 
-    def _check_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
-        for name, value in metrics.items():
-            if not value.isfinite().all():
-                raise DivergenceError(
-                    f"training has diverged: {name!r} is not finite after {optim_steps} gradient "
-                    "steps. Lower the learning rates, or go on in float32 if autocast is on."
-                )
+    def _keep_metrics(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
+        if metrics is not None:
+            self._round.set_metrics(optim_steps, metrics)
+
+    def _read_round(self) -> None:
+        """Check the round, and keep its numbers for the log."""
+        self._logged, self._places = self._round.read()
+        self._is_unchecked = False
+        self._show_progress(self._logged)
+
+    def _log_round(self, batch: TensorDictBase | None) -> dict[str, Any]:
+        return self._logged
+
+    def _log_coverage(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
+        if self._places is None:
+            return None
+        return self.log_coverage.count(self._places, self._round.num_transitions)
 
     def _show_start(self) -> None:
         if self.progress_bar:
             self._pbar.update(self.collected_frames)
 
-    def _show_progress(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
-        if self.progress_bar and metrics is not None:
+    def _show_progress(self, metrics: Mapping[str, Any]) -> None:
+        if self.progress_bar:
             shown = {"λ": "dual", "reward": "intrinsic_reward"}
             self._pbar_str.update(
-                {name: metrics[key].item() for name, key in shown.items() if key in metrics.keys()}
+                {name: float(metrics[key]) for name, key in shown.items() if key in metrics}
             )
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Update ``optim_steps_per_batch`` times, once the replay buffer is filled enough."""
         if len(self.replay_buffer) >= self.min_buffer_size:
-            self._is_updating = True
+            self._is_unchecked = True
             super().optim_steps(batch)
-            self._is_updating = False
 
     def train(self) -> None:
         """Train until ``total_frames``, a fault, or ``request_stop()``."""
@@ -395,7 +414,7 @@ class METRATrainer(Trainer):
         self._collection_limit.stop()
         if not self._has_checkpoint_destination():
             raise error
-        if self._is_updating or isinstance(error, DivergenceError):
+        if self._is_unchecked or isinstance(error, DivergenceError):
             state = "The networks are not saved, for they were being updated."
         else:
             state = "Everything up to there is saved."

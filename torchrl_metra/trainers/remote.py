@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import nn
 from torchrl.trainers import Trainer
 
+from torchrl_metra.trainers.rounds import check_metrics
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper
 
 __all__ = ["RemoteLearner"]
@@ -50,8 +51,9 @@ class RemoteLearner:
         if len(trainer.replay_buffer) < trainer.min_buffer_size:
             return SimpleNamespace(optim_steps=0, metrics=TensorDict())
         receipt = self._learner.step(num_steps)
-        trainer._check_metrics(trainer._optim_count + receipt.optim_steps, receipt.metrics)
-        trainer._show_progress(receipt.optim_steps, receipt.metrics)
+        metrics = {name: value.item() for name, value in receipt.metrics.items()}
+        check_metrics(trainer._optim_count + receipt.optim_steps, metrics)
+        trainer._show_progress(metrics)
         self._bring_home()
         return receipt
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn, optim
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torchrl.objectives import LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
@@ -155,9 +156,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         self.autocast = autocast
         self.shared_encoder = shared_encoder
         self._graph: UpdateGraph | None = None
+        self._trainer: Any = None
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
         """Update every part once; returns detached scalars to log."""
+        self._trainer = trainer
         if not (self.compile or self.cudagraphs):
             metrics = self.update(trainer.loss_module, sub_batch)
         else:
@@ -180,7 +183,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         batch = batch.copy()
         with self._autocast():
             losses = self.skill_loss(batch)
-        metrics = step_skill_loss(losses, self.optimizers)
+        metrics = step_skill_loss(losses, self.optimizers, self._clip)
 
         with self._autocast():
             relabel(self.skill_loss, batch, sac_loss)
@@ -188,15 +191,15 @@ class METRAOptimizationStepper(OptimizationStepper):
                 add_features(self.shared_encoder, batch)
 
         with self._autocast():
-            loss_qvalue, critic = sac_loss.qvalue_v2_loss(batch)
-        self._descend(loss_qvalue, "qvalue")
+            loss_qvalue, critic = self._evaluate(sac_loss, "qvalue_v2_loss", batch)
+        self._descend(loss_qvalue, "qvalue", metrics)
 
         with self._autocast():
-            loss_actor, actor = sac_loss.actor_loss(batch)
-        self._descend(loss_actor, "actor")
+            loss_actor, actor = self._evaluate(sac_loss, "actor_loss", batch)
+        self._descend(loss_actor, "actor", metrics)
 
         loss_alpha = sac_loss.alpha_loss(actor["log_prob"]).mean()
-        self._descend(loss_alpha, "alpha")
+        self._descend(loss_alpha, "alpha", metrics)
 
         if self.target_net_updater is not None:
             self.target_net_updater.step()
@@ -229,10 +232,21 @@ class METRAOptimizationStepper(OptimizationStepper):
             device, self.autocast, enabled=self.autocast is not None, cache_enabled=False
         )
 
-    def _descend(self, loss: Tensor, part: str) -> None:
+    def _evaluate(self, sac_loss: SACLoss, method: str, batch: TensorDictBase) -> Any:
+        # TorchRL's trainers evaluate losses in a way of their own, a distributed one for instance.
+        compute_loss = getattr(self._trainer, "compute_loss", None)
+        if compute_loss is None:
+            return getattr(sac_loss, method)(batch)
+        return compute_loss(batch, method=method)
+
+    @property
+    def _clip(self) -> Clip:
+        return Clip.of(self._trainer)
+
+    def _descend(self, loss: Tensor, part: str, metrics: TensorDictBase) -> None:
         if part in self.optimizers:
             loss.backward()
-            _step(self.optimizers[part])
+            metrics[f"grad_norm_{part}"] = _step(self.optimizers[part], self._clip)
 
     def _update_priority(self, trainer: Trainer, batch: TensorDictBase, td_error: Tensor) -> None:
         # A buffer in another process does not show its sampler, but what is sampled does.
@@ -258,17 +272,39 @@ class METRAOptimizationStepper(OptimizationStepper):
             optimizer.load_state_dict(state_dict[name])
 
 
+class Clip(NamedTuple):
+    """How gradients are clipped, in the words of TorchRL's trainers.
+
+    Attributes:
+        clip_norm (float, optional): largest norm of the gradient of each part, or largest
+            absolute value of its entries; ``None`` (default): nothing is clipped.
+        clip_grad_norm (bool): the norm (default), or the entries.
+    """
+
+    clip_norm: float | None = None
+    clip_grad_norm: bool = True
+
+    @classmethod
+    def of(cls, trainer: Any) -> Clip:
+        """What the trainer asks for."""
+        return cls(getattr(trainer, "clip_norm", None), getattr(trainer, "clip_grad_norm", True))
+
+
+NO_CLIP = Clip()
+
+
 def step_skill_loss(
-    losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer]
+    losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer], clip: Clip = NO_CLIP
 ) -> TensorDictBase:
-    """One step of each part of a skill loss; returns its output detached."""
+    """One step of each part of a skill loss; returns its output detached, and gradient norms."""
     # No loss reaches another's parameters, so one backward pass serves all.
     names = [key.removeprefix("loss_") for key in losses.keys() if key.startswith("loss_")]
     parts = [name for name in names if name in optimizers]
     sum(losses[f"loss_{name}"] for name in parts).backward()
+    metrics = losses.detach()
     for name in parts:
-        _step(optimizers[name])
-    return losses.detach()
+        metrics[f"grad_norm_{name}"] = _step(optimizers[name], clip)
+    return metrics
 
 
 def relabel(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
@@ -301,6 +337,16 @@ def add_features(shared_encoder: TensorDictModule, batch: TensorDictBase) -> Non
     batch.get("next").update(features[1])
 
 
-def _step(optimizer: optim.Optimizer) -> None:
+def _step(optimizer: optim.Optimizer, clip: Clip) -> Tensor:
+    """A step along gradients, clipped if asked for; returns their norm before that."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm(gradients)
+    if clip.clip_norm is not None:
+        if clip.clip_grad_norm:
+            clip_grads_with_norm_(parameters, clip.clip_norm, norm)
+        else:
+            clip_grad_value_(parameters, clip.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm

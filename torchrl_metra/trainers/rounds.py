@@ -1,0 +1,156 @@
+"""What a round of collection and updates has to tell, brought to the host in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from torchrl_metra.evaluation.coverage import read_places
+from torchrl_metra.evaluation.trajectories import Projection
+from torchrl_metra.trainers.faults import DivergenceError
+
+__all__ = ["Round"]
+
+
+class Round:
+    """Numbers of one round, kept where they are until all of them are read at once.
+
+    Reading a number of an accelerator waits for all that it has to do, so a round reads once.
+
+    Args:
+        batch (TensorDictBase, optional): the collected transitions; none where the collector
+            writes to the replay buffer itself.
+        keys (iterable of NestedKey, optional): entries that training reads.
+        state_keys (iterable of NestedKey, optional): entries that φ reads, whose scale is logged.
+
+    Keyword Args:
+        projection (Callable, optional): coordinates of states, see
+            :func:`~torchrl_metra.evaluation.visited`.
+
+    Raises:
+        ValueError: if transitions on the CPU, where looking costs nothing, are not finite.
+    """
+
+    def __init__(
+        self,
+        batch: TensorDictBase | None = None,
+        keys: Iterable[NestedKey] = (),
+        state_keys: Iterable[NestedKey] = (),
+        *,
+        projection: Projection | None = None,
+    ) -> None:
+        self.num_transitions = 0 if batch is None else batch.numel()
+        self.optim_steps = 0
+        self.metrics: TensorDictBase | None = None
+        self._places: Tensor | None = None
+        self._bad: dict[NestedKey, Tensor] = {}
+        self._spread: dict[NestedKey, Tensor] = {}
+        if batch is None:
+            return
+        self._places = read_places(batch, projection)
+        read = {key: batch.get(key, default=None) for key in keys}
+        # Numbers only: pixels are always finite.
+        read = {k: v for k, v in read.items() if v is not None and v.is_floating_point()}
+        self._bad = {key: (~value.isfinite()).sum() for key, value in read.items()}
+        if all(count.device.type == "cpu" for count in self._bad.values()):
+            check_data({key: int(count) for key, count in self._bad.items()})
+            self._bad = {}
+        states = [read[key] for key in state_keys if key in read]
+        self._spread = _spread(states, batch.numel())
+
+    def set_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
+        """Take what the updates gave.
+
+        Args:
+            optim_steps (int): gradient steps so far.
+            metrics (TensorDictBase): scalars, averaged over the round.
+        """
+        self.optim_steps, self.metrics = optim_steps, metrics
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is left to be checked: no update was made, and data are known."""
+        return self.metrics is None and not self._bad
+
+    def read(self) -> tuple[dict[Any, float], Tensor | None]:
+        """Bring everything to the host, in one copy.
+
+        Returns:
+            The metrics to log, and coordinates or flags for the coverage, if there are any.
+
+        Raises:
+            ValueError: if the collected transitions are not finite.
+            DivergenceError: if a metric is not finite.
+        """
+        metrics = {} if self.metrics is None else dict(self.metrics.items())
+        # A loss that is not finite is named before the gradients that it gave.
+        metrics = dict(sorted(metrics.items(), key=lambda item: item[0].startswith("grad_norm")))
+        scalars = {**self._bad, **self._spread, **metrics}
+        parts = [value.reshape(-1) for value in scalars.values()]
+        if self._places is not None:
+            parts.append(self._places.reshape(-1))
+        if not parts:
+            return {}, None
+        # Doubles hold every float, flag and count exactly.
+        host = torch.cat([part.double() for part in parts]).cpu()
+        values = dict(zip(scalars, host[: len(scalars)].tolist(), strict=True))
+        check_data({key: int(values.pop(key)) for key in self._bad})
+        check_metrics(self.optim_steps, {name: values[name] for name in metrics})
+        if metrics:
+            values["optim_steps"] = self.optim_steps
+        if self._places is None:
+            return values, None
+        places = host[len(scalars) :].to(self._places.dtype).reshape(self._places.shape)
+        return values, places
+
+
+def _spread(states: list[Tensor], num_transitions: int) -> dict[NestedKey, Tensor]:
+    """Standard deviations of the entries that vary least and most; constant ones do not count."""
+    if not states or num_transitions < 2:
+        return {}
+    spread = torch.cat([state.reshape(num_transitions, -1).std(dim=0) for state in states])
+    smallest = spread.where(spread > 0, torch.inf).min()
+    return {
+        "observation_spread_min": torch.minimum(smallest, spread.max()),
+        "observation_spread_max": spread.max(),
+    }
+
+
+def check_data(counts: dict[NestedKey, int]) -> None:
+    """Refuse collected data that would poison the replay buffer.
+
+    Args:
+        counts (dict): how many values of each entry are not finite.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    for key, count in counts.items():
+        if count:
+            raise ValueError(
+                f"the environment returned {count} values of {key!r} that are NaN or infinite: "
+                "mend the environment, or end its episodes before they diverge."
+            )
+
+
+def check_metrics(optim_steps: int, metrics: dict[str, float]) -> None:
+    """Refuse metrics of a training that has diverged.
+
+    Args:
+        optim_steps (int): gradient steps so far.
+        metrics (dict): metrics of a round, by name.
+
+    Raises:
+        DivergenceError: if one is not finite.
+    """
+    for name, value in metrics.items():
+        if not -float("inf") < value < float("inf"):
+            raise DivergenceError(
+                f"training has diverged: {name!r} is not finite after {optim_steps} gradient "
+                "steps. Lower the learning rates, or go on in float32 if autocast is on."
+            )
