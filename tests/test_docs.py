@@ -261,15 +261,6 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
 }
 
 
-def test_what_pages_take_for_granted_belongs_to_pages() -> None:
-    assert AROUND.keys() <= set(with_blocks("python"))
-
-
-def test_the_users_own_environment_is_short() -> None:
-    code, *_ = Page("docs/guides/evaluation.md").code("python")
-    assert len(code.code.strip().splitlines()) < 20
-
-
 # Commands: understood, not run.
 
 
@@ -285,31 +276,6 @@ def test_commands(name: str) -> None:
     for code in page.inline_code:
         if re.fullmatch(ours, code):
             check_commands(code)
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("python examples/point.py objectve=lsd", "objectve"),
-        ("python examples/point.py objective=lds", "objective=lds"),
-        ("python examples/point.py --multirun seed=0,1 objective=metra,lds", "objective=lds"),
-        ("python examples/point.py seed=0,1", "needs --multirun"),
-        ("python examples/point.py +experiment=quickstar", "quickstar"),
-        ("for n in 1 2; do\n  python examples/point.py skill.dims=$n\ndone", "skill.dims"),
-        ("python examples/pont.py", "pont.py"),
-        ("python examples/summarize.py outputs --result coverage --colour red", "2"),
-        ("python benchmarks/plot_curves.py outputs", "takes no arguments"),
-        ("python -m torchrl_metra.evaluation outputs --episods 3", "2"),
-        ("make quickstrat", "quickstrat"),
-        ("make quickstart TROCH=torch", "TROCH"),
-        ("pip install '.[mujoco,envpol]'", "envpol"),
-        ("pip install torchrl-mtra", "torchrl-mtra"),
-        ("cd torchrl_metra && rm -rf outputs", "unknown: rm"),
-    ],
-)
-def test_a_mistaken_command_is_noticed(command: str, message: str) -> None:
-    with pytest.raises(AssertionError, match=re.escape(message)):
-        check_commands(command)
 
 
 # The rest.

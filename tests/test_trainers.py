@@ -14,12 +14,14 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv
+from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
+    BatchedSACLoss,
     METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
@@ -36,7 +38,9 @@ def skill_env(parts: SimpleNamespace, num_envs: int = 4) -> TransformedEnv:
     return make_env("point", num_envs).append_transform(SkillPrimer(parts.prior))
 
 
-def build_trainer(parts: SimpleNamespace, **overrides: Any) -> METRATrainer:
+def build_trainer(
+    parts: SimpleNamespace, of: type[METRATrainer] = METRATrainer, **overrides: Any
+) -> METRATrainer:
     collector = Collector(
         skill_env(parts), parts.networks.actor, frames_per_batch=40, total_frames=10_000
     )
@@ -49,7 +53,7 @@ def build_trainer(parts: SimpleNamespace, **overrides: Any) -> METRATrainer:
         "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(500), batch_size=16),
         "progress_bar": False,
     }
-    return METRATrainer(**{**keywords, **overrides})
+    return of(**{**keywords, **overrides})
 
 
 def weights(*modules: torch.nn.Module) -> list[torch.Tensor]:
@@ -100,6 +104,70 @@ class TestStepper:
         assert set(optimizers) == {"encoder", "qvalue", "actor"}
         parts.sac_loss = sac_loss
         self.step(parts, optimizers)
+
+    @pytest.mark.parametrize("by_norm", [True, False])
+    def test_gradients_are_clipped_as_the_trainer_says(self, by_norm: bool) -> None:
+        limit, seen = 1e-3, {}
+
+        class Watched(optim.SGD):
+            def step(self) -> None:  # type: ignore[override]
+                gradients = [p.grad for group in self.param_groups for p in group["params"]]
+                seen[self.param_groups[0]["name"]] = torch.cat([g.flatten() for g in gradients])
+                super().step()
+
+        def metrics(clip_norm: float | None) -> TensorDictBase:
+            torch.manual_seed(0)
+            parts = make_losses()
+            optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
+            watched = {
+                name: Watched([{"params": o.param_groups[0]["params"], "name": name}], lr=1e-4)
+                for name, o in optimizers.items()
+            }
+            stepper = METRAOptimizationStepper(parts.metra_loss, watched)
+            trainer = build_trainer(
+                parts, optimization_stepper=stepper, clip_norm=clip_norm, clip_grad_norm=by_norm
+            )
+            return stepper.step(trainer, make_batch(parts.prior, 16))
+
+        free = metrics(None)
+        norms = {name: gradient.norm() for name, gradient in seen.items()}
+        clipped = metrics(limit)
+        for name, norm in norms.items():
+            assert norm > limit, "else there is nothing to clip"
+            # Each part's norm is logged, as it was before it was clipped.
+            torch.testing.assert_close(free[f"grad_norm_{name}"], norm)
+            size = seen[name].norm() if by_norm else seen[name].abs().max()
+            torch.testing.assert_close(size, torch.tensor(limit), rtol=1e-2, atol=0)
+        torch.testing.assert_close(clipped["grad_norm_encoder"], norms["encoder"])
+
+    def test_losses_are_evaluated_by_the_trainer(self) -> None:
+        parts, methods = make_losses(), []
+
+        class Trainer(METRATrainer):
+            def compute_loss(self, sub_batch: TensorDictBase, method: str | None = None) -> Any:
+                methods.append(method)
+                return super().compute_loss(sub_batch, method)
+
+        trainer = build_trainer(parts, of=Trainer)
+        trainer.optimization_stepper.step(trainer, make_batch(parts.prior, 16))
+        assert methods == ["qvalue_v2_loss", "actor_loss"]
+
+    def test_a_value_network_is_refused(self) -> None:
+        parts = make_losses()
+        value = ValueOperator(MLP(in_features=6, out_features=1), ["observation", "skill"])
+        networks = parts.networks.actor, parts.networks.critics, value
+        with pytest.raises(ValueError, match="value_network"):
+            BatchedSACLoss(*networks)
+        first_version = SACLoss(*networks, target_entropy=-1.0)
+        with pytest.raises(ValueError, match="value_network"):
+            make_metra_optimizers(parts.metra_loss, first_version)
+        with pytest.raises(ValueError, match="value_network"):
+            build_trainer(parts, loss_module=first_version)
+
+    def test_one_optimizer_for_all_is_refused(self) -> None:
+        parts = make_losses()
+        with pytest.raises(ValueError, match="METRAOptimizationStepper"):
+            build_trainer(parts, optimizer=optim.Adam(parts.sac_loss.parameters()))
 
     def test_learning_rates(self) -> None:
         parts = make_losses()

@@ -83,7 +83,7 @@ metra_optimizer = optim.Adam(metra_loss.parameters(), lr=2e-3)
 # The functions of :doc:`torchrl_metra.evaluation </reference/evaluation>` roll out one
 # deterministic episode for each of 48 skills around the circle, follow them through φ, measure
 # and draw them.
-skills = prior.grid(48)
+skills = prior.evaluation_skills(48)
 numbers = {}
 
 

@@ -84,7 +84,7 @@ policy = SkillPolicy.from_networks(networks, prior)
 # triangle inequality, two states that are n steps apart then differ by at most n. Skills are
 # rewarded for going as far as they can, so that along their episodes the bound should be nearly
 # met.
-rollouts = rollout_skills(env, policy.actor, prior.grid(48))
+rollouts = rollout_skills(env, policy.actor, prior.evaluation_skills(48))
 latents = encode_trajectories(rollouts, policy.encoder)
 figure = plot_temporal_distances(latents)
 

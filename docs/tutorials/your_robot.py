@@ -166,7 +166,7 @@ trainer = METRATrainer(
 #
 # Environments of this package have an entry ``"position"`` for evaluation. This one has not.
 # Functions that need it take a ``projection``, from states to coordinates:
-skills = prior.grid(48)
+skills = prior.evaluation_skills(48)
 
 
 def place(states):

@@ -127,7 +127,7 @@ def measure_skills(
         >>> prior = UnitSphere(2)
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
-        >>> rollouts = rollout_skills(env, networks.actor, prior.grid(4), max_steps=20)
+        >>> rollouts = rollout_skills(env, networks.actor, prior.evaluation_skills(4), max_steps=20)
         >>> latents = encode_trajectories(rollouts, networks.encoder)
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
         ['latent_step_max', 'latent_step_mean', 'pairs_beyond']

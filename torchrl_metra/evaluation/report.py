@@ -62,10 +62,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a skill policy and write a folder that shows it (Section 5).
 
-    Rolls out one deterministic episode per skill of a grid and, with goals, episodes that
-    are sent to them. The folder holds ``report.json``, ``skills.png`` (trajectories in space
-    and in latent space), ``temporal.png`` (do latent distances tell the time?), ``goals.png``,
-    videos of skills, and ``report.html``, which shows all of that in one file.
+    Rolls out one deterministic episode for each of some skills and, with goals, episodes that
+    are sent to them. Numbers are those of skills drawn from the prior, always the same
+    (:meth:`SkillPrior.evaluation_skills`), pictures those of an even grid. The
+    folder holds ``report.json``, ``skills.png`` (trajectories in space and in latent space),
+    ``temporal.png`` (do latent distances tell the time?), ``goals.png``, videos of skills, and
+    ``report.html``, which shows all of that in one file.
 
     What does not apply is left out: ``temporal.png`` and its numbers if the policy was not
     trained with METRA's temporal constraint; all that has to do with latent space, goals
@@ -146,14 +148,20 @@ def _evaluate_skills(
     num_episodes: int,
     max_steps: int,
 ) -> tuple[dict[str, float], list[Section]]:
-    rollouts = rollout_skills(
-        _with_skills(env, policy),
-        policy.actor,
-        policy.prior.grid(num_episodes),
-        max_steps=max_steps,
-    )
-    norm = policy.constraint_norm
-    latents = None if policy.encoder is None else encode_trajectories(rollouts, policy.encoder)
+    norm, prior = policy.constraint_norm, policy.prior
+    env = _with_skills(env, policy)
+
+    def roll_out(skills: Tensor) -> tuple[TensorDictBase, Tensor | None]:
+        rollouts = rollout_skills(env, policy.actor, skills, max_steps=max_steps)
+        encoder = policy.encoder
+        return rollouts, None if encoder is None else encode_trajectories(rollouts, encoder)
+
+    skills, grid = prior.evaluation_skills(num_episodes), prior.grid(num_episodes)
+    rollouts, latents = roll_out(skills)
+    results = measure_skills(rollouts, latents, prior, norm=norm, projection=projection)
+    if not skills.equal(grid):
+        # Counted are skills as they are drawn; an even fan is easier to look at.
+        rollouts, latents = roll_out(grid)
     position = positions(rollouts, projection)
     sections = []
     spaces = {"space": position, "the latent space of φ": latents}
@@ -161,14 +169,12 @@ def _evaluate_skills(
     if shown:
         picture = output / "skills.png"
         unit = "m" if projection is None else "projection"
-        skills = rollouts["skill"][:, 0].cpu()
-        plot_skills(latents, skills, picture, position=position, unit=unit)
+        plot_skills(latents, grid, picture, position=position, unit=unit)
         sections.append(Section("Skills", SKILLS_CAPTION.format(" and in ".join(shown)), picture))
     if latents is not None and norm is not None:
         picture = output / "temporal.png"
         plot_temporal_distances(latents, picture, lengths=episode_lengths(rollouts), norm=norm)
         sections.append(Section("Temporal distances", TEMPORAL_CAPTION, picture))
-    results = measure_skills(rollouts, latents, policy.prior, norm=norm, projection=projection)
     return results, sections
 
 

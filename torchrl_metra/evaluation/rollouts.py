@@ -47,7 +47,7 @@ def rollout_skills(
         >>> prior = UnitSphere(2)
         >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
-        >>> rollout_skills(env, networks.actor, prior.grid(6)).shape
+        >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
     check_floats("skills", skills, None, None)

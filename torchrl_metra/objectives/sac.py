@@ -24,8 +24,8 @@ class BatchedSACLoss(SACLoss):
     Evaluates all critics by one batched matrix product per layer in place of
     :func:`torch.vmap`, whose overhead weighs on small networks. Convolutions before
     them, which ``vmap`` would turn into slow grouped ones, run for one critic after
-    another. Arguments, keys, state_dict, outputs and numbers are those of
-    :class:`~torchrl.objectives.SACLoss`; as there, a NaN in the batch becomes one in the
+    another. Arguments but ``value_network``, keys, state_dict, outputs and numbers are those
+    of :class:`~torchrl.objectives.SACLoss`; as there, a NaN in the batch becomes one in the
     losses, which :class:`~torchrl_metra.METRATrainer` refuses.
 
     Args:
@@ -34,7 +34,7 @@ class BatchedSACLoss(SACLoss):
 
     Raises:
         KeyError: if the batch lacks what the critics read.
-        ValueError: if it does not fit them.
+        ValueError: if it does not fit them, or if there is a ``value_network``.
         TypeError: if actor or critics are no TensorDict modules, or if a critic is not an
             ``nn.Sequential`` of linear layers with biases and of elementwise activations,
             such as TorchRL's ``MLP``, or a :class:`~torchrl_metra.modules.PixelNetwork` that
@@ -53,6 +53,11 @@ class BatchedSACLoss(SACLoss):
             raise ValueError("qvalue_network must be critics, at least one of them, got none.")
         for critic in qvalue_network if isinstance(qvalue_network, list) else [qvalue_network]:
             check_type("qvalue_network", critic, TensorDictModuleBase, "critics, TensorDictModules")
+        if (args[0] if args else kwargs.get("value_network")) is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no value_network: its targets come from the critics. "
+                "SACLoss takes one."
+            )
         super().__init__(actor_network, qvalue_network, *args, **kwargs)
         network = getattr(self.qvalue_network, "module", None)
         if isinstance(network, PixelNetwork):

@@ -2,6 +2,7 @@
 
 from torchrl_metra.trainers.checkpoint import DamagedCheckpointError, VerifiedCheckpoint, resume
 from torchrl_metra.trainers.collector_state import CollectorState
+from torchrl_metra.trainers.diagnosis import Diagnosis, FailureWarning
 from torchrl_metra.trainers.faults import (
     CollectionTimeoutError,
     DivergenceError,
@@ -16,7 +17,9 @@ __all__ = [
     "CollectionTimeoutError",
     "CollectorState",
     "DamagedCheckpointError",
+    "Diagnosis",
     "DivergenceError",
+    "FailureWarning",
     "LogCoverage",
     "LogRates",
     "METRAHook",

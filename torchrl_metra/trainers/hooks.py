@@ -17,6 +17,7 @@ from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.coverage import cells_of, read_places
 from torchrl_metra.evaluation.trajectories import Projection
+from torchrl_metra.trainers.diagnosis import Diagnosis
 
 __all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_workers"]
 
@@ -139,7 +140,7 @@ class LogCoverage(TrainerHookBase):
 
 
 class SkillEvaluation(TrainerHookBase):
-    """Rolls out a grid of skills at intervals and logs what they are worth (Section 5).
+    """Rolls out skills at intervals and logs what they are worth (Section 5).
 
     Without ``measure`` it logs ``policy_coverage``, counted as
     :func:`~torchrl_metra.evaluation.visited` does, and nothing where the environment gives
@@ -150,7 +151,8 @@ class SkillEvaluation(TrainerHookBase):
         env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, not
             the one that collects.
         policy (nn.Module): the policy that is trained.
-        skills (Tensor): skills to roll out, of shape ``[M, D]``.
+        skills (Tensor): skills to roll out, of shape ``[M, D]``: ``prior.evaluation_skills()``,
+            by which published coverage is counted.
         interval (int): frames between two evaluations.
 
     Keyword Args:
@@ -169,7 +171,7 @@ class SkillEvaluation(TrainerHookBase):
         ...     latents = encode_trajectories(rollouts, networks.encoder)
         ...     return measure_skills(rollouts, latents, prior)
         >>> evaluation = SkillEvaluation(
-        ...     env, networks.actor, prior.grid(8), interval=10_000, measure=measure
+        ...     env, networks.actor, prior.evaluation_skills(8), interval=10_000, measure=measure
         ... )
 
         ``evaluation.register(trainer)`` then attaches it to a trainer.
@@ -210,6 +212,8 @@ class SkillEvaluation(TrainerHookBase):
         if isinstance(self.env, TransformedEnv):
             self.env.transform.dump()
         results = self.measure(rollouts)
+        if isinstance(diagnosis := getattr(self._trainer, "diagnosis", None), Diagnosis):
+            diagnosis.observe(results)
         if self._trainer.progress_bar and "policy_coverage" in results:
             # All of the numbers would be too many for the bar.
             self._trainer._pbar_str["policy_coverage"] = results["policy_coverage"]

@@ -25,6 +25,7 @@ from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, Upd
 from torchrl_metra._checks import check_integer, check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.collector_state import CollectorState
+from torchrl_metra.trainers.diagnosis import Diagnosis
 from torchrl_metra.trainers.faults import (
     CollectionTimeoutError,
     DivergenceError,
@@ -38,6 +39,7 @@ from torchrl_metra.trainers.stepper import (
     Clip,
     METRAOptimizationStepper,
     check_cumulant,
+    check_policy_loss,
     make_metra_optimizers,
     relabel,
     step_skill_loss,
@@ -192,12 +194,14 @@ class METRATrainer(Trainer):
             returned no batch counts as hanging. No limit by default.
         **kwargs: passed on to :class:`~torchrl.trainers.Trainer` (``logger``,
             ``seed``, ``progress_bar``, ``log_interval``, ``checkpoint``,
-            ``checkpoint_rotation``, ``save_trainer_interval``, ...).
+            ``checkpoint_rotation``, ``save_trainer_interval``, ...). ``clip_norm`` and
+            ``clip_grad_norm`` hold for the gradient of each part by itself.
 
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if the replay buffer has no batch size, if targets would be updated
-            twice, or if a collected batch or a loss is not finite.
+            twice, if ``optimizer`` or SAC's first version is given, or if a collected batch or a
+            loss is not finite.
         CollectionTimeoutError: if the collector hangs.
         TrainingStoppedError: in place of these and of other errors while training, if there
             is a checkpoint to go on from.
@@ -248,6 +252,12 @@ class METRATrainer(Trainer):
         check_type("skill_loss", skill_loss, SkillLoss, "a SkillLoss such as METRALoss")
         check_type("replay_buffer", replay_buffer, ReplayBuffer, "a ReplayBuffer")
         check_cumulant(skill_loss, loss_module)
+        check_policy_loss(loss_module)
+        if kwargs.get("optimizer") is not None:
+            raise ValueError(
+                "METRATrainer has an optimizer for each part, and none for all: give them to "
+                "METRAOptimizationStepper(skill_loss, optimizers), see make_metra_optimizers."
+            )
         if replay_buffer.batch_size is None:
             raise ValueError(
                 "the replay buffer has no batch size: build it with ReplayBuffer(batch_size=256, "
@@ -332,6 +342,8 @@ class METRATrainer(Trainer):
         self.register_module("log_coverage", self.log_coverage)
         self.register_op("post_steps_log", self._log_round)
         self.register_op("post_steps_log", self._log_coverage)
+        self.diagnosis = Diagnosis(skill_loss, _learning_rate(optimization_stepper))
+        self.diagnosis.register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         self._collection_limit.stop()
@@ -361,6 +373,7 @@ class METRATrainer(Trainer):
         self._logged, self._places = self._round.read()
         self._is_unchecked = False
         self._show_progress(self._logged)
+        self.diagnosis.observe(self._logged)
 
     def _log_round(self, batch: TensorDictBase | None) -> dict[str, Any]:
         return self._logged
@@ -451,3 +464,15 @@ class METRATrainer(Trainer):
         # With a remote learner, this is the last.
         super()._save_execution_checkpoint(**kwargs)
         self._collection_limit.start()
+
+
+def _learning_rate(stepper: OptimizationStepper) -> float:
+    """The largest of φ's, the critics' and the policy's; the authors' if the stepper has none."""
+    optimizers = getattr(stepper, "optimizers", {})
+    groups = [
+        group
+        for part, optimizer in optimizers.items()
+        if part not in ("dual", "alpha")
+        for group in optimizer.param_groups
+    ]
+    return max((float(group["lr"]) for group in groups), default=1e-4)

@@ -57,6 +57,7 @@ def make_metra_optimizers(
     check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
     check_type("sac_loss", sac_loss, SACLoss, "a SACLoss")
     check_cumulant(skill_loss, sac_loss)
+    check_policy_loss(sac_loss)
     parts = {
         **skill_loss.parameter_groups(),
         "qvalue": list(sac_loss.qvalue_network_params.parameters()),
@@ -324,6 +325,19 @@ def check_cumulant(skill_loss: SkillLoss, sac_loss: LossModule) -> None:
             f"{type(skill_loss).__name__} needs critics that predict {expected} "
             f"{'numbers' if expected > 1 else 'number'}, but those of {type(sac_loss).__name__} "
             f"predict {found}: CSFLoss goes with SuccessorFeatureSACLoss, the others with SACLoss."
+        )
+
+
+def check_policy_loss(sac_loss: LossModule) -> None:
+    """Refuse a policy loss with a part that no step would train.
+
+    Raises:
+        ValueError: if it has a value network beside the critics, SAC's first version.
+    """
+    if getattr(sac_loss, "value_network_params", None) is not None:
+        raise ValueError(
+            f"{type(sac_loss).__name__} has a value_network, which nothing here trains: build it "
+            "without, so that targets come from the critics."
         )
 
 

@@ -1,0 +1,337 @@
+"""A run that fails says so: known failures, read off what is logged anyway."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torchrl.trainers import Trainer
+from torchrl.trainers.trainers import TrainerHookBase
+
+from torchrl_metra.data import OneHot, SkillPrior
+from torchrl_metra.objectives import METRALoss, SkillLoss
+
+__all__ = ["Diagnosis", "FailureWarning"]
+
+# Rounds over which the latest values are averaged.
+WINDOW = 5
+PAGE = "docs/guides/tuning.md"
+
+
+class FailureWarning(UserWarning):
+    """A run shows the signature of a known failure; it goes on all the same."""
+
+
+class Signs:
+    """What a run shows: the first, the latest and the largest of everything that was logged.
+
+    A number that was never logged is NaN, of which every comparison is false: a rule says nothing
+    about what it cannot see.
+
+    Args:
+        bound (float): largest latent step that METRA's constraint allows, 1 with ``"l2"`` and
+            √D with ``"rms"``; NaN without such a constraint.
+        line (float): the reward for a latent step of 1 if φ knew one direction only.
+        has_directions (bool): whether skills are directions, which φ should tell apart.
+        learning_rate (float): of φ.
+    """
+
+    def __init__(
+        self, bound: float, line: float, has_directions: bool, learning_rate: float
+    ) -> None:
+        self.bound = bound
+        self.line = line
+        self.has_directions = has_directions
+        self.learning_rate = learning_rate
+        self._first: dict[str, float] = {}
+        self._latest: dict[str, deque[float]] = {}
+
+    @classmethod
+    def of(cls, skill_loss: SkillLoss, learning_rate: float) -> Signs:
+        """What there is to know of a skill loss beforehand."""
+        is_metra = isinstance(skill_loss, METRALoss) and skill_loss.distance is None
+        bound = math.nan
+        if is_metra:
+            bound = math.sqrt(skill_loss.prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
+        is_continuous = not isinstance(skill_loss.prior, OneHot) and skill_loss.prior.dim > 1
+        return cls(bound, _mean_along_a_line(skill_loss.prior), is_continuous, learning_rate)
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Take in numbers as they are logged."""
+        for name, value in metrics.items():
+            if name in WATCHED:
+                self._first.setdefault(name, float(value))
+                self._latest.setdefault(name, deque(maxlen=WINDOW)).append(float(value))
+
+    def first(self, name: str) -> float:
+        """The first value."""
+        return self._first.get(name, math.nan)
+
+    def now(self, name: str) -> float:
+        """The mean of the latest values."""
+        latest = self._latest.get(name)
+        return sum(latest) / len(latest) if latest else math.nan
+
+    def most(self, name: str, count: int = WINDOW) -> float:
+        """The largest of so many latest values, NaN if there are fewer."""
+        latest = list(self._latest.get(name, ()))[-count:]
+        return max(latest) if len(latest) == count else math.nan
+
+    @property
+    def updates(self) -> float:
+        """Gradient steps so far."""
+        latest = self._latest.get("optim_steps")
+        return latest[-1] if latest else 0.0
+
+    @property
+    def time(self) -> float:
+        """Updates times learning rate: how far Adam can have moved a weight of φ.
+
+        A run at a tenth of the learning rate takes ten times the updates to show the same.
+        """
+        return self.updates * self.learning_rate
+
+    @property
+    def step(self) -> float:
+        """Latent step, as a share of the bound."""
+        return self.now("latent_step") / self.bound
+
+    @property
+    def reward(self) -> float:
+        """Reward, as a share of the bound."""
+        return self.now("intrinsic_reward") / self.bound
+
+    @property
+    def stays_put(self) -> bool:
+        """Skills cover hardly more than the untrained policy, which did not cover much."""
+        first = self.first("policy_coverage")
+        return first < 20 and self.most("policy_coverage", 2) <= 2 * first
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers, for a checkpoint."""
+        latest = {name: list(values) for name, values in self._latest.items()}
+        return {"first": dict(self._first), "latest": latest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._first = dict(state_dict["first"])
+        self._latest = {
+            name: deque(values, maxlen=WINDOW) for name, values in state_dict["latest"].items()
+        }
+
+
+def _mean_along_a_line(prior: SkillPrior) -> float:
+    """Mean reward of unit steps along one line, each on the side of its skill."""
+    dim = prior.dim
+    if isinstance(prior, OneHot):
+        return math.sqrt(dim) / max(dim - 1, 1)
+    mean = math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2) - math.log(math.pi) / 2
+    return math.exp(mean)
+
+
+class Failure(NamedTuple):
+    """A failure that is known.
+
+    Attributes:
+        shows (Callable): whether the signs are those of this failure.
+        story (str): what is seen, and what to do.
+        section (str): where the guide says more.
+        is_vague (bool): whether it is what is left when nothing better fits.
+    """
+
+    shows: Callable[[Signs], bool]
+    story: str
+    section: str
+    is_vague: bool = False
+
+
+# In the order in which they are asked: what is more particular comes first.
+FAILURES = {
+    "observations too small": Failure(
+        lambda see: see.time >= 0.5 and see.step < 0.1 and see.now("observation_spread_max") < 0.1,
+        "φ hardly moves, and no entry of the observations spreads over more than a tenth. "
+        "Normalise the observations.",
+        "nothing-moves-observations-too-small",
+    ),
+    "observations too large": Failure(
+        lambda see: (
+            see.time >= 0.5 and see.first("observation_spread_max") > 50 and see.reward < 0.3
+        ),
+        "nothing is learned, and an entry of the observations spreads over more than fifty. "
+        "Normalise the observations.",
+        "nothing-moves-observations-too-large",
+    ),
+    "entropy wins": Failure(
+        lambda see: (
+            see.time >= 0.5
+            and see.now("alpha") >= 0.1 * see.bound
+            and see.now("entropy") > see.first("entropy") - 0.1
+            and see.reward < 0.1
+        ),
+        "the policy stays as random as it began, for the entropy coefficient outweighs the "
+        "reward. Lower alpha_init.",
+        "the-policy-stays-random-entropy-wins",
+    ),
+    "dual too small": Failure(
+        lambda see: see.time >= 0.2 and see.now("constraint_violation") > 0.5 and see.step > 1.5,
+        "most latent steps are longer than the constraint allows: λ is too small, or too slow. "
+        "Raise dual_init, and let λ learn as fast as φ.",
+        "the-constraint-does-not-hold-λ-too-small",
+    ),
+    "dual explodes": Failure(
+        lambda see: (
+            see.time >= 0.2
+            and see.now("dual") > 30 * see.first("dual")
+            and see.now("constraint_violation") < 0.1
+        ),
+        "λ grows without end, though the constraint holds. Give it a slack of 1e-3, and a "
+        "learning rate near that of φ.",
+        "λ-grows-without-end",
+    ),
+    "dual too large": Failure(
+        lambda see: (
+            see.time >= 0.5
+            and 300 < see.now("dual") <= see.first("dual")
+            and see.now("constraint_violation") < 0.02
+        ),
+        "λ is far larger than a reward, and latent steps stay short until it has come down. "
+        "Lower dual_init.",
+        "steps-stay-short-λ-too-large",
+    ),
+    "skills ignored": Failure(
+        lambda see: (
+            see.time >= 1
+            and (
+                (see.step > 0.5 and see.reward < 0.35 * see.line * see.step)
+                or (see.bound > 0 and see.most("skill_alignment", 2) < 0.15)
+            )
+        ),
+        "φ moves, but not along the skills: the policy does not follow them. See that policy and "
+        "critics read the skill, and that one skill lasts for an episode.",
+        "all-skills-are-the-same-skills-ignored",
+    ),
+    "one direction": Failure(
+        lambda see: (
+            see.has_directions
+            and see.most("latent_rank") < 1.15
+            and see.time >= (0.5 if _is_uneven(see) else 5)
+        ),
+        "φ knows one direction only, so skills lead there or back. Bring all entries of the "
+        "observations to one scale.",
+        "half-of-the-skills-are-missing-one-direction",
+    ),
+    "posture": Failure(
+        lambda see: (
+            see.time >= 24
+            and see.updates >= 12_000
+            and see.stays_put
+            and max(see.now("skill_alignment"), see.now("skill_accuracy")) > 0.7
+        ),
+        "skills can be told apart, but lead nowhere: they differ in posture. Wait if there were "
+        "few updates yet, else let φ read positions alone.",
+        "skills-in-posture-not-in-place",
+    ),
+    "encoder does not move": Failure(
+        lambda see: see.time >= 1 and see.step < 0.05,
+        "φ hardly moves from one state to the next. See that it reads what changes, and that its "
+        "learning rate is not too small.",
+        "nothing-moves-observations-too-small",
+        is_vague=True,
+    ),
+    "no coverage": Failure(
+        lambda see: see.time >= 30 and see.updates >= 15_000 and see.stays_put,
+        "after all these updates skills cover hardly more than the untrained policy did.",
+        "what-to-look-at-first",
+        is_vague=True,
+    ),
+}
+WATCHED = {
+    "alpha",
+    "constraint_violation",
+    "dual",
+    "entropy",
+    "intrinsic_reward",
+    "latent_rank",
+    "latent_step",
+    "observation_spread_max",
+    "observation_spread_min",
+    "optim_steps",
+    "policy_coverage",
+    "skill_accuracy",
+    "skill_alignment",
+}
+
+
+def _is_uneven(see: Signs) -> bool:
+    """Whether entries of the observations are of different scale."""
+    return see.now("observation_spread_max") > 30 * see.now("observation_spread_min")
+
+
+class Diagnosis(TrainerHookBase):
+    """Warns once when a run shows the signature of a known failure.
+
+    It reads what is logged anyway: the table of failures is that of the guide on tuning, and each
+    warning names its section. It never stops a run, and says nothing of what was not logged: with
+    a :class:`~torchrl_metra.trainers.SkillEvaluation` it sees more.
+    :class:`~torchrl_metra.METRATrainer` has one; to silence it, filter
+    :class:`FailureWarning` as any other warning.
+
+    Args:
+        skill_loss (SkillLoss): whose training it watches.
+        learning_rate (float): learning rate of φ, which sets the pace of a run.
+
+    Examples:
+        >>> from torch import nn
+        >>> from torchrl_metra import METRALoss, UnitSphere
+        >>> diagnosis = Diagnosis(METRALoss(nn.Linear(2, 2), UnitSphere(2)), 1e-3)
+        >>> for step in (1_000, 2_000):
+        ...     diagnosis.observe({"optim_steps": step, "latent_step": 0.01})
+        >>> diagnosis.find()
+        'encoder does not move'
+    """
+
+    def __init__(self, skill_loss: SkillLoss, learning_rate: float) -> None:
+        self.signs = Signs.of(skill_loss, learning_rate)
+        self.found: list[str] = []
+
+    def observe(self, metrics: Mapping[str, Any]) -> None:
+        """Take in numbers as they are logged.
+
+        Args:
+            metrics (mapping of str to float): numbers of a round, or of an evaluation.
+        """
+        self.signs.add(metrics)
+
+    def find(self) -> str | None:
+        """The name of a failure that shows and was not found before, if there is one."""
+        for name, failure in FAILURES.items():
+            is_news = name not in self.found and not (failure.is_vague and self.found)
+            if is_news and failure.shows(self.signs):
+                self.found.append(name)
+                return name
+        return None
+
+    def __call__(self, batch: Any = None) -> None:
+        name = self.find()
+        if name is not None:
+            failure = FAILURES[name]
+            warnings.warn(
+                f"{name}, after {self.signs.updates:.0f} updates: {failure.story} Read "
+                f"{PAGE}#{failure.section}.",
+                FailureWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"signs": self.signs.state_dict(), "found": list(self.found)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.signs.load_state_dict(state_dict["signs"])
+        self.found = list(state_dict["found"])
+
+    def register(self, trainer: Trainer, name: str = "diagnosis") -> None:
+        trainer.register_module(name, self)
+        trainer.register_op("post_steps_log", self)
