@@ -1,4 +1,4 @@
-"""Draws ``results/quadruped_starts.png``: where Quadruped's episodes start, and where the suite's do.
+"""Draws ``results/quadruped_starts.png``: where episodes start, here and in the control suite.
 
 By hand: ``python benchmarks/quadruped_starts.py``
 """
