@@ -30,7 +30,8 @@ KITCHEN_TASKS: tuple[str, ...] = (
 # Where each task's joints are when it is solved. Turning the knob lights the burner and the
 # switch the lamp: in the simulation these follow as joints of their own.
 SOLVED_JOINTS: dict[str, dict[str, tuple[float, ...]]] = {
-    "bottom burner": {"knob_Joint_2": (-0.88,), "bottom_left_burner": (-0.88 / 174,)},
+    # The authors' is the right one; that of gymnasium-robotics' own tasks, the left.
+    "bottom burner": {"knob_Joint_1": (-0.88,), "bottom_right_burner": (-0.88 / 174,)},
     "light switch": {"light_switch": (-0.69,), "light_joint": (-0.69 / 14,)},
     "slide cabinet": {"slide_cabinet": (0.37,)},
     "hinge cabinet": {"right_hinge_cabinet": (0.5,)},
@@ -129,7 +130,7 @@ def _solved_tasks(data: mujoco.MjData) -> list[bool]:
 
     kettle_x, kettle_y = data.joint("kettle").qpos[:2]
     return [
-        joint("knob_Joint_2") < -0.38,
+        joint("knob_Joint_1") < -0.38,
         joint("light_switch") < -0.25,
         abs(joint("slide_cabinet") - 0.37) < 0.1,
         abs(joint("right_hinge_cabinet") - 0.5) < 0.2,
