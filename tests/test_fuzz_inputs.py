@@ -316,7 +316,7 @@ def test_priors(prior: SkillPrior, data: st.DataObject) -> None:
     value = torch.randn(*shape, prior.dim)
     fault = data.draw(st.sampled_from(sorted(FAULTS.keys() - {"missing", "nested"})))
     value = FAULTS[fault](value)
-    with clear_errors("displacement"):
+    with clear_errors():
         toward = prior.toward(value)
         assert toward.shape == value.shape
         sound = value.isfinite().all(dim=-1)
@@ -326,7 +326,7 @@ def test_priors(prior: SkillPrior, data: st.DataObject) -> None:
             length = toward[sound & (value != 0).any(dim=-1)].norm(dim=-1)
             expected = math.sqrt(prior.dim) if isinstance(prior, StandardNormal) else 1.0
             torch.testing.assert_close(length, torch.full_like(length, expected))
-    with clear_errors("skill"):
+    with clear_errors():
         assert prior.validate(value).shape[-1] == prior.dim
 
 
@@ -351,7 +351,7 @@ def test_rollouts(
     assert rollout.batch_size == (*env.batch_size, steps)
     assert is_finite(rollout)
     start = env.reset()
-    with clear_errors("action"):
+    with clear_errors():
         action = torch.full((*env.batch_size, 2), number)
         assert is_finite(env.step(start.set("action", action))["next"])
 
