@@ -61,6 +61,7 @@ def test_a_checkpoint_holds_everything_and_its_versions(folder: Path) -> None:
         "replay_buffer",
         "rng",
         "target_updater",
+        "trainer_module.diagnosis",
         "trainer_module.log_coverage",
         "trainer_module.optimization_stepper",
         "trainer_module.skill_loss",

@@ -206,7 +206,12 @@ class TestSkillMetrics:
         untimed = measure_skills(rollouts, latents, UnitSphere(2), norm=None)
         unencoded = measure_skills(rollouts, None, UnitSphere(2))
         assert list(unencoded) == ["policy_coverage", "sectors"]
-        assert list(untimed) == [*unencoded, "skill_alignment", "skill_accuracy"]
+        assert list(untimed) == [
+            *unencoded,
+            "skill_alignment",
+            "skill_accuracy",
+            "latent_rank_episode",
+        ]
         assert everything.items() > untimed.items() > unencoded.items()
 
     def test_projection_of_the_users_own(self) -> None:

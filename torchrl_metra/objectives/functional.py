@@ -187,8 +187,6 @@ def effective_rank(displacements: Tensor) -> Tensor:
         (tensor(1.), tensor(2.))
     """
     rows = displacements.detach().flatten(0, -2)
-    # By the largest first: fourth powers of small numbers vanish.
-    rows = rows / rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
-    moments = pairwise_products(rows.T, rows.T)
-    total = moments.diagonal().sum()
-    return total.square() / moments.square().sum().clamp(min=torch.finfo(rows.dtype).tiny)
+    moments = rows.mT @ rows
+    squares = moments.square().sum().clamp(min=torch.finfo(moments.dtype).tiny)
+    return moments.trace().square() / squares

@@ -139,13 +139,13 @@ class Failure(NamedTuple):
         shows (Callable): whether the signs are those of this failure.
         story (str): what is seen, and what to do.
         section (str): where the guide says more.
-        is_vague (bool): whether it is what is left when nothing better fits.
+        is_consequence (bool): whether it is not said of a run in which another was found.
     """
 
     shows: Callable[[Signs], bool]
     story: str
     section: str
-    is_vague: bool = False
+    is_consequence: bool = False
 
 
 # In the order in which they are asked: what is more particular comes first.
@@ -212,6 +212,8 @@ FAILURES = {
         "φ moves, but not along the skills: the policy does not follow them. See that policy and "
         "critics read the skill, and that one skill lasts for an episode.",
         "all-skills-are-the-same-skills-ignored",
+        # Whatever else is wrong may end in this.
+        is_consequence=True,
     ),
     "one direction": Failure(
         lambda see: (
@@ -239,13 +241,13 @@ FAILURES = {
         "φ hardly moves from one state to the next. See that it reads what changes, and that its "
         "learning rate is not too small.",
         "nothing-moves-observations-too-small",
-        is_vague=True,
+        is_consequence=True,
     ),
     "no coverage": Failure(
         lambda see: see.time >= 30 and see.updates >= 15_000 and see.stays_put,
         "after all these updates skills cover hardly more than the untrained policy did.",
         "what-to-look-at-first",
-        is_vague=True,
+        is_consequence=True,
     ),
 }
 WATCHED = {
@@ -308,7 +310,7 @@ class Diagnosis(TrainerHookBase):
     def find(self) -> str | None:
         """The name of a failure that shows and was not found before, if there is one."""
         for name, failure in FAILURES.items():
-            is_news = name not in self.found and not (failure.is_vague and self.found)
+            is_news = name not in self.found and not (failure.is_consequence and self.found)
             if is_news and failure.shows(self.signs):
                 self.found.append(name)
                 return name
