@@ -18,6 +18,8 @@ __all__ = ["Diagnosis", "FailureWarning"]
 
 # Rounds over which the latest values are averaged.
 WINDOW = 5
+# Before this many updates nothing is said, whatever the learning rate.
+FEWEST_UPDATES = 200
 PAGE = "docs/guides/tuning.md"
 
 
@@ -309,6 +311,8 @@ class Diagnosis(TrainerHookBase):
 
     def find(self) -> str | None:
         """The name of a failure that shows and was not found before, if there is one."""
+        if self.signs.updates < FEWEST_UPDATES:
+            return None
         for name, failure in FAILURES.items():
             is_news = name not in self.found and not (failure.is_consequence and self.found)
             if is_news and failure.shows(self.signs):
