@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -68,6 +69,7 @@ def install() -> None:
     # Modules that move keep their parameters, as on a GPU.
     torch.__future__.set_swap_module_params_on_conversion(True)
     cuda: dict[str, Any] = {
+        "Event": Event,
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
         "device_count": lambda: 1,
@@ -80,6 +82,19 @@ def install() -> None:
     }
     for name, function in cuda.items():
         setattr(torch.cuda, name, function)
+
+
+class Event:
+    """All work is done when it is asked for."""
+
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _note("wait", "synchronize")
 
 
 class CudaTensor(torch.Tensor):
@@ -198,6 +213,10 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs["device"] = CPU
     kwargs.pop("pin_memory", None)
     output = func(*tree_map(_on_host, args), **kwargs)
+    if there and torch.Tag.inplace_view in func.tags:
+        # squeeze_ and its like: the shape of what stands for it changes too.
+        with no_dispatch(), _as_meta():
+            func(*args, **kwargs)
     if target is not None:
         is_there = target == "cuda"
     elif name in ("copy_", "index"):
@@ -214,6 +233,16 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return CudaTensor(value) if is_there else value
 
     return tree_map(wrap, output)
+
+
+@contextlib.contextmanager
+def _as_meta() -> Iterator[None]:
+    before = torch._C._meta_in_tls_dispatch_include()
+    torch._C._set_meta_in_tls_dispatch_include(True)
+    try:
+        yield
+    finally:
+        torch._C._set_meta_in_tls_dispatch_include(before)
 
 
 def _on_host(value: Any) -> Any:
