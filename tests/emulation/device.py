@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def install() -> None:
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
         "device_count": lambda: 1,
+        "get_device_name": lambda device=None: "an emulated device",
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -82,6 +84,36 @@ def install() -> None:
     }
     for name, function in cuda.items():
         setattr(torch.cuda, name, function)
+    torch.load = functools.partial(_load, torch.load)
+    _keep_lazy_tensors_on_the_cpu()
+
+
+def _keep_lazy_tensors_on_the_cpu() -> None:
+    """Those without a shape have no place yet; whoever gives them one moves them."""
+    mixin = torch.nn.parameter.UninitializedTensorMixin
+    make = torch.nn.parameter.UninitializedBuffer.__new__
+    call, materialize = mixin.__torch_function__.__func__, mixin.materialize
+
+    def make_on_cpu(cls: Any, requires_grad=False, device=None, dtype=None, persistent=True) -> Any:
+        return make(cls, requires_grad, CPU, dtype, persistent)
+
+    def call_on_cpu(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_move = getattr(func, "__name__", "") == "to"
+        return args[0] if is_move else call(cls, func, types, args, kwargs)
+
+    def materialize_on_cpu(self: Any, shape: Any, device: Any = None, dtype: Any = None) -> None:
+        materialize(self, shape, CPU, dtype)
+
+    torch.nn.parameter.UninitializedBuffer.__new__ = staticmethod(make_on_cpu)
+    mixin.__torch_function__ = classmethod(call_on_cpu)
+    mixin.materialize = materialize_on_cpu
+
+
+def _load(load: Any, *args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+    if map_location is None or torch.device(map_location).type == "cpu":
+        return load(*args, map_location=map_location, **kwargs)
+    content = load(*args, map_location="cpu", **kwargs)
+    return tree_map(lambda x: CudaTensor(x) if isinstance(x, torch.Tensor) else x, content)
 
 
 class Event:
@@ -134,16 +166,18 @@ class CudaTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # As those of a GPU are written: what reads them has to say where they go.
-        return _unpickle, (self.host.detach().numpy(),)
+        # As what reads files to the CPU finds them.
+        return self.host.detach().clone().__reduce_ex__(protocol)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+        _note("to host", "numpy")
+        return self.host.numpy(force=True)
 
     def tolist(self) -> Any:
         _note("wait", "tolist")
         return self.host.tolist()
-
-
-def _unpickle(values: Any) -> torch.Tensor:
-    return CudaTensor(torch.from_numpy(values))
 
 
 class CudaMode(TorchDispatchMode):
