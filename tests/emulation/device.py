@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import MemoryMappedTensor
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 COMPILER = os.environ.get("CXX", "g++")
@@ -86,6 +87,14 @@ def install() -> None:
         setattr(torch.cuda, name, function)
     torch.load = functools.partial(_load, torch.load)
     _keep_lazy_tensors_on_the_cpu()
+    make = MemoryMappedTensor.__new__
+
+    def make_on_cpu(*args: Any, **kwargs: Any) -> Any:
+        # What comes from a mode's dispatch cannot become a tensor of another class.
+        with _disable_current_modes():
+            return make(*args, **kwargs)
+
+    MemoryMappedTensor.__new__ = staticmethod(make_on_cpu)
 
 
 def _keep_lazy_tensors_on_the_cpu() -> None:

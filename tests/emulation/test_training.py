@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.envs import rendering_available
-from torchrl_metra.trainers import UpdateGraph, resume
+from torchrl_metra.evaluation import rollout_skills
+from torchrl_metra.trainers import UpdateGraph, hooks, resume
 
 from .device import Record, watch
 
@@ -41,7 +43,7 @@ def make_trainer(
     *,
     storage: Any = None,
     env_on: Any = None,
-    total_frames: int = 320,
+    total_frames: int = 240,
 ) -> METRATrainer:
     """METRA on PointEnv in rounds of 80 frames."""
     torch.manual_seed(0)
@@ -95,14 +97,13 @@ def weights(trainer: METRATrainer) -> list[Any]:
 
 @pytest.mark.parametrize("storage", ["cuda", "cpu"])
 def test_training_gives_the_numbers_of_the_cpu(cuda: torch.device, storage: str) -> None:
-    trainers = make_trainer(cuda, storage=storage), make_trainer(CPU)
-    for trainer in trainers:
-        trainer.train()
-    assert {p.device for p in trainers[0].loss_module.parameters()} == {cuda}
-    assert trainers[0].replay_buffer.storage[:].device == torch.device(storage, 0) or (
-        storage == "cpu"
-    )
-    assert weights(trainers[0]) == weights(trainers[1])
+    trainer = make_trainer(cuda, storage=storage)
+    trainer.train()
+    assert {weight.device for weight in trainer.loss_module.parameters()} == {cuda}
+    assert trainer.replay_buffer.storage[:2]["observation"].device.type == storage
+    expected = make_trainer(CPU)
+    expected.train()
+    assert weights(trainer) == weights(expected)
 
 
 def last_round(trainer: METRATrainer) -> Record:
@@ -217,9 +218,9 @@ def make_batch(device: Any) -> Any:
 
 
 SMALL = [
-    "device=cuda", "num_envs=2", "num_cells=[8]", "total_frames=800", "frames_per_batch=400",
-    "optim_steps_per_batch=2", "batch_size=16", "buffer_size=900", "min_buffer_size=400",
-    "evaluation_interval=400", "evaluation_episodes=2", "checkpoint.interval=400",
+    "device=cuda", "num_envs=2", "num_cells=[8]", "total_frames=80", "frames_per_batch=40",
+    "optim_steps_per_batch=2", "batch_size=16", "buffer_size=100", "min_buffer_size=40",
+    "evaluation_interval=40", "evaluation_episodes=2", "checkpoint.interval=40",
     "collection_timeout=null",
 ]  # fmt: skip
 TINY = ["pixels.resolution=32", "encoder.channels=2", "backend=serial"]
@@ -252,10 +253,12 @@ def test_an_example_from_first_to_last_line(
     elif name == "half_cheetah":
         pytest.importorskip("mujoco")
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    train = __import__("training").train
+    training = __import__("training")
+    for module in (training, hooks):
+        monkeypatch.setattr(module, "rollout_skills", partial(rollout_skills, max_steps=8))
     with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
         config = hydra.compose(name, overrides=[*SMALL, f"output={tmp_path}", *overrides])
-    results = train(config)
-    assert results["frames"] == 800
+    results = training.train(config)
+    assert results["frames"] == 80
     assert results["policy_coverage"] > 0
     assert (tmp_path / "skills.png").exists()
