@@ -83,15 +83,18 @@ class EnvPoolEnv(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         reset = None if tensordict is None else tensordict.get("_reset", None)
-        observation = torch.zeros(self.observation_spec["observation"].shape)
+        # The simulator is on the CPU, wherever the environment was moved.
+        observation = torch.zeros(self.observation_spec["observation"].shape, device="cpu")
         if reset is None or reset.all():
             values, _ = self._env.reset()
             observation.copy_(torch.from_numpy(values))
         else:
-            index = reset.reshape(-1).nonzero().squeeze(-1)
+            index = reset.cpu().reshape(-1).nonzero().squeeze(-1)
             values, _ = self._env.reset(index.numpy())
             observation[index] = torch.from_numpy(values).float()
-        return TensorDict({"observation": observation}, batch_size=self.batch_size)
+        return TensorDict(
+            {"observation": observation}, batch_size=self.batch_size, device=self.device
+        )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.get("action").numpy(force=True).astype(np.float64)
@@ -107,6 +110,7 @@ class EnvPoolEnv(EnvBase):
                 "truncated": truncated,
             },
             batch_size=self.batch_size,
+            device=self.device,
         )
 
     def _set_seed(self, seed: int | None) -> None:

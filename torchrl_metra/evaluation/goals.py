@@ -74,7 +74,8 @@ def rollout_goals(
         for chunk in episodes(env, policy, starts, max_steps)
     ]
     rollouts = concatenate(chunks)[: len(goals)]
-    return rollouts.set("goal", goals.to(rollouts.device).unsqueeze(1).expand(rollouts.shape))
+    goals = goals.to(rollouts.device or "cpu")
+    return rollouts.set("goal", goals.unsqueeze(1).expand(rollouts.shape))
 
 
 def goal_metrics(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -25,6 +25,8 @@ def rollout_skills(
 ) -> TensorDictBase:
     """Roll out one deterministic episode per skill.
 
+    The policy acts on the device of its weights, wherever the environment is.
+
     Args:
         env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, of
             batch size ``[N]`` or ``[]``.
@@ -36,7 +38,8 @@ def rollout_skills(
 
     Returns:
         The transitions, of batch size ``[M, T]``, with ``T`` the length of the longest
-        episode. Episodes that ended before it repeat their last transition.
+        episode. Episodes that ended before it repeat their last transition. They are on the
+        environment's device, those of simulators on the CPU.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
@@ -68,8 +71,8 @@ def episodes(
         max_steps (int): length of the episodes.
 
     Yields:
-        The transitions of ``N`` episodes, of batch size ``[N, T]``. The last ones may be
-        more than were asked for.
+        The transitions of ``N`` episodes, of batch size ``[N, T]``, on the environment's
+        device. The last ones may be more than were asked for.
     """
     check_type("env", env, EnvBase, "an environment")
     check_type("policy", policy, Callable, "a TensorDictModule")
@@ -80,19 +83,35 @@ def episodes(
     width = env.batch_size.numel()
     # The last chunk is filled up by starts whose episodes are to be dropped again.
     index = torch.arange(-(-len(starts) // width) * width) % len(starts)
+    # Environments that name no device are simulators, on the CPU.
+    home = env.device or torch.device("cpu")
+    act = _at_home(policy, home)
     for chunk in starts[index].split(width):
-        start = chunk.reshape(env.batch_size).to(env.device or "cpu")
+        start = chunk.reshape(env.batch_size).to(home)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             rollout = env.rollout(
                 max_steps,
-                policy,
+                act,
                 auto_reset=False,
                 tensordict=env.reset(start),
-                auto_cast_to_device=True,
                 break_when_any_done=False,
                 break_when_all_done=True,
             )
         yield rollout.reshape(width, -1)
+
+
+def _at_home(
+    policy: TensorDictModuleBase, home: torch.device
+) -> Callable[[TensorDictBase], TensorDictBase]:
+    """The policy, acting on the device of its weights, for states of another."""
+    weight = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    if weight is None or weight.device == home:
+        return policy
+
+    def act(tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict.update(policy(tensordict.to(weight.device)).to(home))
+
+    return act
 
 
 def concatenate(chunks: list[TensorDictBase]) -> TensorDictBase:

@@ -105,7 +105,7 @@ class CICLoss(EncoderLoss):
         self.key = key
         self.temperature = temperature
         self.num_neighbors = num_neighbors
-        self.distance_stats = RunningMeanStd()
+        self.distance_stats = RunningMeanStd().to(self._default_device)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         networks = [self.encoder_params, self.query, self.key]

@@ -107,7 +107,10 @@ class DADSLoss(SkillLoss):
         self.dynamics = dynamics
         self.num_alternatives = num_alternatives
         self.observation_norm, self.change_norm = (
-            nn.BatchNorm1d(observation_size, momentum=_MOMENTUM, affine=False) for _ in range(2)
+            nn.BatchNorm1d(
+                observation_size, momentum=_MOMENTUM, affine=False, device=self._default_device
+            )
+            for _ in range(2)
         )
 
     @classmethod

@@ -102,6 +102,9 @@ class RNDBaseline(SkillLoss):
             update_fraction=1.0,
         )
         self.reward_stats = RunningMeanStd()
+        # Statistics live where the networks do.
+        for stats in (self.rnd_loss.obs_rms, self.reward_stats):
+            stats.to(self._default_device)
 
     @classmethod
     def from_size(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, optim
 from torchrl.checkpoint import (
     Checkpoint,
     CheckpointAdapter,
@@ -20,6 +20,7 @@ from torchrl.checkpoint import (
     CheckpointLoadResult,
     CheckpointOptions,
     DumpLoadCheckpointAdapter,
+    GlobalRNGState,
     StateDictCheckpointAdapter,
 )
 from torchrl.data import ReplayBuffer
@@ -153,7 +154,7 @@ class VerifiedCheckpoint(Checkpoint):
         Keyword Args:
             components (collection of str, optional): defaults to all but those that were
                 excluded when the checkpoint was written, or are here.
-            **kwargs: see ``Checkpoint.load``.
+            **kwargs: see ``Checkpoint.load``. Files are read to the CPU by default.
 
         Returns:
             What was loaded.
@@ -164,6 +165,8 @@ class VerifiedCheckpoint(Checkpoint):
             CheckpointError: if a newer version of this package has written it, or with other
                 settings, or if a component does not fit.
         """
+        # Components bring their states to their own devices; the run's may not be here.
+        kwargs.setdefault("map_location", "cpu")
         metadata = self.verify(path)["metadata"]
         self._compare_settings(path, metadata["settings"])
         if components is None:
@@ -241,6 +244,40 @@ class VerifiedCheckpoint(Checkpoint):
         adapter = super()._resolve_adapter(component)
         is_default = type(adapter) is StateDictCheckpointAdapter
         return StateDictCheckpointAdapter("torch") if is_default else adapter
+
+
+class RandomState(GlobalRNGState):
+    """TorchRL's random generators, of those devices that are here when a run goes on."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        here, state = self.state_dict(), dict(state_dict)
+        for name in state.keys() - here.keys():
+            del state[name]
+        if "torch_cuda" in state:
+            state["torch_cuda"] = state["torch_cuda"][: len(here["torch_cuda"])]
+        super().load_state_dict(state)
+
+
+def load_optimizer(optimizer: optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Load an optimiser's state, but for what depends on the device, which stays as it was built.
+
+    Args:
+        optimizer (Optimizer): of parameters on any device.
+        state_dict (mapping): from ``optimizer.state_dict()`` of parameters on any other.
+    """
+    groups = [
+        {**saved, **{name: group[name] for name in _OF_THE_DEVICE if name in group}}
+        for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict({**state_dict, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        # A tensor stays the one that graphs read and schedulers write to.
+        saved_rate = float(group["lr"])
+        group["lr"] = rate.fill_(saved_rate) if isinstance(rate, Tensor) else saved_rate
+
+
+_OF_THE_DEVICE = ("capturable", "foreach", "fused")
 
 
 def resume(trainer: Trainer, path: str | Path | None = None) -> Path | None:

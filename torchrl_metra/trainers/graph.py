@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ class UpdateGraph:
 
     A graph knows one batch size (batches of another are updated without it), and keeps
     what is a Python number while it is recorded. It is recorded anew where an optimiser
-    has loaded another state or changed its settings: let schedulers work on a tensor,
-    ``Adam(lr=torch.tensor(1e-4))``.
+    has loaded another state or changed its settings: let schedulers work on a tensor on the
+    device of the parameters, ``Adam(lr=torch.tensor(1e-4, device=...))``.
 
     Args:
         update (Callable): from a batch to a TensorDict of detached tensors, without
@@ -44,6 +45,11 @@ class UpdateGraph:
             ``torch.compile``. On a CPU that takes a C++ compiler. Defaults to ``True``.
         cudagraphs (bool, optional): replay as CUDA graph through TensorDict's
             ``CudaGraphModule``. Defaults to ``False``.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: by a call with ``cudagraphs``, if a learning rate is a tensor elsewhere than
+            the parameters: the graph would keep its value.
 
     Examples:
         >>> import torch
@@ -78,9 +84,14 @@ class UpdateGraph:
             check_key(f"in_keys[{index}]", key)
         self._update = update
         self._optimizers = list(optimizers.values())
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        self._device = groups[0]["params"][0].device if groups else torch.device("cpu")
         self._in_keys = in_keys
         self._compile = compile
         self._cudagraphs = cudagraphs
+        # Modes of the compiler that may make CUDA graphs of their own.
+        modes = {"mode", "options"}
+        self._reuses_outputs = isinstance(compile, Mapping) and not modes.isdisjoint(compile)
         self._is_warm = False
         self._graph: Callable[..., Sequence[Tensor]] | None = None
 
@@ -100,7 +111,11 @@ class UpdateGraph:
             return self._record(batch)
         if batch.batch_size != self._batch_size:
             return self._update(batch)
-        values = self._graph(*[batch.get(key) for key in self._keys])
+        with self._on_device():
+            values = self._graph(*[batch.get(key) for key in self._keys])
+        if self._reuses_outputs:
+            # The next call would write over them.
+            values = [value.clone() for value in values]
         return TensorDict(dict(zip(self._out_keys, values, strict=True)))
 
     def _record(self, batch: TensorDictBase) -> TensorDictBase:
@@ -111,10 +126,12 @@ class UpdateGraph:
                 "schedulers a tensor to work on, Adam(lr=torch.tensor(1e-4)).",
                 stacklevel=4,
             )
+        if self._cudagraphs:
+            self._check_learning_rates()
         self._keys = [key for key in self._in_keys if batch.get(key, default=None) is not None]
         self._batch_size = batch.batch_size
         self._optimizer_states = [optimizer.state for optimizer in self._optimizers]
-        self._hyperparameters = [_hyperparameters(optimizer) for optimizer in self._optimizers]
+        self._settings = _settings(self._optimizers)
         leaves = [batch.get(key) for key in self._keys]
         update: Callable[..., Sequence[Tensor]] = self._on_leaves
         if self._compile:
@@ -126,8 +143,24 @@ class UpdateGraph:
             )
         else:
             update(*leaves)
-        self._graph = CudaGraphModule(update) if self._cudagraphs else update
+        with self._on_device():
+            self._graph = CudaGraphModule(update) if self._cudagraphs else update
         return self._metrics
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Streams and captures belong to the current device, which need not be that of weights."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def _check_learning_rates(self) -> None:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                rate = group.get("lr")
+                if isinstance(rate, Tensor) and rate.device != self._device:
+                    raise ValueError(
+                        f"a learning rate is a tensor on {rate.device}, of which a CUDA graph of "
+                        f"parameters on {self._device} would keep the present value: build the "
+                        f'optimiser with lr=torch.tensor({float(rate):g}, device="{self._device}").'
+                    )
 
     def _on_leaves(self, *leaves: Tensor) -> list[Tensor]:
         batch = TensorDict(dict(zip(self._keys, leaves, strict=True)), self._batch_size)
@@ -137,19 +170,32 @@ class UpdateGraph:
 
     def _is_current(self) -> bool:
         """Whether the optimisers are as they were when the graph was made."""
-        return all(
-            optimizer.state is state and _hyperparameters(optimizer) == hyperparameters
-            for optimizer, state, hyperparameters in zip(
-                self._optimizers, self._optimizer_states, self._hyperparameters, strict=True
-            )
+        states = zip(self._optimizers, self._optimizer_states, strict=True)
+        return all(optimizer.state is state for optimizer, state in states) and _are_same(
+            _settings(self._optimizers), self._settings
         )
 
 
-def _hyperparameters(optimizer: optim.Optimizer) -> list[dict[str, Any]]:
+def _settings(optimizers: Sequence[optim.Optimizer]) -> list[tuple[str, Any]]:
     return [
-        {name: value for name, value in group.items() if name != "params"}
+        (name, value)
+        for optimizer in optimizers
         for group in optimizer.param_groups
+        for name, value in group.items()
+        if name != "params"
     ]
+
+
+def _are_same(settings: list[tuple[str, Any]], others: list[tuple[str, Any]]) -> bool:
+    """Whether numbers are equal, and tensors the very ones, for these a graph reads anew."""
+    return len(settings) == len(others) and all(
+        one is other or (name == other_name and not _has_tensor(one, other) and one == other)
+        for (name, one), (other_name, other) in zip(settings, others, strict=True)
+    )
+
+
+def _has_tensor(*values: Any) -> bool:
+    return any(isinstance(value, Tensor) for value in values)
 
 
 def _without_profiling(record: fx.GraphModule) -> fx.GraphModule:

@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictSequential
 from tensordict.utils import unravel_key
 from torch import Tensor, optim
-from torchrl.checkpoint import CheckpointError, GlobalRNGState
+from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import SACLoss
@@ -24,6 +24,7 @@ from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, Upd
 
 from torchrl_metra._checks import check_integer, check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.trainers.checkpoint import RandomState, load_optimizer
 from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.diagnosis import Diagnosis
 from torchrl_metra.trainers.faults import (
@@ -139,7 +140,7 @@ class METRAHook(TrainerHookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skill_loss.load_state_dict(state_dict["skill_loss"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state_dict["optimizers"][name])
+            load_optimizer(optimizer, state_dict["optimizers"][name])
 
     def register(self, trainer: Trainer, name: str = "metra") -> None:
         if trainer.learner_backend != "local":
@@ -280,7 +281,7 @@ class METRATrainer(Trainer):
         if (checkpoint := kwargs.get("checkpoint")) is not None:
             # The base class leaves what is registered already as it is.
             checkpoint.register("collector", self._collector_state)
-            checkpoint.register("rng", GlobalRNGState())
+            checkpoint.register("rng", RandomState())
         super().__init__(
             collector=collector,
             total_frames=total_frames,

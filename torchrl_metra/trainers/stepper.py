@@ -17,6 +17,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 
 from torchrl_metra._checks import check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.graph import UpdateGraph
 
 __all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step_skill_loss"]
@@ -270,7 +271,7 @@ class METRAOptimizationStepper(OptimizationStepper):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state_dict[name])
+            load_optimizer(optimizer, state_dict[name])
 
 
 class Clip(NamedTuple):

@@ -189,6 +189,8 @@ class SkillAction(Transform):
                 "the environment draws skills of its own, in the entry 'skill'. SkillAction "
                 "leaves that to the high-level policy: build it without SkillPrimer."
             )
+        # A copy of its own acts where the environment is.
+        self.policy.to(observation_spec.device or "cpu")
         observation = observation_spec.zero()
         skill = torch.zeros(*observation_spec.shape, self.prior.dim, device=observation_spec.device)
         try:
