@@ -12,8 +12,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import optim
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv
+from torchrl.data import LazyTensorStorage, MultiStep, ReplayBuffer
+from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv, UnaryTransform
+from torchrl.envs.transforms import MultiStepTransform
+from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import OptimizationStepper, Trainer
@@ -21,6 +23,7 @@ from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
     METRAHook,
+    BatchedSACLoss,
     METRAOptimizationStepper,
     METRATrainer,
     OneHot,
@@ -270,6 +273,67 @@ class TestTrainer:
         assert len(trainer.replay_buffer) == 0
 
     def test_a_diverged_loss_stops_the_training(self) -> None:
+    def test_padding_is_no_transition(self) -> None:
+        parts = make_losses()
+        env = TransformedEnv(PointEnv(4, max_steps=7), SkillPrimer(parts.prior))
+        options = {"frames_per_batch": 40, "total_frames": 120, "split_trajs": True}
+        collector = Collector(env, parts.networks.actor, **options)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        assert trainer.collected_frames == len(trainer.replay_buffer) == 120
+        lengths = trainer.replay_buffer[:]["skill"].norm(dim=-1)
+        torch.testing.assert_close(lengths, torch.ones(120))
+
+    def test_no_transition_of_a_self_resetting_environment_leads_into_the_next_episode(
+        self,
+    ) -> None:
+        parts = make_losses()
+        env = TransformedEnv(SelfResettingPoint(4, max_steps=7), SkillPrimer(parts.prior))
+        collector = Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=120)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        assert trainer.collected_frames == 120, "those that were dropped are counted"
+        # 30 steps in each environment, of which 4 ended an episode.
+        stored = trainer.replay_buffer[:]
+        assert len(stored) == 4 * (30 - 4)
+        step = stored["next", "observation"] - stored["observation"]
+        assert not step.isnan().any()
+        assert step.abs().max() <= 0.2 + 1e-6
+        assert not stored["next", "done"].any()
+
+    @pytest.mark.parametrize("unseen", ["observation", "skill"])
+    def test_last_states_that_torchrl_has_taken_out_are_dropped(self, unseen: str) -> None:
+        trainer = build_trainer(make_losses())
+        batch = make_batch(trainer.skill_loss.prior, 2, 4)
+        batch["next", "done"][0, 3] = batch["next", "done"][1, 1] = True
+        batch["next", unseen][0, 3] = torch.nan
+        kept = trainer._process_batch_hook(batch)
+        assert kept["collector", "mask"].tolist() == [[True, True, True, False], [True] * 4]
+        assert len(trainer.replay_buffer) == 7
+        assert batch.shape == kept.shape
+        assert "collector" not in batch.keys()
+
+    def test_transitions_of_several_steps_are_refused(self) -> None:
+        parts = make_losses()
+        env, options = skill_env(parts), {"frames_per_batch": 40, "total_frames": 120}
+        collector = Collector(env, parts.networks.actor, postproc=MultiStep(0.99, 3), **options)
+        with pytest.raises(ValueError, match=r"several steps.*MultiStep"):
+            build_trainer(parts, collector=collector).train()
+
+    @pytest.mark.parametrize("loss_class", [SACLoss, BatchedSACLoss])
+    def test_what_only_critics_read_is_stored(self, loss_class: type[SACLoss]) -> None:
+        parts = make_losses()
+        secret = UnaryTransform(["position"], ["secret"], fn=lambda position: 2 * position)
+        env = TransformedEnv(PointEnv(4), secret).append_transform(SkillPrimer(parts.prior))
+        in_keys = ["observation", "secret", "skill", "action"]
+        critics = [ValueOperator(MLP(8, 1, num_cells=[16]), in_keys=in_keys) for _ in range(2)]
+        parts.sac_loss = loss_class(parts.networks.actor, critics, target_entropy=-1.0)
+        collector = Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=120)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        stored = trainer.replay_buffer[:]
+        assert stored["next", "secret"].allclose(2 * stored["next", "observation"])
+
         parts = make_losses()
         trainer = build_trainer(parts)
         with torch.no_grad():

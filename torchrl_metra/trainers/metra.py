@@ -49,6 +49,7 @@ from torchrl_metra.trainers.stepper import (
 
 __all__ = ["METRAHook", "METRATrainer"]
 
+    read_keys,
 
 class METRAHook(TrainerHookBase):
     """METRA in a trainer that you already have, such as TorchRL's ``SACTrainer``.
@@ -295,9 +296,9 @@ class METRATrainer(Trainer):
         self.skill_loss = skill_loss
         self.min_buffer_size = min_buffer_size
         # Rewards are made anew for each batch, and a skill is the same at both ends of a step.
-        self._replay_keys = {*skill_loss.in_keys, *loss_module.in_keys} - {
-            ("next", skill_loss.tensor_keys.skill),
-            ("next", loss_module.tensor_keys.reward),
+        self._replay_keys = read_keys(skill_loss, loss_module) - {
+            unravel_key(("next", skill_loss.tensor_keys.skill)),
+            unravel_key(("next", loss_module.tensor_keys.reward)),
         }
         policy = loss_module.actor_network
         shared_encoder = getattr(optimization_stepper, "shared_encoder", None)
