@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -488,3 +489,20 @@ class TestLogCoverage:
         assert hook(states)["total_coverage"] == 3
         assert LogCoverage()(states) is None
         assert hook(None) is None
+    def test_one_of_mine_takes_the_place_of_the_trainers(self, tmp_path: Path) -> None:
+        def make() -> METRATrainer:
+            saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "checkpoint"}
+            trainer = build_trainer(make_losses(), **saving)
+            mine = LogCoverage(projection=lambda states: states["observation"], cell_size=0.001)
+            mine.register(trainer)
+            return trainer
+
+        trainer = make()
+        trainer.train()
+        (logged,) = trainer._log_dict["total_coverage"]
+        assert logged > 100, "cells of a millimetre, and not of a metre"
+        restored = make()
+        restored.load_from_file(tmp_path / "checkpoint")
+        assert len(restored.log_coverage.total) == logged
+        assert restored.log_coverage.cell_size == 0.001
+

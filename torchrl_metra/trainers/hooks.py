@@ -149,6 +149,12 @@ class LogCoverage(TrainerHookBase):
     def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
         trainer.register_module(name, self)
         trainer.register_op("pre_steps_log", self)
+        """Attach it to a trainer; that of a ``METRATrainer`` takes its place."""
+        own = getattr(trainer, "log_coverage", None)
+        if own is not None and name == "log_coverage":
+            # What the trainer's checkpoints and hooks hold then counts with, and as, this one.
+            own.__dict__ = self.__dict__
+            return
 
 
 class LogObservations(TrainerHookBase):

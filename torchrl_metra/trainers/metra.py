@@ -327,8 +327,9 @@ class METRATrainer(Trainer):
             self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
         LogObservations(skill_loss.state_keys).register(self)
-        self.log_coverage = LogCoverage()
-        self.log_coverage.register(self)
+        log_coverage = LogCoverage()
+        log_coverage.register(self)
+        self.log_coverage = log_coverage
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         self._collection_limit.stop()
