@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_losses
+from conftest import SelfResettingPoint, make_batch, make_losses
 from tensordict import TensorDict, TensorDictBase
 from torch import optim
 from torchrl.checkpoint import Checkpoint
@@ -23,8 +23,8 @@ from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
-    METRAHook,
     BatchedSACLoss,
+    METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
     OneHot,
@@ -273,7 +273,6 @@ class TestTrainer:
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
 
-    def test_a_diverged_loss_stops_the_training(self) -> None:
     def test_padding_is_no_transition(self) -> None:
         parts = make_losses()
         env = TransformedEnv(PointEnv(4, max_steps=7), SkillPrimer(parts.prior))
@@ -335,6 +334,7 @@ class TestTrainer:
         stored = trainer.replay_buffer[:]
         assert stored["next", "secret"].allclose(2 * stored["next", "observation"])
 
+    def test_a_diverged_loss_stops_the_training(self) -> None:
         parts = make_losses()
         trainer = build_trainer(parts)
         with torch.no_grad():
@@ -456,6 +456,15 @@ class TestHook:
         state = restored.optimizers["encoder"].state_dict()["state"]
         assert state[0]["step"] == 9
 
+    def test_transitions_of_several_steps_are_refused(self) -> None:
+        parts = make_losses()
+        trainer = self.build(parts, log_rewards=False)
+        self.hook(parts).register(trainer)
+        transform = MultiStepTransform(n_steps=3, gamma=0.99)
+        trainer.replay_buffer.append_transform(transform)
+        with pytest.raises(ValueError, match=r"several steps.*MultiStep"):
+            trainer.train()
+
     def test_remote_learner_is_refused(self) -> None:
         trainer = SimpleNamespace(learner_backend="ray")
         with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
@@ -482,13 +491,6 @@ class TestLogCoverage:
         assert restored(batch(1.5)) == hook(batch(1.5))
         assert restored(batch(7.5)) == hook(batch(7.5)) == {**logged, "total_coverage": 4}
 
-    def test_projection_and_cell_size(self) -> None:
-        other = torch.tensor([[0.1], [0.6], [1.2]])
-        states = TensorDict({"next": {"other": other}}, [3])
-        hook = LogCoverage(projection=lambda states: states["other"], cell_size=0.5)
-        assert hook(states)["total_coverage"] == 3
-        assert LogCoverage()(states) is None
-        assert hook(None) is None
     def test_one_of_mine_takes_the_place_of_the_trainers(self, tmp_path: Path) -> None:
         def make() -> METRATrainer:
             saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "checkpoint"}
@@ -506,3 +508,10 @@ class TestLogCoverage:
         assert len(restored.log_coverage.total) == logged
         assert restored.log_coverage.cell_size == 0.001
 
+    def test_projection_and_cell_size(self) -> None:
+        other = torch.tensor([[0.1], [0.6], [1.2]])
+        states = TensorDict({"next": {"other": other}}, [3])
+        hook = LogCoverage(projection=lambda states: states["other"], cell_size=0.5)
+        assert hook(states)["total_coverage"] == 3
+        assert LogCoverage()(states) is None
+        assert hook(None) is None

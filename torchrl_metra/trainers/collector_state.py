@@ -84,7 +84,7 @@ class CollectorState:
             _base(env).load_state_dict(state_dict["env"])
             return
         if self.seed is not None:
-            # Where frames are counted elsewhere, in workers, the number of resumes tells them apart.
+            # Workers count their frames elsewhere: there, the number of resumes tells them apart.
             collector.set_seed(self.seed + 1 + frames + resumes)
         if isinstance(collector, Collector):
             collector.reset()

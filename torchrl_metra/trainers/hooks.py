@@ -18,6 +18,7 @@ from torchrl.trainers.trainers import TrainerHookBase
 from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.trajectories import Projection
+from torchrl_metra.trainers.batches import drop_masked
 
 __all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_finite", "check_workers"]
 
@@ -128,6 +129,7 @@ class LogCoverage(TrainerHookBase):
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
         if batch is None:
             return None
+        batch = drop_masked(batch)
         cells = visited(batch, projection=self.projection, cell_size=self.cell_size)
         if cells is None:
             return None
@@ -147,14 +149,14 @@ class LogCoverage(TrainerHookBase):
         self.queue.load_state_dict(state_dict["queue"])
 
     def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
-        trainer.register_module(name, self)
-        trainer.register_op("pre_steps_log", self)
         """Attach it to a trainer; that of a ``METRATrainer`` takes its place."""
         own = getattr(trainer, "log_coverage", None)
         if own is not None and name == "log_coverage":
             # What the trainer's checkpoints and hooks hold then counts with, and as, this one.
             own.__dict__ = self.__dict__
             return
+        trainer.register_module(name, self)
+        trainer.register_op("pre_steps_log", self)
 
 
 class LogObservations(TrainerHookBase):
@@ -173,6 +175,7 @@ class LogObservations(TrainerHookBase):
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
         if batch is None:
             return None
+        batch = drop_masked(batch)
         values = [batch.get(key, default=None) for key in self.keys]
         spreads = [
             value.reshape(batch.numel(), -1).std(dim=0)

@@ -24,6 +24,12 @@ from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, Upd
 
 from torchrl_metra._checks import check_integer, check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.trainers.batches import (
+    MASK_KEY,
+    drop_masked,
+    refuse_multi_step,
+    unknown_ends,
+)
 from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.faults import (
     CollectionTimeoutError,
@@ -43,13 +49,13 @@ from torchrl_metra.trainers.stepper import (
     METRAOptimizationStepper,
     check_cumulant,
     make_metra_optimizers,
+    read_keys,
     relabel,
     step_skill_loss,
 )
 
 __all__ = ["METRAHook", "METRATrainer"]
 
-    read_keys,
 
 class METRAHook(TrainerHookBase):
     """METRA in a trainer that you already have, such as TorchRL's ``SACTrainer``.
@@ -119,6 +125,7 @@ class METRAHook(TrainerHookBase):
         self._metrics: list[TensorDictBase] = []
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        refuse_multi_step(batch)
         self._metrics.append(step_skill_loss(self.skill_loss(batch), self.optimizers))
         relabel(self.skill_loss, batch, self._trainer.loss_module)
         return batch
@@ -166,6 +173,10 @@ class METRATrainer(Trainer):
     all of these steps. The progress bar shows frames and updates per second, λ, the
     intrinsic reward and the coverage of training.
 
+    What the batch's ``("collector", "mask")`` leaves out, as padding, is not stored, nor are
+    transitions whose end is unknown: in an environment that resets itself (Isaac Lab, MJLab),
+    the last one of each episode. They count as collected frames.
+
     With a ``checkpoint``, best a :class:`~torchrl_metra.VerifiedCheckpoint`, and a
     ``checkpoint_rotation``, all that training is made of is written every
     ``save_trainer_interval`` frames, and :func:`~torchrl_metra.trainers.resume` goes on from
@@ -201,7 +212,8 @@ class METRATrainer(Trainer):
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if the replay buffer has no batch size, if targets would be updated
-            twice, or if a collected batch or a loss is not finite.
+            twice, if a collected batch or a loss is not finite, or if transitions span
+            several steps, as those of ``MultiStep`` do.
         CollectionTimeoutError: if the collector hangs.
         TrainingStoppedError: in place of these and of other errors while training, if there
             is a checkpoint to go on from.
@@ -333,8 +345,20 @@ class METRATrainer(Trainer):
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         self._collection_limit.stop()
-        check_finite(batch, self.skill_loss.in_keys)
-        transitions = batch.select(*self._replay_keys, strict=False)
+        refuse_multi_step(batch)
+        keys = self.loss_module.tensor_keys
+        unknown = unknown_ends(
+            batch, self.skill_loss.state_keys, self.skill_loss.tensor_keys.skill, keys.done
+        )
+        if unknown is not None:
+            mask = batch.get(MASK_KEY, default=torch.ones_like(unknown))
+            batch = batch.copy().set(MASK_KEY, mask & ~unknown)
+        transitions = drop_masked(batch.select(*self._replay_keys, MASK_KEY, strict=False))
+        check_finite(transitions, self.skill_loss.in_keys)
+        if unknown is not None:
+            # TorchRL counts what the mask leaves, but the collector has counted all.
+            self.collected_frames += int(unknown.sum()) * self.frame_skip
+        transitions = transitions.select(*self._replay_keys, strict=False)
         if self.learner_backend == "ray":
             # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.
             return transitions
