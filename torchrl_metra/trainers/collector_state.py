@@ -7,7 +7,9 @@ from typing import Any
 
 from tensordict import TensorDict
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import TransformedEnv
+
+from torchrl_metra._transforms import base_of
 
 __all__ = ["CollectorState"]
 
@@ -44,7 +46,7 @@ class CollectorState:
         self._frames_before_fault: int | None = None
         self._num_resumes = 0
         # Asked of the class: TorchRL's batched environments would ask each of their workers.
-        env = _base(collector.env) if isinstance(collector, Collector) else None
+        env = base_of(collector.env) if isinstance(collector, Collector) else None
         self._is_resumable = getattr(type(env), "is_resumable", False)
 
     def give_up(self, frames: int) -> None:
@@ -65,7 +67,7 @@ class CollectorState:
             env = self.collector.env
             state["carrier"] = self.collector._carrier.to_dict()
             state["transform"] = env.state_dict() if isinstance(env, TransformedEnv) else {}
-            state["env"] = _base(env).state_dict()
+            state["env"] = base_of(env).state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -81,16 +83,10 @@ class CollectorState:
             )
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
-            _base(env).load_state_dict(state_dict["env"])
+            base_of(env).load_state_dict(state_dict["env"])
             return
         if self.seed is not None:
             # Workers count their frames elsewhere: there, the number of resumes tells them apart.
             collector.set_seed(self.seed + 1 + frames + resumes)
         if isinstance(collector, Collector):
             collector.reset()
-
-
-def _base(env: EnvBase) -> EnvBase:
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
