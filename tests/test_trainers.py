@@ -265,6 +265,24 @@ class TestTrainer:
         assert "policy_coverage" not in trainer._log_dict
         assert dumped == [40, 120]
 
+    @pytest.mark.parametrize(("max_steps", "seen"), [(None, 250), (20, 20)])
+    def test_evaluation_hook_sees_whole_episodes_or_so_many_steps(
+        self, max_steps: int | None, seen: int
+    ) -> None:
+        parts = make_losses()
+        env = TransformedEnv(PointEnv(3, max_steps=250), SkillPrimer(parts.prior))
+        trainer, skills = build_trainer(parts), parts.prior.grid(3)
+        SkillEvaluation(
+            env,
+            parts.networks.actor,
+            skills,
+            1_000,
+            max_steps=max_steps,
+            measure=lambda rollouts: {"steps": rollouts.shape[1]},
+        ).register(trainer)
+        trainer.train()
+        assert list(trainer._log_dict["steps"]) == [seen]
+
     def test_nan_in_collected_data(self) -> None:
         trainer = build_trainer(make_losses())
         batch = make_batch(trainer.skill_loss.prior, 8)

@@ -208,6 +208,8 @@ class SkillEvaluation(TrainerHookBase):
         interval (int): frames between two evaluations.
 
     Keyword Args:
+        max_steps (int, optional): length of the episodes, see
+            :func:`~torchrl_metra.evaluation.rollout_skills`.
         measure (Callable, optional): from rollouts to numbers to log, such as those of
             :func:`~torchrl_metra.evaluation.measure_skills`.
         callback (Callable, optional): called with the number of frames and the
@@ -238,6 +240,7 @@ class SkillEvaluation(TrainerHookBase):
         skills: Tensor,
         interval: int,
         *,
+        max_steps: int | None = None,
         measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
     ) -> None:
@@ -245,10 +248,13 @@ class SkillEvaluation(TrainerHookBase):
         check_type("policy", policy, Callable, "a policy")
         check_floats("skills", skills, None, None)
         check_integer("interval", interval)
+        if max_steps is not None:
+            check_integer("max_steps", max_steps)
         self.env = env
         self.policy = policy
         self.skills = skills
         self.interval = interval
+        self.max_steps = max_steps
         self.measure = measure or _policy_coverage
         self.callback = callback
         self._next = 0
@@ -258,7 +264,7 @@ class SkillEvaluation(TrainerHookBase):
         if frames < self._next:
             return None
         self._next = frames + self.interval
-        rollouts = rollout_skills(self.env, self.policy, self.skills)
+        rollouts = rollout_skills(self.env, self.policy, self.skills, max_steps=self.max_steps)
         if self.callback is not None:
             self.callback(frames, rollouts)
         if isinstance(self.env, TransformedEnv):
