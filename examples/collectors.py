@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_metra import FrameStackStorage, PixelOptions, SkillPrimer, make_env
 from torchrl_metra._extras import require
@@ -32,10 +32,21 @@ def make_skill_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
     return env
 
 
+class WorkerEnv(TransformedEnv):
+    """Seeds torch too, whose generator draws skills and actions: on Ray, nobody else does."""
+
+    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
+        """Seed the environment and this process."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        return super().set_seed(seed, static_seed)
+
+
 def make_worker_env(config: DictConfig, worker: int) -> EnvBase:
     """The environments of one of several workers, with skills and actions of its own."""
     torch.manual_seed(config.seed + worker)
-    return make_skill_env(config, config.num_envs, config.seed + worker)
+    env = make_skill_env(config, config.num_envs, config.seed + worker)
+    return WorkerEnv(env, auto_unwrap=False)
 
 
 def make_collector(config: DictConfig, env: EnvBase, policy: nn.Module) -> BaseCollector:

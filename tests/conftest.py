@@ -8,11 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded
 from torchrl.objectives import SACLoss
 
-from torchrl_metra import METRALoss, SkillPrior, UnitSphere, make_env, make_sac_networks
+from torchrl_metra import (
+    METRALoss,
+    PointEnv,
+    SkillPrior,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
 
 # Small tensors: a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -36,6 +43,19 @@ def _no_config_groups(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         store = module.ConfigStore.instance()
         own = {name: node for name, node in store.repo.items() if name.startswith(("hydra", "_"))}
         monkeypatch.setattr(store, "repo", own)
+
+
+class SelfResettingPoint(PointEnv):
+    """Returns the next episode's first state at the end of one, as Isaac Lab and MJLab do."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)
+        self._torchrl_native_autoreset = True
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        following = super()._step(tensordict)
+        reset = TensorDict({"_reset": following["done"]}, self.batch_size)
+        return following.update(self._reset(reset))
 
 
 def make_losses(

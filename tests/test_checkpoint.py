@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,3 +287,14 @@ def test_simulators_start_new_episodes_with_other_seeds() -> None:
         goes_on.append(first(collector))
     assert (goes_on[0] == goes_on[1]).all()
     assert not (goes_on[0] == beginning).any(dim=-1).all()
+
+
+def test_each_resume_of_a_run_with_worker_processes_has_seeds_of_its_own() -> None:
+    seeds: list[int] = []
+    workers = SimpleNamespace(set_seed=seeds.append)
+    state = CollectorState(workers, seed=3).state_dict()
+    for _ in range(3):
+        leg = CollectorState(workers, seed=3)
+        leg.load_state_dict(state)
+        state = leg.state_dict()
+    assert len({3, *seeds}) == 4

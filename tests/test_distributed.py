@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def test_several_processes_on_one_machine(training: Any, tmp_path: Path) -> None
     for key in ("skill", "action"):
         assert not seen[0][key][0].equal(seen[0][key][1])
     assert len(parts.trainer.replay_buffer) == 4_800
+
+
+def test_seeding_a_worker_again_changes_its_skills(training: Any, tmp_path: Path) -> None:
+    config = settings(tmp_path, "distributed=multi_sync")
+    env = sys.modules["collectors"].make_worker_env(config, 0)
+    skills = []
+    for seed in (5, 6, 5):
+        env.set_seed(seed)
+        skills.append(env.reset()["skill"])
+    assert skills[0].equal(skills[2])
+    assert not skills[0].equal(skills[1])
 
 
 @pytest.mark.parametrize("kind", ["multi_sync", "multi_async"])

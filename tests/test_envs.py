@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_losses
+from conftest import SelfResettingPoint, make_losses
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
@@ -271,6 +271,27 @@ class TestSkillPrimer:
         changed = (draws != start["skill"]).any(-1).any(0)
         assert changed.reshape(-1).equal(mask.reshape(-1))
         torch.testing.assert_close(draws.norm(dim=-1), torch.ones(draws.shape[:-1]))
+
+    def test_mask_at_reset_redraws_only_what_is_reset(self, env: EnvBase) -> None:
+        start = env.reset()
+        mask = torch.zeros(*env.batch_size, 1, dtype=torch.bool)
+        mask[0] = True
+        draws = [env.reset(start.clone().set("_reset", mask))["skill"] for _ in range(8)]
+        changed = (torch.stack(draws) != start["skill"]).any(-1).any(0)
+        assert changed.reshape(-1).equal(mask.reshape(-1))
+
+    def test_self_resetting_environment_has_a_skill_per_episode(self) -> None:
+        primer = SkillPrimer(UnitSphere(2), skill_key=("task", "z"))
+        env = TransformedEnv(SelfResettingPoint(2, max_steps=3), primer)
+        given = UnitSphere(2).grid(2)
+        start = env.reset(TensorDict({"task": {"z": given}}, [2]))
+        # Out of step, so that only one of them ends an episode at a time.
+        env.base_env._steps[0] = 1
+        rollout = env.rollout(9, auto_reset=False, tensordict=start, break_when_any_done=False)
+        skill = rollout["task", "z"]
+        assert skill[:, 0].equal(given)
+        for row, changes in zip(skill, ([1, 4, 7], [2, 5]), strict=True):
+            assert (row[1:] != row[:-1]).any(-1).nonzero().flatten().tolist() == changes
 
     def test_collector_draws_at_every_automatic_reset(self) -> None:
         env = TransformedEnv(PointEnv(4, max_steps=5), SkillPrimer(UnitSphere(2)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torchrl.envs import TransformedEnv
+from torchrl.envs import SerialEnv, TransformedEnv
 
 from torchrl_metra import LSDLoss, OneHot, PointEnv, SkillPrimer, UnitSphere, make_env
 from torchrl_metra.evaluation import (
@@ -53,6 +53,29 @@ class TestRollouts:
     def test_ends_with_the_episode(self) -> None:
         env = TransformedEnv(PointEnv(3, max_steps=7), SkillPrimer(UnitSphere(2)))
         assert rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(3)).shape == (3, 7)
+
+    def test_long_episodes_are_seen_to_their_end(self) -> None:
+        env = TransformedEnv(PointEnv(2, max_steps=300), SkillPrimer(UnitSphere(2)))
+        rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(2))
+        assert rollouts.shape == (2, 300)
+
+    @pytest.mark.parametrize("key", ["z", ("task", "z")])
+    def test_skills_under_another_key(self, key: str | tuple[str, ...]) -> None:
+        env = TransformedEnv(PointEnv(2), SkillPrimer(UnitSphere(2), skill_key=key))
+        policy = TensorDictModule(lambda skill: skill, in_keys=[key], out_keys=["action"])
+        skills = UnitSphere(2).grid(4)
+        rollouts = rollout_skills(env, policy, skills, max_steps=3)
+        for name in (key, "skill"):
+            assert rollouts[name].equal(skills[:, None].expand(4, 3, 2))
+        torch.testing.assert_close(rollouts["next", "position"][:, 0], 0.2 * skills)
+
+    def test_no_entry_for_skills(self) -> None:
+        def make() -> TransformedEnv:
+            return TransformedEnv(PointEnv(), SkillPrimer(UnitSphere(2), skill_key="z"))
+
+        for env in (PointEnv(2), SerialEnv(2, make)):
+            with pytest.raises(ValueError, match=r"no entry 'skill'.*SkillPrimer"):
+                rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(2))
 
 
 def brute_force_cells(position: torch.Tensor, cell_size: float) -> set[tuple[int, ...]]:

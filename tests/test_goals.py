@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import SelfResettingPoint
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -369,6 +370,19 @@ class TestPrimer:
         after = env.maybe_reset(last.clone().set("done", asked["_reset"]))["goal", "position"]
         changed = (after != before).any(-1).tolist()
         assert changed == [False, True, False]
+
+    def test_a_mask_and_a_self_resetting_environment_change_goals(self) -> None:
+        goals = sample_goals("point", 100)
+        env = TransformedEnv(PointEnv(2), GoalPrimer(goals))
+        start = env.reset()
+        mask = torch.tensor([[True], [False]])
+        again = env.reset(start.clone().set("_reset", mask))
+        changed = (again["goal"] != start["goal"])["position"].any(-1)
+        assert changed.tolist() == [True, False]
+        env = TransformedEnv(SelfResettingPoint(2, max_steps=3), GoalPrimer(goals))
+        goal = env.rollout(6, break_when_any_done=False)["goal", "position"]
+        changes = (goal[:, 1:] != goal[:, :-1]).any(-1).int()
+        assert changes.tolist() == [[0, 0, 1, 0, 0]] * 2
 
     def test_goal_passed_to_reset_is_kept(self) -> None:
         env = TransformedEnv(PointEnv(2), GoalPrimer(self.goals))

@@ -8,15 +8,17 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Bounded, Unbounded
-from torchrl.envs import ObservationNorm
+from torchrl.envs import Compose, ObservationNorm, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, TanhNormal
 
 from torchrl_metra import (
     LSDLoss,
     OneHot,
+    PointEnv,
     SkillConditionedActor,
     SkillPolicy,
+    SkillPrimer,
     UnitSphere,
     make_env,
     make_pixel_sac_networks,
@@ -198,6 +200,37 @@ class TestSkillPolicy:
             norm(TensorDict({"observation": raw}, []))["observation"],
             (raw - kept["loc"]) / kept["scale"],
         )
+
+    def test_keeps_all_normalisations_together(self) -> None:
+        norms = [
+            ObservationNorm(
+                loc=torch.tensor([1.0, 2.0 * number]),
+                scale=torch.tensor([2.0, 4.0 + number]),
+                in_keys=["observation"],
+                standard_normal=number != 1,
+            )
+            for number in range(3)
+        ]
+        inside = TransformedEnv(PointEnv(2), Compose(norms[0], Compose(norms[1])))
+        around = Compose(SkillPrimer(PRIOR), norms[2])
+        env = TransformedEnv(inside, around, auto_unwrap=False)
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
+        kept = SkillPolicy.from_networks(networks, PRIOR, env).observation_norm
+        raw = torch.tensor([5.0, 6.0])
+        shown = TensorDict({"observation": raw}, [])
+        for norm in norms:
+            shown = norm(shown)
+        torch.testing.assert_close(shown["observation"], (raw - kept["loc"]) / kept["scale"])
+
+    def test_a_normalisation_in_workers_is_out_of_sight(self) -> None:
+        def make() -> TransformedEnv:
+            norm = ObservationNorm(loc=0.0, scale=2.0, in_keys=["observation"])
+            return TransformedEnv(PointEnv(), norm)
+
+        env = TransformedEnv(SerialEnv(2, make), SkillPrimer(PRIOR))
+        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
+        with pytest.warns(UserWarning, match=r"ObservationNorm inside of its workers"):
+            assert SkillPolicy.from_networks(networks, PRIOR, env).observation_norm is None
 
     def test_own_networks(self, tmp_path: Path) -> None:
         def build() -> tuple[SkillConditionedActor, nn.Module]:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import SelfResettingPoint
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, check_env_specs
 
@@ -46,6 +47,16 @@ class TestReachGoals:
         assert steps["next", "reward"][:, -1].eq(1).all()
         assert not steps["next", "done"].any()
         assert steps["next", "goal_position"].equal(goal[:, None].expand(4, 20, 2))
+
+    def test_self_resetting_environment_has_a_goal_per_episode(self) -> None:
+        env = TransformedEnv(SelfResettingPoint(2, max_steps=3), ReachGoals(3.0, radius=0.5))
+        start = env.reset()
+        env.base_env._steps[0] = 1
+        steps = env.rollout(6, auto_reset=False, tensordict=start, break_when_any_done=False)
+        goal = steps["goal_position"]
+        changes = (goal[:, 1:] != goal[:, :-1]).any(-1).int()
+        assert changes.tolist() == [[0, 1, 0, 0, 1], [0, 0, 1, 0, 0]]
+        assert steps["to_goal"].allclose((goal - steps["position"]) / 0.5)
 
     def test_what_a_policy_reads(self) -> None:
         env = self.make()

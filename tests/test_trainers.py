@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_losses
+from conftest import SelfResettingPoint, make_batch, make_losses
 from tensordict import TensorDict, TensorDictBase
 from torch import optim
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv
+from torchrl.data import LazyTensorStorage, MultiStep, ReplayBuffer
+from torchrl.envs import ActionScaling, RewardSum, Transform, TransformedEnv, UnaryTransform
+from torchrl.envs.transforms import MultiStepTransform
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 from torchrl.record.loggers import CSVLogger
@@ -329,6 +331,24 @@ class TestTrainer:
         assert "policy_coverage" not in trainer._log_dict
         assert dumped == [40, 120]
 
+    @pytest.mark.parametrize(("max_steps", "seen"), [(None, 250), (20, 20)])
+    def test_evaluation_hook_sees_whole_episodes_or_so_many_steps(
+        self, max_steps: int | None, seen: int
+    ) -> None:
+        parts = make_losses()
+        env = TransformedEnv(PointEnv(3, max_steps=250), SkillPrimer(parts.prior))
+        trainer, skills = build_trainer(parts), parts.prior.grid(3)
+        SkillEvaluation(
+            env,
+            parts.networks.actor,
+            skills,
+            1_000,
+            max_steps=max_steps,
+            measure=lambda rollouts: {"steps": rollouts.shape[1]},
+        ).register(trainer)
+        trainer.train()
+        assert list(trainer._log_dict["steps"]) == [seen]
+
     def test_nan_in_collected_data(self) -> None:
         trainer = build_trainer(make_losses())
         batch = make_batch(trainer.skill_loss.prior, 8)
@@ -336,6 +356,67 @@ class TestTrainer:
         with pytest.raises(ValueError, match=r"1 values of \('next', 'observation'\).*NaN"):
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
+
+    def test_padding_is_no_transition(self) -> None:
+        parts = make_losses()
+        env = TransformedEnv(PointEnv(4, max_steps=7), SkillPrimer(parts.prior))
+        options = {"frames_per_batch": 40, "total_frames": 120, "split_trajs": True}
+        collector = Collector(env, parts.networks.actor, **options)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        assert trainer.collected_frames == len(trainer.replay_buffer) == 120
+        lengths = trainer.replay_buffer[:]["skill"].norm(dim=-1)
+        torch.testing.assert_close(lengths, torch.ones(120))
+
+    def test_no_transition_of_a_self_resetting_environment_leads_into_the_next_episode(
+        self,
+    ) -> None:
+        parts = make_losses()
+        env = TransformedEnv(SelfResettingPoint(4, max_steps=7), SkillPrimer(parts.prior))
+        collector = Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=120)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        assert trainer.collected_frames == 120, "those that were dropped are counted"
+        # 30 steps in each environment, of which 4 ended an episode.
+        stored = trainer.replay_buffer[:]
+        assert len(stored) == 4 * (30 - 4)
+        step = stored["next", "observation"] - stored["observation"]
+        assert not step.isnan().any()
+        assert step.abs().max() <= 0.2 + 1e-6
+        assert not stored["next", "done"].any()
+
+    @pytest.mark.parametrize("unseen", ["observation", "skill"])
+    def test_last_states_that_torchrl_has_taken_out_are_dropped(self, unseen: str) -> None:
+        trainer = build_trainer(make_losses())
+        batch = make_batch(trainer.skill_loss.prior, 2, 4)
+        batch["next", "done"][0, 3] = batch["next", "done"][1, 1] = True
+        batch["next", unseen][0, 3] = torch.nan
+        kept = trainer._process_batch_hook(batch)
+        assert kept["collector", "mask"].tolist() == [[True, True, True, False], [True] * 4]
+        assert len(trainer.replay_buffer) == 7
+        assert batch.shape == kept.shape
+        assert "collector" not in batch.keys()
+
+    def test_transitions_of_several_steps_are_refused(self) -> None:
+        parts = make_losses()
+        env, options = skill_env(parts), {"frames_per_batch": 40, "total_frames": 120}
+        collector = Collector(env, parts.networks.actor, postproc=MultiStep(0.99, 3), **options)
+        with pytest.raises(ValueError, match=r"several steps.*MultiStep"):
+            build_trainer(parts, collector=collector).train()
+
+    @pytest.mark.parametrize("loss_class", [SACLoss, BatchedSACLoss])
+    def test_what_only_critics_read_is_stored(self, loss_class: type[SACLoss]) -> None:
+        parts = make_losses()
+        secret = UnaryTransform(["position"], ["secret"], fn=lambda position: 2 * position)
+        env = TransformedEnv(PointEnv(4), secret).append_transform(SkillPrimer(parts.prior))
+        in_keys = ["observation", "secret", "skill", "action"]
+        critics = [ValueOperator(MLP(8, 1, num_cells=[16]), in_keys=in_keys) for _ in range(2)]
+        parts.sac_loss = loss_class(parts.networks.actor, critics, target_entropy=-1.0)
+        collector = Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=120)
+        trainer = build_trainer(parts, collector=collector)
+        trainer.train()
+        stored = trainer.replay_buffer[:]
+        assert stored["next", "secret"].allclose(2 * stored["next", "observation"])
 
     def test_a_diverged_loss_stops_the_training(self) -> None:
         parts = make_losses()
@@ -459,6 +540,15 @@ class TestHook:
         state = restored.optimizers["encoder"].state_dict()["state"]
         assert state[0]["step"] == 9
 
+    def test_transitions_of_several_steps_are_refused(self) -> None:
+        parts = make_losses()
+        trainer = self.build(parts, log_rewards=False)
+        self.hook(parts).register(trainer)
+        transform = MultiStepTransform(n_steps=3, gamma=0.99)
+        trainer.replay_buffer.append_transform(transform)
+        with pytest.raises(ValueError, match=r"several steps.*MultiStep"):
+            trainer.train()
+
     def test_remote_learner_is_refused(self) -> None:
         trainer = SimpleNamespace(learner_backend="ray")
         with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
@@ -484,6 +574,23 @@ class TestLogCoverage:
         restored.load_state_dict(hook.state_dict())
         assert restored(batch(1.5)) == hook(batch(1.5))
         assert restored(batch(7.5)) == hook(batch(7.5)) == {**logged, "total_coverage": 4}
+
+    def test_one_of_mine_takes_the_place_of_the_trainers(self, tmp_path: Path) -> None:
+        def make() -> METRATrainer:
+            saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "checkpoint"}
+            trainer = build_trainer(make_losses(), **saving)
+            mine = LogCoverage(projection=lambda states: states["observation"], cell_size=0.001)
+            mine.register(trainer)
+            return trainer
+
+        trainer = make()
+        trainer.train()
+        (logged,) = trainer._log_dict["total_coverage"]
+        assert logged > 100, "cells of a millimetre, and not of a metre"
+        restored = make()
+        restored.load_from_file(tmp_path / "checkpoint")
+        assert len(restored.log_coverage.total) == logged
+        assert restored.log_coverage.cell_size == 0.001
 
     def test_projection_and_cell_size(self) -> None:
         other = torch.tensor([[0.1], [0.6], [1.2]])

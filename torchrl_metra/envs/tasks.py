@@ -14,6 +14,7 @@ from torchrl.envs import Transform
 
 from torchrl_metra._checks import check_integer, check_number, check_positive, check_type
 from torchrl_metra.envs.mujoco import HURDLES
+from torchrl_metra.envs.transforms.primer import where_reset
 
 __all__ = ["DOWNSTREAM", "PassHurdles", "ReachGoals"]
 
@@ -73,6 +74,16 @@ class ReachGoals(Transform):
             age = torch.zeros_like(position[..., :1], dtype=torch.int64)
             tensordict_reset.set("goal_age", age)
         return self._show(tensordict_reset, self._draw(torch.zeros_like(position)))
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        reset = tensordict.get("_reset").reshape(tensordict.batch_size)
+        entries = self._reset(tensordict, tensordict_reset.select("position"))
+        for key, fresh in entries.items():
+            fresh = where_reset(reset, fresh, tensordict_reset.get(key))
+            tensordict_reset.set(key, fresh)
+        return tensordict_reset
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         goal = tensordict.get("goal_position")

@@ -29,7 +29,7 @@ def rollout_goals(
     policy: TensorDictModuleBase,
     goals: TensorDictBase,
     *,
-    max_steps: int = 200,
+    max_steps: int | None = None,
 ) -> TensorDictBase:
     """Roll out one deterministic episode per goal.
 
@@ -43,7 +43,8 @@ def rollout_goals(
             the entries of those in the ``GoalPrimer``.
 
     Keyword Args:
-        max_steps (int, optional): length of the episodes. Defaults to 200.
+        max_steps (int, optional): length of the episodes, see
+            :func:`~torchrl_metra.evaluation.rollout_skills`.
 
     Returns:
         The transitions, of batch size ``[M, T]``, with the goals under ``"goal"``.
@@ -160,7 +161,7 @@ def _rates(reached: Tensor, suffix: str) -> dict[str, float]:
 
 
 def rollout_goal_policies(
-    env: EnvBase, policy: SkillPolicy, goals: TensorDictBase, *, max_steps: int = 200
+    env: EnvBase, policy: SkillPolicy, goals: TensorDictBase, *, max_steps: int | None = None
 ) -> dict[str, TensorDictBase]:
     """Roll out the same goals with skills chosen at every step, chosen once, and drawn at random.
 
@@ -171,7 +172,8 @@ def rollout_goal_policies(
         goals (TensorDictBase): goals of batch size ``[M]``.
 
     Keyword Args:
-        max_steps (int, optional): length of the episodes. Defaults to 200.
+        max_steps (int, optional): length of the episodes, see
+            :func:`~torchrl_metra.evaluation.rollout_skills`.
 
     Returns:
         What :func:`rollout_goals` returns, without ``"pixels"``, under ``"adaptive"``,

@@ -57,7 +57,7 @@ def evaluate(
     goals: TensorDictBase | None = None,
     video_env: EnvBase | None = None,
     num_episodes: int = 48,
-    max_steps: int = 200,
+    max_steps: int | None = None,
     title: str = "",
 ) -> dict[str, Any]:
     """Measure a skill policy and write a folder that shows it (Section 5).
@@ -90,7 +90,8 @@ def evaluate(
             too, through TorchRL's :class:`~torchrl.record.PixelRenderTransform` for instance;
             ``env`` itself where it has them.
         num_episodes (int, optional): number of skills to roll out. Defaults to 48.
-        max_steps (int, optional): length of the episodes. Defaults to 200.
+        max_steps (int, optional): length of the episodes, see
+            :func:`~torchrl_metra.evaluation.rollout_skills`.
         title (str, optional): title of the page.
 
     Returns:
@@ -122,7 +123,8 @@ def evaluate(
     check_type("goals", goals, TensorDictBase | None, "a TensorDict or None")
     check_type("title", title, str, "a string")
     check_integer("num_episodes", num_episodes)
-    check_integer("max_steps", max_steps)
+    if max_steps is not None:
+        check_integer("max_steps", max_steps)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)
@@ -146,7 +148,7 @@ def _evaluate_skills(
     output: Path,
     projection: Projection | None,
     num_episodes: int,
-    max_steps: int,
+    max_steps: int | None,
 ) -> tuple[dict[str, float], list[Section]]:
     norm, prior = policy.constraint_norm, policy.prior
     env = _with_skills(env, policy)
@@ -183,7 +185,7 @@ def _evaluate_goals(
     env: EnvBase,
     output: Path,
     goals: TensorDictBase,
-    max_steps: int,
+    max_steps: int | None,
 ) -> tuple[dict[str, dict[str, float]], list[Section]]:
     rollouts = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
     metrics = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
@@ -197,7 +199,9 @@ def _evaluate_goals(
     return metrics, [Section("Zero-shot goals", GOALS_CAPTION, picture)]
 
 
-def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int) -> list[Section]:
+def _film_skills(
+    policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int | None
+) -> list[Section]:
     skills = filmed_skills(policy)
     env = _with_skills(env, policy)
     pixels = rollout_skills(env, policy.actor, skills, max_steps=max_steps)["next", "pixels"]

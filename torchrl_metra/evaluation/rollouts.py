@@ -7,13 +7,19 @@ from collections.abc import Callable, Iterator
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_metra._checks import check_floats, check_integer, check_type
+from torchrl_metra._transforms import transforms_of
+from torchrl_metra.envs import SkillPrimer
 
 __all__ = ["rollout_skills"]
+
+# Of episodes that do not end by themselves: as long as gymnasium's for MuJoCo.
+LONGEST_EPISODE = 1_000
 
 
 def rollout_skills(
@@ -21,7 +27,7 @@ def rollout_skills(
     policy: TensorDictModuleBase,
     skills: Tensor,
     *,
-    max_steps: int = 200,
+    max_steps: int | None = None,
 ) -> TensorDictBase:
     """Roll out one deterministic episode per skill.
 
@@ -29,21 +35,24 @@ def rollout_skills(
 
     Args:
         env (EnvBase): environment with a :class:`~torchrl_metra.SkillPrimer`, of
-            batch size ``[N]`` or ``[]``.
+            batch size ``[N]`` or ``[]``. Skills go where it writes them.
         policy (TensorDictModuleBase): skill-conditioned policy.
         skills (Tensor): skills of shape ``[M, D]``, rolled out ``N`` at a time.
 
     Keyword Args:
-        max_steps (int, optional): length of the episodes. Defaults to 200.
+        max_steps (int, optional): length of the episodes. By default they last until they
+            end, and 1000 steps if they do not.
 
     Returns:
         The transitions, of batch size ``[M, T]``, with ``T`` the length of the longest
-        episode. Episodes that ended before it repeat their last transition. They are on the
-        environment's device, those of simulators on the CPU.
+        episode. Episodes that ended before it repeat their last transition. Skills are
+        under ``"skill"``, and where the environment has them. All of it is on the
+        environment's device, that of simulators on the CPU.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
-        ValueError: if there are no skills, or ``max_steps`` is not positive.
+        ValueError: if there are no skills, if ``max_steps`` is not positive, or if the
+            environment has no entry for skills.
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
@@ -53,14 +62,30 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
+    check_type("env", env, EnvBase, "an environment")
     check_floats("skills", skills, None, None)
-    starts = TensorDict({"skill": skills}, [len(skills)])
-    return concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+    key = _skill_key(env)
+    starts = TensorDict({}, [len(skills)]).set(key, skills)
+    rollouts = concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+    return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
+
+
+def _skill_key(env: EnvBase) -> NestedKey:
+    """Where the environment has the skill that it was given at reset."""
+    primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
+    key: NestedKey = primers[-1].skill_key if primers else "skill"
+    if key not in env.observation_spec.keys(True):
+        raise ValueError(
+            f"the environment has no entry {key!r} for the skills that were asked for, only "
+            f"{sorted(map(str, env.observation_spec.keys(True, True)))}. Append a "
+            "SkillPrimer to it; one inside of workers must write to 'skill'."
+        )
+    return key
 
 
 @torch.no_grad()
 def episodes(
-    env: EnvBase, policy: TensorDictModuleBase, starts: TensorDictBase, max_steps: int
+    env: EnvBase, policy: TensorDictModuleBase, starts: TensorDictBase, max_steps: int | None
 ) -> Iterator[TensorDictBase]:
     """Deterministic episodes, as many at a time as the environment is wide.
 
@@ -68,7 +93,7 @@ def episodes(
         env (EnvBase): environment of batch size ``[N]`` or ``[]``.
         policy (TensorDictModuleBase): the policy.
         starts (TensorDictBase): what each episode's reset is given, of batch size ``[M]``.
-        max_steps (int): length of the episodes.
+        max_steps (int, optional): length of the episodes, ``None``: until they end.
 
     Yields:
         The transitions of ``N`` episodes, of batch size ``[N, T]``, on the environment's
@@ -76,6 +101,8 @@ def episodes(
     """
     check_type("env", env, EnvBase, "an environment")
     check_type("policy", policy, Callable, "a TensorDictModule")
+    if max_steps is None:
+        max_steps = LONGEST_EPISODE
     check_integer("max_steps", max_steps)
     if starts.batch_dims != 1 or not len(starts):
         (name,) = starts.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,9 +15,10 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torchrl.envs import Compose, EnvBase, ObservationNorm, TransformedEnv
+from torchrl.envs import EnvBase, ObservationNorm, ParallelEnv, SerialEnv
 
 from torchrl_metra._checks import check_choice, check_type
+from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.actor import SkillConditionedActor
@@ -41,7 +43,7 @@ class SkillPolicy:
         prior (SkillPrior): distribution of the skills.
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
             :class:`~torchrl.envs.ObservationNorm` with ``standard_normal=True`` that the
-            networks expect to have been applied, or ``None``.
+            networks expect to have been applied, or ``None``. Of several, that of all together.
         architecture (Recipe, optional): what it takes to build the networks again, if
             :func:`~torchrl_metra.make_sac_networks` or
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
@@ -261,16 +263,30 @@ def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dic
 
 
 def _read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
-    if not isinstance(env, TransformedEnv):
-        return None
-    transforms = env.transform if isinstance(env.transform, Compose) else [env.transform]
-    for transform in transforms:
-        if isinstance(transform, ObservationNorm) and "observation" in transform.in_keys:
-            loc, scale = transform.loc.clone(), transform.scale.clone()
+    """The normalisation of ``"observation"`` by all of the environment's transforms together."""
+    base = base_of(env)
+    if isinstance(base, SerialEnv | ParallelEnv) and f"{ObservationNorm.__name__}(" in repr(base):
+        warnings.warn(
+            "the environment has an ObservationNorm inside of its workers, out of sight: it is "
+            "missing in observation_norm. Put it around the environments, "
+            "TransformedEnv(SerialEnv(...), ObservationNorm(...)), or set "
+            "policy.observation_norm = {'loc': ..., 'scale': ...}.",
+            stacklevel=3,
+        )
+    norm: dict[str, Tensor] | None = None
+    for transform in transforms_of(env):
+        if not isinstance(transform, ObservationNorm):
+            continue
+        if ("observation", "observation") not in zip(
+            transform.in_keys, transform.out_keys, strict=True
+        ):
+            continue
+        loc, scale = transform.loc.clone(), transform.scale.clone()
+        if not transform.standard_normal:
             # x · scale + loc, TorchRL's default, as (x - loc') / scale'.
-            return (
-                {"loc": loc, "scale": scale}
-                if transform.standard_normal
-                else {"loc": -loc / scale, "scale": 1 / scale}
-            )
-    return None
+            loc, scale = -loc / scale, 1 / scale
+        if norm is not None:
+            # ((x - loc) / scale - loc') / scale'
+            loc, scale = norm["loc"] + norm["scale"] * loc, norm["scale"] * scale
+        norm = {"loc": loc, "scale": scale}
+    return norm

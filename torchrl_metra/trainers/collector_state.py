@@ -7,7 +7,9 @@ from typing import Any
 
 from tensordict import TensorDict
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import TransformedEnv
+
+from torchrl_metra._transforms import base_of
 
 __all__ = ["CollectorState"]
 
@@ -18,8 +20,8 @@ class CollectorState:
     Episodes go on where the environment is stepped in this process and says that its
     ``state_dict()`` holds all that an episode is (``is_resumable = True``, as
     :class:`~torchrl_metra.PointEnv` does). Simulators, and environments in other processes,
-    start new episodes, with other seeds than at the start of the run; those that were under
-    way are cut there.
+    start new episodes, with other seeds than at the start of the run and than at each resume
+    before; those that were under way are cut there.
 
     Args:
         collector (BaseCollector): any collector.
@@ -42,8 +44,9 @@ class CollectorState:
         self.collector = collector
         self.seed = seed
         self._frames_before_fault: int | None = None
+        self._num_resumes = 0
         # Asked of the class: TorchRL's batched environments would ask each of their workers.
-        env = _base(collector.env) if isinstance(collector, Collector) else None
+        env = base_of(collector.env) if isinstance(collector, Collector) else None
         self._is_resumable = getattr(type(env), "is_resumable", False)
 
     def give_up(self, frames: int) -> None:
@@ -56,7 +59,7 @@ class CollectorState:
 
     def state_dict(self) -> dict[str, Any]:
         if not isinstance(self.collector, Collector):
-            return {}
+            return {"resumes": self._num_resumes}
         if self._frames_before_fault is not None:
             return {"frames": self._frames_before_fault, "iter": self.collector._iter}
         state = {"frames": self.collector._frames, "iter": self.collector._iter}
@@ -64,12 +67,13 @@ class CollectorState:
             env = self.collector.env
             state["carrier"] = self.collector._carrier.to_dict()
             state["transform"] = env.state_dict() if isinstance(env, TransformedEnv) else {}
-            state["env"] = _base(env).state_dict()
+            state["env"] = base_of(env).state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         collector = self.collector
-        frames = state_dict.get("frames", 0)
+        frames, resumes = state_dict.get("frames", 0), state_dict.get("resumes", 0)
+        self._num_resumes = resumes + 1
         if isinstance(collector, Collector):
             collector._frames, collector._iter = frames, state_dict["iter"]
         if "carrier" in state_dict and self._is_resumable:
@@ -79,15 +83,10 @@ class CollectorState:
             )
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
-            _base(env).load_state_dict(state_dict["env"])
+            base_of(env).load_state_dict(state_dict["env"])
             return
         if self.seed is not None:
-            collector.set_seed(self.seed + 1 + frames)
+            # Workers count their frames elsewhere: there, the number of resumes tells them apart.
+            collector.set_seed(self.seed + 1 + frames + resumes)
         if isinstance(collector, Collector):
             collector.reset()
-
-
-def _base(env: EnvBase) -> EnvBase:
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env

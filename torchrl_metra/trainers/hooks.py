@@ -17,6 +17,7 @@ from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.coverage import cells_of, read_places
 from torchrl_metra.evaluation.trajectories import Projection
+from torchrl_metra.trainers.batches import drop_masked
 from torchrl_metra.trainers.diagnosis import Diagnosis
 
 __all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_workers"]
@@ -105,6 +106,7 @@ class LogCoverage(TrainerHookBase):
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
         if batch is None:
             return None
+        batch = drop_masked(batch)
         places = read_places(batch, self.projection)
         return None if places is None else self.count(places, batch.numel())
 
@@ -135,6 +137,12 @@ class LogCoverage(TrainerHookBase):
         self.queue.load_state_dict(state_dict["queue"])
 
     def register(self, trainer: Trainer, name: str = "log_coverage") -> None:
+        """Attach it to a trainer; that of a ``METRATrainer`` takes its place."""
+        own = getattr(trainer, "log_coverage", None)
+        if own is not None and name == "log_coverage":
+            # What the trainer's checkpoints and hooks hold then counts with, and as, this one.
+            own.__dict__ = self.__dict__
+            return
         trainer.register_module(name, self)
         trainer.register_op("pre_steps_log", self)
 
@@ -156,6 +164,8 @@ class SkillEvaluation(TrainerHookBase):
         interval (int): frames between two evaluations.
 
     Keyword Args:
+        max_steps (int, optional): length of the episodes, see
+            :func:`~torchrl_metra.evaluation.rollout_skills`.
         measure (Callable, optional): from rollouts to numbers to log, such as those of
             :func:`~torchrl_metra.evaluation.measure_skills`.
         callback (Callable, optional): called with the number of frames and the
@@ -186,6 +196,7 @@ class SkillEvaluation(TrainerHookBase):
         skills: Tensor,
         interval: int,
         *,
+        max_steps: int | None = None,
         measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
     ) -> None:
@@ -193,10 +204,13 @@ class SkillEvaluation(TrainerHookBase):
         check_type("policy", policy, Callable, "a policy")
         check_floats("skills", skills, None, None)
         check_integer("interval", interval)
+        if max_steps is not None:
+            check_integer("max_steps", max_steps)
         self.env = env
         self.policy = policy
         self.skills = skills
         self.interval = interval
+        self.max_steps = max_steps
         self.measure = measure or _policy_coverage
         self.callback = callback
         self._next = 0
@@ -206,7 +220,7 @@ class SkillEvaluation(TrainerHookBase):
         if frames < self._next:
             return None
         self._next = frames + self.interval
-        rollouts = rollout_skills(self.env, self.policy, self.skills)
+        rollouts = rollout_skills(self.env, self.policy, self.skills, max_steps=self.max_steps)
         if self.callback is not None:
             self.callback(frames, rollouts)
         if isinstance(self.env, TransformedEnv):

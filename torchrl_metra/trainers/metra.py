@@ -24,6 +24,12 @@ from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, Upd
 
 from torchrl_metra._checks import check_integer, check_optimizers, check_type
 from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.trainers.batches import (
+    MASK_KEY,
+    drop_masked,
+    refuse_multi_step,
+    unknown_ends,
+)
 from torchrl_metra.trainers.checkpoint import RandomState, load_optimizer
 from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.diagnosis import Diagnosis
@@ -42,6 +48,7 @@ from torchrl_metra.trainers.stepper import (
     check_cumulant,
     check_policy_loss,
     make_metra_optimizers,
+    read_keys,
     relabel,
     step_skill_loss,
 )
@@ -117,6 +124,7 @@ class METRAHook(TrainerHookBase):
         self._metrics: list[TensorDictBase] = []
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        refuse_multi_step(batch)
         losses = self.skill_loss(batch)
         self._metrics.append(step_skill_loss(losses, self.optimizers, Clip.of(self._trainer)))
         relabel(self.skill_loss, batch, self._trainer.loss_module)
@@ -165,6 +173,10 @@ class METRATrainer(Trainer):
     all of these steps. The progress bar shows frames and updates per second, λ, the
     intrinsic reward and the coverage of training.
 
+    What the batch's ``("collector", "mask")`` leaves out, as padding, is not stored, nor are
+    transitions whose end is unknown: in an environment that resets itself (Isaac Lab, MJLab),
+    the last one of each episode. They count as collected frames.
+
     With a ``checkpoint``, best a :class:`~torchrl_metra.VerifiedCheckpoint`, and a
     ``checkpoint_rotation``, all that training is made of is written every
     ``save_trainer_interval`` frames, and :func:`~torchrl_metra.trainers.resume` goes on from
@@ -201,8 +213,9 @@ class METRATrainer(Trainer):
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if the replay buffer has no batch size, if targets would be updated
-            twice, if ``optimizer`` or SAC's first version is given, or if a collected batch or a
-            loss is not finite.
+            twice, if ``optimizer`` or SAC's first version is given, if a collected batch or a
+            loss is not finite, or if transitions span several steps, as those of ``MultiStep``
+            do.
         CollectionTimeoutError: if the collector hangs.
         TrainingStoppedError: in place of these and of other errors while training, if there
             is a checkpoint to go on from.
@@ -297,6 +310,7 @@ class METRATrainer(Trainer):
         self._last_log: dict[str, int] = {}
         # All that was ever logged would fill the memory of a long run.
         self._log_dict: Mapping[str, Any] = defaultdict(partial(deque, maxlen=1))
+        self._shows_ends = False
         self._round = Round()
         self._logged: dict[str, Any] = {}
         self._places: Tensor | None = None
@@ -306,9 +320,9 @@ class METRATrainer(Trainer):
         self.skill_loss = skill_loss
         self.min_buffer_size = min_buffer_size
         # Rewards are made anew for each batch, and a skill is the same at both ends of a step.
-        self._replay_keys = {*skill_loss.in_keys, *loss_module.in_keys} - {
-            ("next", skill_loss.tensor_keys.skill),
-            ("next", loss_module.tensor_keys.reward),
+        self._replay_keys = read_keys(skill_loss, loss_module) - {
+            unravel_key(("next", skill_loss.tensor_keys.skill)),
+            unravel_key(("next", loss_module.tensor_keys.reward)),
         }
         policy = loss_module.actor_network
         shared_encoder = getattr(optimization_stepper, "shared_encoder", None)
@@ -339,8 +353,9 @@ class METRATrainer(Trainer):
             # What coverage is counted by.
             self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
-        self.log_coverage = LogCoverage()
-        self.register_module("log_coverage", self.log_coverage)
+        log_coverage = LogCoverage()
+        self.register_module("log_coverage", log_coverage)
+        self.log_coverage = log_coverage
         self.register_op("post_steps_log", self._log_round)
         self.register_op("post_steps_log", self._log_coverage)
         self.diagnosis = Diagnosis(skill_loss, _learning_rate(optimization_stepper))
@@ -348,19 +363,40 @@ class METRATrainer(Trainer):
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         self._collection_limit.stop()
+        refuse_multi_step(batch)
+        unknown = self._unknown_ends(batch)
+        if unknown is not None:
+            mask = batch.get(MASK_KEY, default=torch.ones_like(unknown))
+            batch = batch.copy().set(MASK_KEY, mask & ~unknown)
+            # TorchRL counts what the mask leaves, but the collector has counted all.
+            self.collected_frames += int(unknown.sum()) * self.frame_skip
+        kept = drop_masked(batch)
         self._round = Round(
-            batch,
+            kept,
             self.skill_loss.in_keys,
             self.skill_loss.state_keys,
             projection=self.log_coverage.projection,
         )
         self._is_unchecked = not self._round.is_sound
-        transitions = batch.select(*self._replay_keys, strict=False)
+        transitions = kept.select(*self._replay_keys, strict=False)
         if self.learner_backend == "ray":
             # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.
             return transitions
         self.replay_buffer.extend(transitions.reshape(-1))
         return batch
+
+    def _unknown_ends(self, batch: TensorDictBase) -> Tensor | None:
+        """Transitions into a state that nobody has seen; asked until an episode ended otherwise.
+
+        An environment resets itself always or never, and asking waits for an accelerator.
+        """
+        if self._shows_ends:
+            return None
+        done_key, skill_key = self.loss_module.tensor_keys.done, self.skill_loss.tensor_keys.skill
+        unknown = unknown_ends(batch, self.skill_loss.state_keys, skill_key, done_key)
+        done = batch.get(("next", done_key), default=None)
+        self._shows_ends = unknown is None and done is not None and bool(done.any())
+        return unknown
 
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
         return self.replay_buffer.sample()

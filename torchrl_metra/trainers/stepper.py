@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn, optim
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torchrl.objectives import LossModule, SACLoss
@@ -217,7 +218,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         )
 
     def _make_graph(self, sac_loss: SACLoss) -> UpdateGraph:
-        in_keys = {*self.skill_loss.in_keys, *sac_loss.in_keys}
+        in_keys = read_keys(self.skill_loss, sac_loss)
         in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
         return UpdateGraph(
             partial(self.update, sac_loss),
@@ -307,6 +308,14 @@ def step_skill_loss(
     for name in parts:
         metrics[f"grad_norm_{name}"] = _step(optimizers[name], clip)
     return metrics
+
+
+def read_keys(skill_loss: SkillLoss, sac_loss: LossModule) -> set[NestedKey]:
+    """What a gradient step reads of a batch."""
+    # TorchRL leaves out what only the critics read of the next state.
+    observed = {*sac_loss.qvalue_network.in_keys} - {sac_loss.tensor_keys.action}
+    following = {unravel_key(("next", key)) for key in observed}
+    return {*map(unravel_key, [*skill_loss.in_keys, *sac_loss.in_keys]), *following}
 
 
 def relabel(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModule) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import Composite
-from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import make_composite_from_td
 
 from torchrl_metra._checks import check_type
+from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
 __all__ = ["GoalPrimer"]
 
 
-class GoalPrimer(TensorDictPrimer):
+class GoalPrimer(EpisodePrimer):
     """Draws a goal at reset and carries it through the episode, under ``"goal"``.
 
     Every environment of a batch has its own goal, redrawn only where that environment is
-    reset. Draws come from torch's global generator: seed it by ``torch.manual_seed``,
-    ``env.set_seed`` does not. A goal passed to ``env.reset`` is kept instead of a new draw,
-    for evaluation.
+    reset, by TorchRL, by a ``"_reset"`` mask of yours or by itself. Draws come from torch's
+    global generator: seed it by ``torch.manual_seed``, ``env.set_seed`` does not. A goal passed
+    to ``env.reset`` without a mask is kept instead of a new draw, for evaluation.
 
     Args:
         goals (TensorDictBase): goals to draw from, of batch size ``[M]``. Their entries are
@@ -56,19 +55,15 @@ class GoalPrimer(TensorDictPrimer):
                 f"batch size {list(goals.batch_size)}."
             )
         spec = make_composite_from_td(goals[0], unsqueeze_null_shapes=False)
-        super().__init__(primers=Composite(goal=spec), random=True, expand_specs=True)
+        super().__init__("goal", spec)
         self.goals = goals
 
-    def _reset_func(
-        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        goal = tensordict.get("goal", default=None)
-        if goal is None:
-            # One for every environment: TorchRL drops those of environments that go on.
-            goal = self.goals[torch.randint(len(self.goals), tensordict_reset.batch_size)]
-        return tensordict_reset.set("goal", self._validate(goal, tensordict_reset.batch_size))
+    def draw(self, batch_size: torch.Size, device: torch.device | None) -> TensorDictBase:
+        """Goals of those that were given."""
+        return self.goals[torch.randint(len(self.goals), batch_size)]
 
-    def _validate(self, goal: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
+    def validate(self, goal: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
+        """Refuse other entries or shapes than those of the goals that were given."""
         expected = {
             key: [*batch_size, *value.shape[1:]] for key, value in self.goals.items(True, True)
         }

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torchrl.data import Composite
-from torchrl.envs.transforms import TensorDictPrimer
+from torch import Tensor
 
 from torchrl_metra._checks import check_key
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
+from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
 __all__ = ["SkillPrimer"]
 
 
-class SkillPrimer(TensorDictPrimer):
+class SkillPrimer(EpisodePrimer):
     """Draws a skill at reset and carries it through the episode.
 
     Every environment of a batch has its own skill, redrawn only where that
-    environment is reset. Draws come from torch's global generator: seed it by
-    ``torch.manual_seed``, ``env.set_seed`` does not. A skill passed to ``env.reset`` is kept
-    instead of a new draw, for evaluation.
+    environment is reset, by TorchRL, by a ``"_reset"`` mask of yours or by itself. Draws come
+    from torch's global generator: seed it by ``torch.manual_seed``, ``env.set_seed`` does not.
+    A skill passed to ``env.reset`` without a mask is kept instead of a new draw, for
+    evaluation.
 
     Args:
         prior (SkillPrior): distribution of the skills.
@@ -60,23 +62,17 @@ class SkillPrimer(TensorDictPrimer):
         check_key("skill_key", skill_key)
         if reset_key is not None:
             check_key("reset_key", reset_key)
-        super().__init__(
-            primers=Composite({skill_key: prior.spec}),
-            random=True,
-            reset_key=reset_key,
-            expand_specs=True,
-        )
+        super().__init__(skill_key, prior.spec, reset_key=reset_key)
         self.prior = prior
         self.skill_key = skill_key
 
-    def _reset_func(
-        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
-    ) -> TensorDictBase:
-        skill = tensordict.get(self.skill_key, default=None)
-        if skill is None:
-            # One for every environment: TorchRL drops those of environments that go on.
-            skill = self.prior.sample(tensordict_reset.batch_size, device=tensordict_reset.device)
-        return tensordict_reset.set(self.skill_key, self.prior.validate(skill))
+    def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor:
+        """Skills of the prior."""
+        return self.prior.sample(batch_size, device=device)
+
+    def validate(self, skill: Tensor, batch_size: torch.Size) -> Tensor:
+        """Refuse what has not the prior's size."""
+        return self.prior.validate(skill)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Refuse to run outside of an environment."""

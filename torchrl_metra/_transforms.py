@@ -1,0 +1,39 @@
+"""What lies around an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
+
+__all__ = ["base_of", "transforms_of"]
+
+
+def transforms_of(env: EnvBase) -> Iterator[Transform]:
+    """An environment's transforms, in the order in which they see an observation.
+
+    Those of transformed environments inside come first; those in workers are out of sight.
+
+    Examples:
+        >>> from torchrl_metra import make_env
+        >>> [type(transform).__name__ for transform in transforms_of(make_env("point_goal"))]
+        ['ActionScaling', 'ReachGoals']
+    """
+    if isinstance(env, TransformedEnv):
+        yield from transforms_of(env.base_env)
+        yield from _parts(env.transform)
+
+
+def base_of(env: EnvBase) -> EnvBase:
+    """The environment below all transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
+def _parts(transform: Transform) -> Iterator[Transform]:
+    if isinstance(transform, Compose):
+        for part in transform.transforms:
+            yield from _parts(part)
+    else:
+        yield transform
