@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,23 +90,31 @@ class Round:
         metrics = {} if self.metrics is None else dict(self.metrics.items())
         # A loss that is not finite is named before the gradients that it gave.
         metrics = dict(sorted(metrics.items(), key=lambda item: item[0].startswith("grad_norm")))
-        scalars = {**self._bad, **self._spread, **metrics}
-        parts = [value.reshape(-1) for value in scalars.values()]
-        if self._places is not None:
-            parts.append(self._places.reshape(-1))
-        if not parts:
-            return {}, None
-        # Doubles hold every float, flag and count exactly.
-        host = torch.cat([part.double() for part in parts]).cpu()
-        values = dict(zip(scalars, host[: len(scalars)].tolist(), strict=True))
+        places = {} if self._places is None else {_PLACES: self._places}
+        host = _to_host({**self._bad, **self._spread, **metrics, **places})
+        found = host.pop(_PLACES, None)
+        values = {name: value.item() for name, value in host.items()}
         check_data({key: int(values.pop(key)) for key in self._bad})
         check_metrics(self.optim_steps, {name: values[name] for name in metrics})
         if metrics:
             values["optim_steps"] = self.optim_steps
-        if self._places is None:
-            return values, None
-        places = host[len(scalars) :].to(self._places.dtype).reshape(self._places.shape)
-        return values, places
+        return values, found
+
+
+_PLACES = "places"
+
+
+def _to_host(tensors: Mapping[NestedKey, Tensor]) -> dict[Any, Tensor]:
+    """All of them on the CPU, by one copy from each device."""
+    host = {}
+    for device in {tensor.device for tensor in tensors.values()}:
+        here = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+        # Doubles hold every float, flag and count exactly.
+        packed = torch.cat([tensor.reshape(-1).double() for tensor in here.values()]).cpu()
+        parts = packed.split([tensor.numel() for tensor in here.values()])
+        for (name, tensor), part in zip(here.items(), parts, strict=True):
+            host[name] = part.to(tensor.dtype).reshape(tensor.shape)
+    return host
 
 
 def _spread(states: list[Tensor], num_transitions: int) -> dict[NestedKey, Tensor]:
