@@ -217,7 +217,7 @@ def main() -> None:
     if arguments.measure:
         sys.exit(not measure(arguments.measure, output, arguments.dry_run))
     os.chdir(ROOT)  # The commit that is noted is that of the working directory.
-    minutes = arguments.minutes or (1.0 if arguments.dry_run else 8.0)
+    minutes = arguments.minutes or (2.0 if arguments.dry_run else 8.0)
     stages = plan(output, minutes, arguments.dry_run)
     sys.exit(not run({name: stages[name] for name in arguments.stages}, output))
 
