@@ -1,6 +1,7 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv on their first call.
 # `make docs` builds the site, tutorials included, in docs/_build/html. `make package` builds what is
 # released, and tries it in an empty environment. `make bench` measures; leave the machine alone meanwhile.
+# `make gpu TORCH=torch` tries and measures all that wants a GPU, on a machine that has one.
 
 PYTHON ?= python3
 # What pip installs as torch. By default the light CPU build; for CUDA on Linux:
@@ -10,7 +11,7 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test nightly docs linkcheck package bench format clean
+.PHONY: quickstart test nightly docs linkcheck package bench gpu format clean
 
 quickstart: .venv/.installed
 	$(BIN)/python examples/half_cheetah.py +experiment=quickstart
@@ -47,6 +48,9 @@ package: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/run.py
+
+gpu: .venv/.installed
+	$(BIN)/python benchmarks/gpu.py
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -57,8 +57,9 @@ def in_turns(
     return seconds
 
 
-def seconds_per_call(function: Callable[[], object], duration: float = SECONDS_PER_ROUND) -> float:
-    """Mean time of a call, over at least ``duration`` seconds."""
+def seconds_per_call(function: Callable[[], object], duration: float | None = None) -> float:
+    """Mean time of a call, over at least ``duration`` seconds, else ``SECONDS_PER_ROUND``."""
+    duration = SECONDS_PER_ROUND if duration is None else duration
     synchronize()
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < duration:
@@ -87,5 +88,12 @@ def environment() -> dict[str, Any]:
     return {
         **describe_run(),
         "date": time.strftime("%Y-%m-%d"),
-        **{package: version(package) for package in packages},
+        **{package: _version(package) for package in packages},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -38,11 +38,24 @@ SWITCHES = {
 }
 
 
-def make_step(shared_encoder: bool, device: str, **switches: object) -> Callable[[], object]:
+def make_step(
+    shared_encoder: bool,
+    device: str,
+    *,
+    width: int = 1024,
+    channels: int = 48,
+    batch_size: int = 256,
+    **switches: object,
+) -> Callable[[], object]:
     """Quadruped's learner with its replay memory, as one function."""
     prior = UnitSphere(4)
     networks = make_pixel_sac_networks(
-        (9, 64, 64), Bounded(-1, 1, (12,)), prior, shared_encoder=shared_encoder
+        (9, 64, 64),
+        Bounded(-1, 1, (12,)),
+        prior,
+        num_cells=[width] * 2,
+        channels=channels,
+        shared_encoder=shared_encoder,
     ).to(device)
     metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms")
     sac_loss = BatchedSACLoss(
@@ -56,7 +69,7 @@ def make_step(shared_encoder: bool, device: str, **switches: object) -> Callable
         shared_encoder=networks.shared_encoder,
         **switches,
     )
-    buffer = ReplayBuffer(storage=FrameStackStorage(1_600, device=device), batch_size=256)
+    buffer = ReplayBuffer(storage=FrameStackStorage(1_600, device=device), batch_size=batch_size)
     buffer.extend(make_episodes())
     trainer = SimpleNamespace(loss_module=sac_loss, replay_buffer=buffer)
     return lambda: stepper.step(trainer, buffer.sample())

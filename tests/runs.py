@@ -35,20 +35,22 @@ def make_trainer(
     folder: Path,
     env: EnvBase | None = None,
     *,
+    device: torch.device | str | None = None,
     num_cells: int = 16,
     lr: float = 1e-3,
     settings: dict[str, Any] | None = None,
     exclude: tuple[str, ...] = (),
+    switches: dict[str, Any] | None = None,
     **options: Any,
 ) -> METRATrainer:
     """METRA on PointEnv, 800 frames in rounds of 80, a checkpoint after every second one."""
     torch.manual_seed(0)
     prior = UnitSphere(2)
-    env = make_env("point", num_envs=4) if env is None else env
+    env = make_env("point", num_envs=4, device=device) if env is None else env
     env = env.append_transform(SkillPrimer(prior))
-    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[num_cells])
-    sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
-    metra_loss = METRALoss(networks.encoder, prior)
+    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[num_cells]).to(device)
+    sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0).to(device)
+    metra_loss = METRALoss(networks.encoder, prior).to(device)
     optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=lr)
     return METRATrainer(
         collector=Collector(env, networks.actor, frames_per_batch=80, total_frames=800),
@@ -56,8 +58,10 @@ def make_trainer(
         optim_steps_per_batch=2,
         loss_module=sac_loss,
         skill_loss=metra_loss,
-        replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
-        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
+        replay_buffer=ReplayBuffer(
+            storage=LazyTensorStorage(1_000, device=device or "cpu"), batch_size=32
+        ),
+        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers, **(switches or {})),
         progress_bar=False,
         seed=0,
         checkpoint=VerifiedCheckpoint(settings=settings, exclude=exclude),

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def benchmark(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield __import__
-    for name in ("bare_loop", "end_to_end", "learner", "measuring", "pixel_learner", "rendering",
-                 "replay", "run", "collection"):  # fmt: skip
+    for name in ("bare_loop", "collection", "end_to_end", "gpu", "learner", "measuring",
+                 "pixel_learner", "rendering", "replay", "run"):  # fmt: skip
         sys.modules.pop(name, None)
 
 
@@ -100,3 +101,60 @@ def test_every_planned_measurement_exists(benchmark: Any) -> None:
         for function, *arguments in calls:
             signature = inspect.signature(getattr(benchmark(module), function))
             assert signature.bind(*arguments).args == tuple(arguments)
+
+
+def test_stages_that_fail_or_take_too_long_lose_no_others(benchmark: Any, tmp_path: Path) -> None:
+    gpu = benchmark("gpu")
+
+    def python(code: str, **keywords: Any) -> Any:
+        return gpu.Stage([sys.executable, "-c", code], **keywords)
+
+    results, pid, stale = tmp_path / "results.json", tmp_path / "pid", tmp_path / "stale.json"
+    stale.write_text("[0]")
+    child = f"import subprocess; child = subprocess.Popen(['sleep', '60']); open({str(pid)!r}, 'w')"
+    stop = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0));"
+    stages = {
+        "fails": python("print('why'); raise SystemExit(3)", results=stale),
+        "hangs": python(f"{child}.write(str(child.pid)); child.wait()", seconds=2.0),
+        "stops": python(f"{stop} time.sleep(60)", stop_after=2.0, seconds=30.0),
+        "works": python(f"open({str(results)!r}, 'w').write('[1, 2]')", results=results),
+        "leaves_nothing": python("pass", results=tmp_path / "nothing.json"),
+    }
+    assert not gpu.run(stages, tmp_path)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"commit", "hardware", "torch"} <= record.keys()
+    found = record["stages"]
+    assert {name: stage["outcome"] for name, stage in found.items()} == {
+        "fails": "failed",
+        "hangs": "took too long",
+        "stops": "done",
+        "works": "done",
+        "leaves_nothing": "failed",
+    }
+    assert (found["fails"]["rc"], found["fails"]["tail"].split("\n")[-2]) == (3, "why")
+    assert found["fails"]["numbers"] is None, "of an earlier run"
+    assert found["works"]["numbers"] == [1, 2]
+    assert "why" in (tmp_path / "log.txt").read_text()
+    # A child of a stage that was killed is gone, too, or about to be.
+    status = Path(f"/proc/{pid.read_text()}/status")
+    for _ in range(50):
+        if not status.exists() or "State:\tZ" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("it outlives the stage")
+
+
+def test_a_dry_run_on_the_cpu_gives_a_row_for_each_variant(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 1.0)
+    variants = {name: gpu.STATES[name] for name in ("eager/float32", "eager/bfloat16")}
+    monkeypatch.setitem(gpu.VARIANTS, "learner", {**variants, "broken": {"no_switch": True}})
+    assert not gpu.measure("learner", tmp_path, dry_run=True)
+    *rows, broken = json.loads((tmp_path / "learner.json").read_text())
+    assert [row["name"] for row in rows] == [f"learner/cpu/{name}" for name in variants]
+    for row in rows:
+        assert row["value"] / row["yardstick"] == pytest.approx(row["ratio"], rel=1e-2)
+    assert broken["error"]
