@@ -21,6 +21,7 @@ from torchrl_metra import (
     make_sac_networks,
     sample_goals,
 )
+from torchrl_metra._record import describe_run
 from torchrl_metra.evaluation import evaluate, rollout_skills
 from torchrl_metra.evaluation.__main__ import main
 
@@ -182,3 +183,13 @@ class TestCommand:
         policy.save(run / "skill_policy.pt")
         with pytest.raises(SystemExit, match="does not say where it was trained: add --env"):
             main([str(run / "skill_policy.pt")])
+
+
+def test_secrets_of_the_command_line_are_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ["logger.api_key=AAA", "+logger={token: 'AAA', name: run}", "--Password", "AAA"]
+    command = ["python", "train.py", *secrets, "--auth-token=AAA", "seed=1", "monitor=x"]
+    monkeypatch.setattr("sys.orig_argv", command)
+    recorded = describe_run()["command"]
+    assert "AAA" not in recorded
+    for kept in ("train.py", "logger.api_key=", "name: run", "seed=1", "monitor=x"):
+        assert kept in recorded

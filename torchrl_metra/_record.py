@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["describe_run"]
+__all__ = ["describe_run", "hide_secrets"]
+
+_NAME = r"[\w.+-]*(?:token|passw|passphrase|secret|credential|auth|key)[\w-]*"
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_SECRET_VALUE = re.compile(rf"({_NAME}['\"]?\s*[=:]\s*)[^,}}\]]+", re.IGNORECASE)
 
 
 def describe_run() -> dict[str, Any]:
     """Command, commit, versions and hardware of this process.
 
-    The commit is that of the repository in the working directory, ``None`` outside of one.
+    The commit is that of the repository in the working directory, ``None`` outside of one. What
+    looks like a secret in the command is left out, for these files are published.
     """
     return {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "command": " ".join(["python", *hide_secrets(sys.orig_argv[1:])]),
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": _gpu_name()},
         "threads": torch.get_num_threads(),
     }
+
+
+def hide_secrets(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command, with ``***`` for values whose names look like a secret's.
+
+    Args:
+        arguments (sequence of str): such as overrides, ``name=value``, and options,
+            ``--name value``.
+
+    Examples:
+        >>> hide_secrets(["run.py", "+logger.api_key=abc", "seed=1", "--token", "abc"])
+        ['run.py', '+logger.api_key=***', 'seed=1', '--token', '***']
+        >>> hide_secrets(["logger={password: abc, name: run}"])
+        ['logger={password: ***, name: run}']
+    """
+    shown, is_secret = [], False
+    for argument in arguments:
+        shown.append("***" if is_secret else _SECRET_VALUE.sub(r"\1***", argument))
+        is_secret = argument.startswith("-") and _SECRET_NAME.fullmatch(argument) is not None
+    return shown
 
 
 def _commit() -> str | None:
