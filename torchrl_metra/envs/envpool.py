@@ -97,7 +97,7 @@ class EnvPoolEnv(EnvBase):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get("action").numpy(force=True).astype(np.float64)
+        action = tensordict.get("action").detach().cpu().numpy().astype(np.float64)
         observation, reward, terminated, truncated, _ = self._env.step(action)
         terminated = torch.from_numpy(terminated).unsqueeze(-1)
         truncated = torch.from_numpy(truncated).unsqueeze(-1)
