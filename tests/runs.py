@@ -74,7 +74,7 @@ def make_trainer(
 def state(trainer: METRATrainer) -> dict[str, Any]:
     """All that training has made, by name."""
     return dict(
-        _leaves(
+        leaves(
             {
                 "sac_loss": trainer.loss_module.state_dict(),
                 "modules": {name: part.state_dict() for name, part in trainer._modules.items()},
@@ -156,13 +156,14 @@ def results(output: Path) -> dict[str, Any]:
             state = torch.load(path, weights_only=True)
             for not_seeded in ("python", "log_dir"):
                 state.pop(not_seeded, None)
-            found.update({f"{name}{key}": value for key, value in _leaves(state)})
+            found.update({f"{name}{key}": value for key, value in leaves(state)})
         elif path.suffix == ".memmap":
             found[name] = path.read_bytes()
     return found
 
 
-def _leaves(tree: Any) -> Any:
+def leaves(tree: Any) -> Any:
+    """What a tree of dictionaries and lists holds, by path, with tensors as their bytes."""
     for path, leaf in torch.utils._pytree.tree_flatten_with_path(tree)[0]:
         value = leaf.numpy(force=True).tobytes() if isinstance(leaf, torch.Tensor) else leaf
         yield torch.utils._pytree.keystr(path), value

@@ -157,6 +157,8 @@ class METRAHook(TrainerHookBase):
                 f"learner_backend={trainer.learner_backend!r} does remotely: use METRATrainer."
             )
         check_cumulant(self.skill_loss, trainer.loss_module)
+        # TorchRL builds it at its first use, but a checkpoint must find it before that.
+        _ = getattr(trainer.loss_module, "value_estimator", None)
         self._trainer = trainer
         trainer.register_module(name, self)
         trainer.register_op("process_optim_batch", self)
