@@ -32,6 +32,15 @@ class TestFunctional:
         constraint.sum().backward()
         assert latent.grad.tolist() == [[0.0], [-4.0]]
 
+    def test_effective_rank(self) -> None:
+        # By its definition: singular values of 3, 1 and 1 here, whatever the scale.
+        basis = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
+        steps = basis * torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)
+        for scale in (1e-3, 1.0, 1e3):
+            rank = F.effective_rank(scale * steps)
+            torch.testing.assert_close(rank.item(), 11**2 / 83)
+        assert F.effective_rank(torch.zeros(4, 2)).item() == 0
+
     def test_losses_keep_their_gradients_apart(self) -> None:
         reward, constraint = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
         log_dual = torch.tensor(1.0, requires_grad=True)

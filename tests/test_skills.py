@@ -33,6 +33,18 @@ class TestEveryPrior:
         assert grid.equal(prior.grid(num_skills))
         assert prior.spec.expand(num_skills, prior.dim).is_in(grid.clamp(-10, 10))
 
+    def test_evaluation_skills_are_those_of_the_prior_and_always_the_same(
+        self, prior: SkillPrior
+    ) -> None:
+        skills, state = prior.evaluation_skills(16), torch.random.get_rng_state()
+        assert skills.equal(prior.evaluation_skills(16))
+        assert torch.random.get_rng_state().equal(state), "training goes on as without them"
+        if isinstance(prior, OneHot):
+            assert skills.equal(prior.grid(16))
+        else:
+            drawn = prior.sample([16], generator=torch.Generator().manual_seed(0))
+            assert skills.equal(drawn)
+
     def test_toward_a_displacement_is_the_skill_that_gains_most(self, prior: SkillPrior) -> None:
         displacement = 5 * torch.randn(40, prior.dim)
         skills = prior.toward(displacement)

@@ -39,8 +39,8 @@ class RemoteLearner:
         if learner.world_size > 1:
             raise ValueError(
                 f"learner_backend='ray' has one learner, got world_size={learner.world_size}: "
-                "METRA's losses do not go through TorchRL's synchronisation of gradients. Leave "
-                "it away, and scale collection."
+                "TorchRL would synchronise the gradients of SAC's loss, but not those of φ and λ. "
+                "Leave it away, and scale collection."
             )
         self._learner = learner
         self._trainer: Any = trainer
