@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn, optim
-from torchrl.objectives import LossModule, SACLoss
+from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
@@ -23,7 +23,7 @@ __all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step
 
 
 def make_metra_optimizers(
-    skill_loss: SkillLoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
+    skill_loss: SkillLoss, sac_loss: SACLoss | DiscreteSACLoss, lr: float = 1e-4, **lrs: float
 ) -> dict[str, optim.Optimizer]:
     """One fused Adam per part, as the authors have it (Appendix F.1).
 
@@ -31,8 +31,8 @@ def make_metra_optimizers(
         skill_loss (SkillLoss): owns what its ``parameter_groups`` say: METRA's are φ
             (``"encoder"``), λ (``"dual"``) and what is learned of the constraint's distance
             (``"distance"``).
-        sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
-            and the entropy coefficient (``"alpha"``).
+        sac_loss (SACLoss or DiscreteSACLoss): owns the critics (``"qvalue"``), the policy
+            (``"actor"``) and the entropy coefficient (``"alpha"``).
         lr (float, optional): learning rate. Defaults to 1e-4.
         **lrs: learning rates of single parts, such as ``dual=3e-3``.
 
@@ -55,7 +55,7 @@ def make_metra_optimizers(
         ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
     """
     check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
-    check_type("sac_loss", sac_loss, SACLoss, "a SACLoss")
+    check_type("sac_loss", sac_loss, SACLoss | DiscreteSACLoss, "a SACLoss or DiscreteSACLoss")
     check_cumulant(skill_loss, sac_loss)
     parts = {
         **skill_loss.parameter_groups(),
@@ -168,11 +168,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         self._update_priority(trainer, sub_batch, metrics.pop("td_error"))
         return metrics
 
-    def update(self, sac_loss: SACLoss, batch: TensorDictBase) -> TensorDictBase:
+    def update(self, sac_loss: SACLoss | DiscreteSACLoss, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step of every part; the batch stays as it is.
 
         Args:
-            sac_loss (SACLoss): loss of critics, policy and entropy coefficient.
+            sac_loss (SACLoss or DiscreteSACLoss): loss of critics, policy and entropy coefficient.
             batch (TensorDictBase): transitions with skills, of batch size ``*B``.
 
         Returns:
@@ -189,14 +189,18 @@ class METRAOptimizationStepper(OptimizationStepper):
                 add_features(self.shared_encoder, batch)
 
         with self._autocast():
-            loss_qvalue, critic = sac_loss.qvalue_v2_loss(batch)
+            loss_qvalue, critic = critic_loss(sac_loss, batch)
         self._descend(loss_qvalue, "qvalue")
 
         with self._autocast():
             loss_actor, actor = sac_loss.actor_loss(batch)
         self._descend(loss_actor, "actor")
 
-        loss_alpha = sac_loss.alpha_loss(actor["log_prob"]).mean()
+        loss_alpha = sac_loss.alpha_loss(actor["log_prob"])
+        weight = batch.get(sac_loss.tensor_keys.priority_weight, default=None)
+        if weight is not None:
+            loss_alpha = loss_alpha * weight / weight.mean()
+        loss_alpha = loss_alpha.mean()
         self._descend(loss_alpha, "alpha")
 
         if self.target_net_updater is not None:
@@ -212,7 +216,7 @@ class METRAOptimizationStepper(OptimizationStepper):
             }
         )
 
-    def _make_graph(self, sac_loss: SACLoss) -> UpdateGraph:
+    def _make_graph(self, sac_loss: LossModule) -> UpdateGraph:
         in_keys = read_keys(self.skill_loss, sac_loss)
         in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
         return UpdateGraph(
@@ -257,6 +261,15 @@ class METRAOptimizationStepper(OptimizationStepper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state_dict[name])
+
+
+def critic_loss(
+    sac_loss: SACLoss | DiscreteSACLoss, batch: TensorDictBase
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The critics' loss, and their error on each transition, under ``"td_error"``."""
+    if isinstance(sac_loss, DiscreteSACLoss):
+        return sac_loss.qvalue_loss(batch)
+    return sac_loss.qvalue_v2_loss(batch)
 
 
 def step_skill_loss(
