@@ -15,10 +15,10 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequ
 from torch import optim
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictPrioritizedReplayBuffer
+from torchrl.data import LazyTensorStorage, OneHot, ReplayBuffer, TensorDictPrioritizedReplayBuffer
 from torchrl.envs import EnvBase, RenameTransform, TransformedEnv
-from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
-from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.objectives import DiscreteSACLoss, SACLoss, SoftUpdate
 from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
@@ -53,6 +53,19 @@ class FencedPoint(PointEnv):
         following["terminated"] = outside
         following["done"] = outside | following["truncated"]
         return following
+
+
+class Grid(PointEnv):
+    """A square of 15 x 15 cells, of which an action leads into one of four neighbours."""
+
+    moves = torch.tensor([[0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2]])
+
+    def __init__(self, num_envs: int, **kwargs: Any) -> None:
+        super().__init__(num_envs, **kwargs)
+        self.action_spec = OneHot(4, shape=(num_envs, 4))
+
+    def _displacement(self, action: torch.Tensor) -> torch.Tensor:
+        return (self._position + action.float() @ self.moves).clamp(-1.4, 1.4) - self._position
 
 
 def train(
@@ -178,6 +191,27 @@ def test_renamed_and_nested_keys() -> None:
     stored = trainer.replay_buffer[:]
     assert not {"observation", "skill", "action"} & set(stored.keys())
     assert spread(make(), actor) > FAN
+
+
+def test_discrete_actions() -> None:
+    env = skill_env(Grid(16, max_steps=STEPS))
+    logits = TensorDictModule(
+        MLP(4, 4, num_cells=[32, 32]), in_keys=["observation", "skill"], out_keys=["logits"]
+    )
+    actor = ProbabilisticActor(
+        logits, in_keys=["logits"], spec=env.action_spec, distribution_class=OneHotCategorical
+    )
+    critic = ValueOperator(
+        MLP(4, 4, num_cells=[32, 32]), in_keys=["observation", "skill"], out_keys=["action_value"]
+    )
+    sac_loss = DiscreteSACLoss(
+        actor, critic,
+        action_space=env.action_spec, num_actions=4, loss_function="l2",
+        alpha_init=0.01, target_entropy_weight=0.2,
+    )  # fmt: skip
+    skill_loss = METRALoss(MLP(2, 2, num_cells=[32, 32]), PRIOR, dual_init=10.0)
+    train(env, sac_loss, skill_loss)
+    assert spread(skill_env(Grid(16)), actor) > FAN
 
 
 @pytest.mark.filterwarnings("ignore:SACTrainer is an experimental")

@@ -204,6 +204,28 @@ class TestStepper:
         assert priorities[0].shape == (16,)
         assert (priorities[0] > 0).all()
 
+    def test_the_entropy_coefficient_is_weighed_by_priorities_too(self) -> None:
+        parts = make_losses()
+        batch = make_batch(parts.prior, 16)
+        halves = [torch.arange(16) < 8, torch.arange(16) >= 8]
+
+        def loss(batch: TensorDictBase) -> float:
+            torch.manual_seed(0)
+            stepper = METRAOptimizationStepper(
+                parts.metra_loss,
+                {name: optim.SGD([torch.zeros(1)], 0.0) for name in ("encoder", "qvalue", "actor")},
+            )
+            metrics = stepper.update(parts.sac_loss, batch)
+            return metrics["loss_alpha"].item()
+
+        unweighted = loss(batch)
+        assert loss(batch.set("priority_weight", torch.full((16,), 0.3))) == pytest.approx(
+            unweighted
+        )
+        first, second = (loss(batch.set("priority_weight", half.float())) for half in halves)
+        assert (first + second) / 2 == pytest.approx(unweighted)
+        assert first != pytest.approx(unweighted)
+
 
 class RecordingStepper(OptimizationStepper):
     """Returns 0, 1, 2, ... as its metrics."""
@@ -480,7 +502,7 @@ class TestTrainer:
 
     def test_bad_input(self) -> None:
         parts = make_losses()
-        with pytest.raises(TypeError, match=r"loss_module must be a SACLoss, got METRALoss"):
+        with pytest.raises(TypeError, match=r"loss_module must be a SACLoss or .*, got METRALoss"):
             build_trainer(parts, loss_module=parts.metra_loss)
         with pytest.raises(TypeError, match=r"skill_loss must be a SkillLoss.*got SACLoss"):
             build_trainer(parts, skill_loss=parts.sac_loss)

@@ -17,7 +17,7 @@ from torch import Tensor, optim
 from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
-from torchrl.objectives import SACLoss
+from torchrl.objectives import DiscreteSACLoss, SACLoss
 from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
@@ -194,7 +194,7 @@ class METRATrainer(Trainer):
             :class:`~torchrl_metra.SkillPrimer`.
         total_frames (int): number of transitions to collect.
         optim_steps_per_batch (int): gradient steps after each collected batch.
-        loss_module (SACLoss): trains the policy on the intrinsic reward.
+        loss_module (SACLoss or DiscreteSACLoss): trains the policy on the intrinsic reward.
         skill_loss (SkillLoss): trains φ and λ: :class:`~torchrl_metra.METRALoss` or another.
         replay_buffer (ReplayBuffer): with a batch size.
 
@@ -252,7 +252,7 @@ class METRATrainer(Trainer):
         collector: BaseCollector,
         total_frames: int,
         optim_steps_per_batch: int,
-        loss_module: SACLoss,
+        loss_module: SACLoss | DiscreteSACLoss,
         skill_loss: SkillLoss,
         replay_buffer: ReplayBuffer,
         optimization_stepper: OptimizationStepper | None = None,
@@ -264,7 +264,9 @@ class METRATrainer(Trainer):
         check_type("collector", collector, BaseCollector, "a collector")
         check_integer("total_frames", total_frames)
         check_integer("optim_steps_per_batch", optim_steps_per_batch)
-        check_type("loss_module", loss_module, SACLoss, "a SACLoss")
+        check_type(
+            "loss_module", loss_module, SACLoss | DiscreteSACLoss, "a SACLoss or DiscreteSACLoss"
+        )
         check_type("skill_loss", skill_loss, SkillLoss, "a SkillLoss such as METRALoss")
         check_type("replay_buffer", replay_buffer, ReplayBuffer, "a ReplayBuffer")
         check_cumulant(skill_loss, loss_module)

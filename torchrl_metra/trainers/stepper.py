@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn, optim
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from torchrl.objectives import LossModule, SACLoss
+from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
@@ -25,7 +25,7 @@ __all__ = ["METRAOptimizationStepper", "make_metra_optimizers", "relabel", "step
 
 
 def make_metra_optimizers(
-    skill_loss: SkillLoss, sac_loss: SACLoss, lr: float = 1e-4, **lrs: float
+    skill_loss: SkillLoss, sac_loss: SACLoss | DiscreteSACLoss, lr: float = 1e-4, **lrs: float
 ) -> dict[str, optim.Optimizer]:
     """One fused Adam per part, as the authors have it (Appendix F.1).
 
@@ -33,8 +33,8 @@ def make_metra_optimizers(
         skill_loss (SkillLoss): owns what its ``parameter_groups`` say: METRA's are φ
             (``"encoder"``), λ (``"dual"``) and what is learned of the constraint's distance
             (``"distance"``).
-        sac_loss (SACLoss): owns the critics (``"qvalue"``), the policy (``"actor"``)
-            and the entropy coefficient (``"alpha"``).
+        sac_loss (SACLoss or DiscreteSACLoss): owns the critics (``"qvalue"``), the policy
+            (``"actor"``) and the entropy coefficient (``"alpha"``).
         lr (float, optional): learning rate. Defaults to 1e-4.
         **lrs: learning rates of single parts, such as ``dual=3e-3``.
 
@@ -57,7 +57,7 @@ def make_metra_optimizers(
         ['actor', 'alpha', 'dual', 'encoder', 'qvalue']
     """
     check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
-    check_type("sac_loss", sac_loss, SACLoss, "a SACLoss")
+    check_type("sac_loss", sac_loss, SACLoss | DiscreteSACLoss, "a SACLoss or DiscreteSACLoss")
     check_cumulant(skill_loss, sac_loss)
     check_policy_loss(sac_loss)
     parts = {
@@ -173,11 +173,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         self._update_priority(trainer, sub_batch, metrics.pop("td_error"))
         return metrics
 
-    def update(self, sac_loss: SACLoss, batch: TensorDictBase) -> TensorDictBase:
+    def update(self, sac_loss: SACLoss | DiscreteSACLoss, batch: TensorDictBase) -> TensorDictBase:
         """One gradient step of every part; the batch stays as it is.
 
         Args:
-            sac_loss (SACLoss): loss of critics, policy and entropy coefficient.
+            sac_loss (SACLoss or DiscreteSACLoss): loss of critics, policy and entropy coefficient.
             batch (TensorDictBase): transitions with skills, of batch size ``*B``.
 
         Returns:
@@ -194,14 +194,18 @@ class METRAOptimizationStepper(OptimizationStepper):
                 add_features(self.shared_encoder, batch)
 
         with self._autocast():
-            loss_qvalue, critic = self._evaluate(sac_loss, "qvalue_v2_loss", batch)
+            loss_qvalue, critic = self._evaluate(sac_loss, critic_loss(sac_loss), batch)
         self._descend(loss_qvalue, "qvalue", metrics)
 
         with self._autocast():
             loss_actor, actor = self._evaluate(sac_loss, "actor_loss", batch)
         self._descend(loss_actor, "actor", metrics)
 
-        loss_alpha = sac_loss.alpha_loss(actor["log_prob"]).mean()
+        loss_alpha = sac_loss.alpha_loss(actor["log_prob"])
+        weight = batch.get(sac_loss.tensor_keys.priority_weight, default=None)
+        if weight is not None:
+            loss_alpha = loss_alpha * weight / weight.mean()
+        loss_alpha = loss_alpha.mean()
         self._descend(loss_alpha, "alpha", metrics)
 
         if self.target_net_updater is not None:
@@ -217,7 +221,7 @@ class METRAOptimizationStepper(OptimizationStepper):
             }
         )
 
-    def _make_graph(self, sac_loss: SACLoss) -> UpdateGraph:
+    def _make_graph(self, sac_loss: LossModule) -> UpdateGraph:
         in_keys = read_keys(self.skill_loss, sac_loss)
         in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
         return UpdateGraph(
@@ -294,6 +298,11 @@ class Clip(NamedTuple):
 
 
 NO_CLIP = Clip()
+
+
+def critic_loss(sac_loss: SACLoss | DiscreteSACLoss) -> str:
+    """The name of the method that computes the critics' loss."""
+    return "qvalue_loss" if isinstance(sac_loss, DiscreteSACLoss) else "qvalue_v2_loss"
 
 
 def step_skill_loss(
