@@ -64,7 +64,7 @@ def test_recorded_runs_show_what_they_showed(run: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", [1])
 def test_a_healthy_ant_is_left_in_peace(seed: int) -> None:
     # Its skills cover next to nothing for the first 200 000 steps.
-    curves = json.loads((RESULTS / f"ant_seed{seed}_log.json").read_text())["curves"]
+    curves = json.loads((RESULTS / "ant_long" / f"seed{seed}_log.json").read_text())["curves"]
     assert dict(curves["policy_coverage"])[102400] < 10
     assert replay(curves, *ANT) == []
 

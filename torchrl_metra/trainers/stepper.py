@@ -239,7 +239,7 @@ class METRAOptimizationStepper(OptimizationStepper):
             device, self.autocast, enabled=self.autocast is not None, cache_enabled=False
         )
 
-    def _evaluate(self, sac_loss: SACLoss, method: str, batch: TensorDictBase) -> Any:
+    def _evaluate(self, sac_loss: LossModule, method: str, batch: TensorDictBase) -> Any:
         # TorchRL's trainers evaluate losses in a way of their own, a distributed one for instance.
         compute_loss = getattr(self._trainer, "compute_loss", None)
         if compute_loss is None:
