@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SelfResettingPoint
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs import SerialEnv, TransformedEnv
@@ -68,6 +69,19 @@ class TestRollouts:
         for name in (key, "skill"):
             assert rollouts[name].equal(skills[:, None].expand(4, 3, 2))
         torch.testing.assert_close(rollouts["next", "position"][:, 0], 0.2 * skills)
+
+    def test_a_self_resetting_environment_stays_where_its_episode_ended(self) -> None:
+        env = TransformedEnv(SelfResettingPoint(2, max_steps=5), SkillPrimer(UnitSphere(2)))
+        start = env.reset
+        # Out of step: the first one's episode is shorter.
+        env.reset = lambda td: (start(td), env.base_env._steps.add_(torch.tensor([[2], [0]])))[0]
+        skills = UnitSphere(2).grid(2)
+        rollouts = rollout_skills(env, follow_the_skill(), skills)
+        assert episode_lengths(rollouts).tolist() == [3, 5]
+        x = rollouts["next", "position"][..., 0].abs() / 0.2
+        expected = torch.tensor([[1.0, 2, 2, 2, 2], [1, 2, 3, 4, 4]])
+        torch.testing.assert_close(x, expected)
+        assert rollouts["skill"].equal(skills[:, None].expand(2, 5, 2))
 
     def test_no_entry_for_skills(self) -> None:
         def make() -> TransformedEnv:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, expand_as_right
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_metra._checks import check_floats, check_integer, check_type
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs import SkillPrimer
+from torchrl_metra.evaluation.trajectories import episode_lengths
 
 __all__ = ["rollout_skills"]
 
@@ -124,7 +125,22 @@ def episodes(
                 break_when_any_done=False,
                 break_when_all_done=True,
             )
-        yield rollout.reshape(width, -1)
+        rollout = rollout.reshape(width, -1)
+        # TorchRL's mark of environments that reset themselves.
+        resets_itself = vars(env).get("_torchrl_native_autoreset", False)
+        yield _hide_resets(rollout, env) if resets_itself else rollout
+
+
+def _hide_resets(rollout: TensorDictBase, env: EnvBase) -> TensorDictBase:
+    """Episodes that stay at the last state that was seen, in place of the next one's first."""
+    last = (episode_lengths(rollout) - 1).to(rollout.device)
+    steps = torch.arange(rollout.shape[1], device=rollout.device)
+    rollout = rollout.gather(1, torch.minimum(steps, last.unsqueeze(-1)))
+    done = rollout["next", "done"].reshape(rollout.shape)
+    for key in env.observation_spec.keys(True, True):
+        seen, following = rollout.get(key), rollout.get(("next", key))
+        rollout.set(("next", key), torch.where(expand_as_right(done, seen), seen, following))
+    return rollout
 
 
 def _at_home(
