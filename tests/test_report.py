@@ -85,7 +85,8 @@ class TestEvaluate:
         report = evaluate(
             policy, make_env("point", 4), tmp_path, goals=goals, num_episodes=4, max_steps=5
         )
-        names = {"policy_coverage", "sectors", "skill_alignment", "skill_accuracy"}
+        names = {"policy_coverage", "sectors"}
+        names |= {"skill_alignment", "skill_accuracy", "latent_rank_episode"}
         assert set(report["skills"]) == names
         assert "adaptive" in report["goals"]
         assert not (tmp_path / "temporal.png").exists()

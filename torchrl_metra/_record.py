@@ -16,7 +16,9 @@ import torch
 
 __all__ = ["describe_run", "hide_secrets"]
 
-_NAME = r"[\w.+-]*(?:token|passw|passphrase|secret|credential|auth|key)[\w-]*"
+# A key alone, or one to get in by; others, such as skill_key, are none of a secret.
+_KEY = r"(?:\b|api[_-]?|access[_-]?|private[_-]?)key"
+_NAME = rf"[\w.+-]*(?:token|passw|passphrase|secret|credential|auth|{_KEY})[\w-]*"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VALUE = re.compile(rf"({_NAME}['\"]?\s*[=:]\s*)[^,}}\]]+", re.IGNORECASE)
 
@@ -47,6 +49,8 @@ def hide_secrets(arguments: Sequence[str]) -> list[str]:
     Examples:
         >>> hide_secrets(["run.py", "+logger.api_key=abc", "seed=1", "--token", "abc"])
         ['run.py', '+logger.api_key=***', 'seed=1', '--token', '***']
+        >>> hide_secrets(["keys.skill_key=z", "logger.key=abc"])
+        ['keys.skill_key=z', 'logger.key=***']
         >>> hide_secrets(["logger={password: abc, name: run}"])
         ['logger={password: ***, name: run}']
     """

@@ -186,7 +186,7 @@ def effective_rank(displacements: Tensor) -> Tensor:
         >>> effective_rank(torch.tensor([[1.0, 0.0], [-2.0, 0.0]])), effective_rank(torch.eye(2))
         (tensor(1.), tensor(2.))
     """
-    rows = displacements.detach().flatten(0, -2)
+    rows = displacements.detach().reshape(-1, displacements.shape[-1])
     moments = rows.mT @ rows
     squares = moments.square().sum().clamp(min=torch.finfo(moments.dtype).tiny)
     return moments.trace().square() / squares
