@@ -111,7 +111,7 @@ class LogCoverage(TrainerHookBase):
         return None if places is None else self.count(places, batch.numel())
 
     def count(self, places: Tensor, num_transitions: int) -> dict[str, Any]:
-        """Count what :func:`~torchrl_metra.evaluation.coverage.read_places` found.
+        """Count where transitions led.
 
         Args:
             places (Tensor): coordinates or flags of tasks, of shape ``[*B, k]``.
