@@ -24,6 +24,7 @@ test: .venv/.installed
 
 # What takes too long for each change: is learning as good as it was, does a run that fails say so?
 nightly: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal -m nightly
 	$(BIN)/python benchmarks/guard.py
 	$(BIN)/python benchmarks/diagnosis.py chosen_by
 	$(BIN)/python benchmarks/diagnosis.py held_out

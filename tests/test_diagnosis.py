@@ -17,6 +17,7 @@ from torch import nn
 
 from torchrl_metra import METRALoss, OneHot, SkillPrior, UnitSphere, make_metra_optimizers
 from torchrl_metra.trainers import Diagnosis, FailureWarning, METRAOptimizationStepper
+from torchrl_metra.trainers import diagnosis as diagnosis_module
 from torchrl_metra.trainers.diagnosis import FAILURES, PAGE
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -137,7 +138,8 @@ def test_resumed_it_does_not_repeat_itself() -> None:
     assert resumed.find() is None
 
 
-def test_the_trainer_warns_once_and_goes_on() -> None:
+def test_the_trainer_warns_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis_module, "FEWEST_UPDATES", 3)
     parts = make_losses()
     with torch.no_grad():
         # φ as flat as if its learning rate were far too small.

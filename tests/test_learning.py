@@ -131,6 +131,7 @@ def test_metra_trainer_learns_the_fan() -> None:
     assert_reaches_goals(parts.networks)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:SACTrainer is an experimental")
 def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
     parts = build()
@@ -150,6 +151,7 @@ def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
     assert_learned_the_fan(evaluate(parts.networks.actor, parts.metra_loss), untrained)
 
 
+@pytest.mark.nightly
 def test_learns_the_fan_from_pixels() -> None:
     """The whole pixel path: pictures, convolutions, single-frame replay memory."""
     torch.manual_seed(0)

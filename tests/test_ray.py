@@ -76,6 +76,7 @@ def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:
     return differences
 
 
+@pytest.mark.nightly
 def test_metra_learns_the_fan(training: Any, tmp_path: Path, address: str) -> None:
     parts = training.build(settings(tmp_path, "total_frames=28_000"))
     trainer, policy = parts.trainer, parts.networks.policy

@@ -130,7 +130,7 @@ def measure_skills(
         >>> rollouts = rollout_skills(env, networks.actor, prior.evaluation_skills(4), max_steps=20)
         >>> latents = encode_trajectories(rollouts, networks.encoder)
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
-        ['latent_step_max', 'latent_step_mean', 'pairs_beyond']
+        ['latent_rank_episode', 'latent_step_max', 'latent_step_mean']
     """
     check_episodes(rollouts)
     check_prior(prior)

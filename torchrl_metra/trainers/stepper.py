@@ -240,11 +240,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         )
 
     def _evaluate(self, sac_loss: LossModule, method: str, batch: TensorDictBase) -> Any:
-        # TorchRL's trainers evaluate losses in a way of their own, a distributed one for instance.
-        compute_loss = getattr(self._trainer, "compute_loss", None)
-        if compute_loss is None:
-            return getattr(sac_loss, method)(batch)
-        return compute_loss(batch, method=method)
+        # The trainer's way, which may be one of its own. A learner on Ray would go through
+        # DistributedDataParallel, which takes no step in parts, and it is alone there.
+        if isinstance(self._trainer, Trainer):
+            return self._trainer.compute_loss(batch, method=method)
+        return getattr(sac_loss, method)(batch)
 
     @property
     def _clip(self) -> Clip:
