@@ -49,6 +49,8 @@ class SkillPolicy:
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
         env_name (str, optional): where it was trained, for
             :func:`~torchrl_metra.make_env`.
+        env_options (dict, optional): further arguments of ``make_env``, such as ``max_steps``, with
+            the constants of ``normalize``.
         constraint_norm (str, optional): the norm by which training bounded steps in latent
             space, see :class:`~torchrl_metra.METRALoss`, or ``None`` if it was not trained with
             METRA's temporal constraint. Defaults to ``"l2"``.
@@ -75,6 +77,7 @@ class SkillPolicy:
     architecture: Recipe | None = None
     env_name: str | None = None
     constraint_norm: Literal["l2", "rms"] | None = "l2"
+    env_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_type("actor", self.actor, nn.Module, "an nn.Module")
@@ -106,7 +109,7 @@ class SkillPolicy:
             actor=networks.policy,
             encoder=networks.encoder,
             prior=prior,
-            observation_norm=None if env is None else _read_observation_norm(env),
+            observation_norm=None if env is None else read_observation_norm(env),
             architecture=networks.architecture,
             env_name=env_name,
             constraint_norm=constraint_norm,
@@ -152,6 +155,7 @@ class SkillPolicy:
             "architecture": self.architecture and self.architecture.to_config(),
             "observation_norm": self.observation_norm,
             "env_name": self.env_name,
+            "env_options": self.env_options,
             "constraint_norm": self.constraint_norm,
             "actor": _weights(self.actor),
             "encoder": None if self.encoder is None else _weights(self.encoder),
@@ -218,6 +222,7 @@ class SkillPolicy:
             architecture=architecture,
             # Files of before these were written lack them.
             env_name=content.get("env_name"),
+            env_options=content.get("env_options"),
             constraint_norm=content.get("constraint_norm", "l2"),
         )
 
@@ -262,7 +267,7 @@ def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dic
     return content
 
 
-def _read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
+def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
     """The normalisation of ``"observation"`` by all of the environment's transforms together."""
     base = base_of(env)
     if isinstance(base, SerialEnv | ParallelEnv) and f"{ObservationNorm.__name__}(" in repr(base):

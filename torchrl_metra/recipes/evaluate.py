@@ -1,24 +1,28 @@
-"""Evaluate a skill policy: ``python -m torchrl_metra.evaluation outputs/quickstart``."""
+"""The command ``metra evaluate``: a report of a skill policy."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_metra.envs import PixelOptions, make_env, rendering_available, sample_goals
-from torchrl_metra.envs.goals import GOAL_EXTENTS
-from torchrl_metra.evaluation.report import evaluate
+from torchrl_metra.envs import PixelOptions, make_env, registered_envs, rendering_available, sample_goals
+from torchrl_metra.evaluation import evaluate
 from torchrl_metra.modules import SkillPolicy
+from torchrl_metra.recipes.collect import of_skills
+
+__all__ = ["main"]
 
 VIDEO = PixelOptions(resolution=128, frames=1)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Load the policy, build its environment and write the report."""
     options = _parse(arguments)
     path = options.policy / "skill_policy.pt" if options.policy.is_dir() else options.policy
@@ -27,9 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     if name is None:
         raise SystemExit(f"{path} does not say where it was trained: add --env half_cheetah.")
     torch.manual_seed(options.seed)
-    pixels = _pixel_options(policy)
+    pixels = of_skills(policy)["pixels"]
+    pixels = pixels and PixelOptions(pixels.resolution, pixels.frames)
     num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
-    env = make_env(name, num_envs, pixels=pixels)
+    how = policy.env_options or {}
+    env = make_env(name, num_envs, pixels=pixels, **how)
     env.set_seed(options.seed)
     output = options.output or path.parent / "report"
     report = evaluate(
@@ -37,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         env,
         output,
         goals=_goals(options, policy, name, pixels),
-        video_env=_video_env(name, pixels, options.seed),
+        video_env=_video_env(name, pixels, how, options.seed),
         num_episodes=options.episodes,
         title=f"{name}, {policy.prior!r}",
     )
@@ -49,9 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"Written to {output}: open report.html in a browser.")
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m torchrl_metra.evaluation",
+        prog="metra evaluate",
         description="Measure a skill policy; write a folder with numbers, pictures and videos.",
     )
     parser.add_argument("policy", type=Path, help="file of a SkillPolicy, or a run's folder")
@@ -66,15 +72,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _pixel_options(policy: SkillPolicy) -> PixelOptions | None:
-    shape = getattr(policy.architecture, "pixel_shape", None)
-    return None if shape is None else PixelOptions(resolution=shape[1], frames=shape[0] // 3)
-
-
 def _goals(
     options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
 ) -> TensorDictBase | None:
-    if not options.goals or name not in (*GOAL_EXTENTS, "kitchen"):
+    entry = registered_envs().get(name)
+    if not options.goals or entry is None or entry.goals is None:
         return None
     if policy.encoder is None:
         print("The policy has no encoder to point skills to goals: the report is without goals.")
@@ -84,16 +86,15 @@ def _goals(
     )
 
 
-def _video_env(name: str, pixels: PixelOptions | None, seed: int) -> EnvBase | None:
+def _video_env(
+    name: str, pixels: PixelOptions | None, how: dict[str, Any], seed: int
+) -> EnvBase | None:
     if pixels is not None:
         return None
-    if name != "point" and not rendering_available():
-        print("No OpenGL backend of MuJoCo works here: the report is without videos.")
+    try:
+        env = make_env(name, pixels=VIDEO, **how)
+    except (ImportError, RuntimeError, ValueError) as error:
+        print(f"The report is without videos: {error}")
         return None
-    env = make_env(name, pixels=VIDEO)
     env.set_seed(seed)
     return env
-
-
-if __name__ == "__main__":
-    main()

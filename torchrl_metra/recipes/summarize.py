@@ -1,7 +1,7 @@
 """One table of many runs: what was set differently, and what came of it.
 
-python examples/summarize.py outputs/half_cheetah
-python examples/summarize.py outputs/half_cheetah --results coverage_after skill_alignment
+    metra summarize outputs/half_cheetah
+    metra summarize outputs/half_cheetah --results coverage_after skill_alignment
 
 Reads every ``summary.json`` below the folders, or files with a list of such summaries. Runs that
 differ by their seed only share a row, which shows the mean of their results and, in brackets, the
@@ -97,13 +97,14 @@ def _spread(values: Sequence[float]) -> str:
     return mean if min(values) == max(values) else f"{mean} ({min(values):.4g}–{max(values):.4g})"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of the runs named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    description = "One table of many runs: what was set differently, and what came of it."
+    parser = argparse.ArgumentParser(prog="metra summarize", description=description)
     parser.add_argument("places", nargs="+", type=Path, help="folders of runs, or files of them")
     parser.add_argument("--results", nargs="+", help="columns; all numbers without it")
     parser.add_argument("--save", type=Path, help="file that takes all of the summaries")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     runs = read_runs(args.places)
     if not runs:
         parser.error("no summary.json there: runs write one at their end.")

@@ -1,40 +1,40 @@
 """A task with frozen skills, or without (Section 5).
 
-python examples/downstream.py skill_policy=outputs/quickstart/skill_policy.pt
-python examples/downstream.py skill_policy=null    # SAC on the environment's own actions
-python examples/downstream.py env=half_cheetah_hurdle
-
 The high-level policy picks a skill, which the skill policy follows for 25 steps: by SAC for
 continuous skills, by PPO for discrete ones.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import hydra
 import torch
-from checkpoints import begin, checkpoint_options
-from learners import make_ppo_trainer, make_sac_trainer, train
-from omegaconf import DictConfig
-from records import shielded_from_ctrl_c
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import OneHot as OneHotSpec
 from torchrl.envs import CatTensors, EnvBase, UnaryTransform
 from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOperator
 
-from torchrl_metra import PixelOptions, SkillAction, SkillConditionedActor, SkillPolicy, make_env
-from torchrl_metra.modules import PixelEncoder, PixelNetwork
-from torchrl_metra.trainers.names import suggest_names
+from torchrl_metra.envs import SkillAction
+from torchrl_metra.modules import PixelEncoder, PixelNetwork, SkillConditionedActor, SkillPolicy
+from torchrl_metra.recipes.checkpoints import clear_folder
+from torchrl_metra.recipes.collect import build_env, of_skills
+from torchrl_metra.recipes.learners import make_ppo_trainer, make_sac_trainer, train_task
+from torchrl_metra.recipes.records import run_record, shielded_from_ctrl_c
+from torchrl_metra.recipes.settings import DownstreamSettings
+
+__all__ = ["run_downstream"]
 
 
-def make_task(config: DictConfig, skills: SkillPolicy | None, num_envs: int, seed: int) -> EnvBase:
+def make_task(
+    settings: DownstreamSettings, skills: SkillPolicy | None, num_envs: int, seed: int
+) -> EnvBase:
     """The task, in which an action is a skill if there are some."""
-    pixels = PixelOptions(**config.pixels) if config.pixels else None
-    env = make_env(config.env, num_envs, backend=config.backend, pixels=pixels)
+    shared = {"pixels": settings.pixels} if skills is None else of_skills(skills)
+    env = build_env(settings.env, num_envs, backend=settings.backend, **shared)
     if skills is not None:
-        env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=config.skill_steps))
+        env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=settings.skill_steps))
     if "observation" in env.observation_spec.keys():
         entries = ["observation", "to_goal"]
         env.append_transform(CatTensors(entries, out_key="state", del_keys=False))
@@ -88,37 +88,37 @@ def observed(env: EnvBase) -> list[str]:
     return ["state"] if "state" in env.observation_spec.keys() else ["pixels", "to_goal"]
 
 
-def run(config: DictConfig, skills: SkillPolicy | None) -> dict[str, Any]:
-    """Train on the task, with skills or without; returns a summary."""
-    config = begin(config)
-    checkpoints = checkpoint_options(config)
-    torch.manual_seed(config.seed)
+def run_downstream(
+    settings: DownstreamSettings, skills: SkillPolicy | None = None
+) -> dict[str, Any]:
+    """Train on the task, with skills or without.
+
+    Args:
+        settings (DownstreamSettings): of the run.
+        skills (SkillPolicy, optional): by default those of the file ``skill_policy``.
+
+    Returns:
+        The results, as in ``summary.json``.
+    """
+    if skills is None and settings.skill_policy is not None:
+        skills = SkillPolicy.load(settings.skill_policy)
+    run_record()
+    settings = replace(settings, output=settings.output or f"outputs/{settings.env.name}")
+    clear_folder(settings)
+    torch.manual_seed(settings.seed)
     with shielded_from_ctrl_c():
-        env = make_task(config, skills, config.num_envs, config.seed)
-        evaluation_env = make_task(config, skills, config.evaluation_episodes, config.seed + 1_000)
-    num_cells = list(config.num_cells)
+        env = make_task(settings, skills, settings.num_envs, settings.seed)
+        evaluation_env = make_task(
+            settings, skills, settings.evaluation_episodes, settings.seed + 1_000
+        )
+    num_cells, steps = settings.num_cells, settings.skill_steps
     if skills is None:
         policy, critics = make_sac_networks(env, num_cells)
-        trainer = make_sac_trainer(config.baseline, env, policy, critics, **checkpoints)
+        trainer = make_sac_trainer(settings, settings.baseline, env, policy, critics)
     elif isinstance(env.action_spec, OneHotSpec):
         policy, critic = make_ppo_networks(env, num_cells)
-        trainer = make_ppo_trainer(
-            config.ppo, env, policy, critic, config.skill_steps, **checkpoints
-        )
+        trainer = make_ppo_trainer(settings, settings.ppo, env, policy, critic, steps)
     else:
         policy, critics = make_sac_networks(env, num_cells)
-        trainer = make_sac_trainer(
-            config.sac, env, policy, critics, config.skill_steps, **checkpoints
-        )
-    return train(config, trainer, evaluation_env, policy)
-
-
-@suggest_names()
-@hydra.main(version_base="1.3", config_path="conf", config_name="downstream")
-def main(config: DictConfig) -> None:
-    """Train with the settings of ``conf/downstream.yaml``."""
-    run(config, SkillPolicy.load(config.skill_policy) if config.skill_policy else None)
-
-
-if __name__ == "__main__":
-    main()
+        trainer = make_sac_trainer(settings, settings.sac, env, policy, critics, steps)
+    return train_task(settings, trainer, evaluation_env, policy)

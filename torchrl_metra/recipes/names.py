@@ -12,8 +12,8 @@ from torchrl_metra._extras import require
 
 __all__ = ["suggest_names"]
 
-hydra_errors = require("hydra.errors", extra="examples")
-omegaconf_errors = require("omegaconf.errors", extra="examples")
+hydra_errors = require("hydra.errors", extra="run")
+omegaconf_errors = require("omegaconf.errors", extra="run")
 _UNKNOWN_KEY = (omegaconf_errors.ConfigAttributeError, omegaconf_errors.ConfigKeyError)
 
 
@@ -30,7 +30,7 @@ def suggest_names() -> Iterator[None]:
 
     Examples:
         >>> from hydra import compose, initialize
-        >>> from torchrl_metra.trainers.configs import suggest_names
+        >>> from torchrl_metra.recipes import suggest_names
         >>> with initialize(version_base="1.3"), suggest_names():
         ...     compose(overrides=["+loss=metra", "loss.slak=0.1"])
         Traceback (most recent call last):
@@ -73,7 +73,7 @@ def _for_choice(error: Any) -> str | None:
         return None
     if error.options:
         return _nearest(f"{group}/{choice}", choice, error.options)
-    store = require("hydra.core.config_store", extra="examples").ConfigStore.instance()
+    store = require("hydra.core.config_store", extra="run").ConfigStore.instance()
     return _nearest(group, group, [name for name in store.repo if "." not in name])
 
 

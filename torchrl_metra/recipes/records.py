@@ -7,22 +7,39 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from torchrl.record.loggers import CSVLogger, Logger, get_logger
 from torchrl.trainers import Trainer
 
 from torchrl_metra._extras import require
 from torchrl_metra._record import describe_run
+from torchrl_metra.recipes.settings import Settings
 
-# Read at the start: the repository may move on while a run trains.
-RUN = describe_run()
+__all__ = [
+    "CoverageCurve",
+    "Curve",
+    "RunLogger",
+    "make_logger",
+    "run_record",
+    "shielded_from_ctrl_c",
+    "stop_on_signal",
+    "write_summary",
+]
+
+
+@cache
+def run_record() -> dict[str, Any]:
+    """What it takes to repeat the run.
+
+    Read once, at the start: the repository may move on while a run trains.
+    """
+    return describe_run()
 
 
 def _replace(path: Path, text: str) -> None:
@@ -104,12 +121,15 @@ class RunLogger(CSVLogger):
             _replace(path, "\n".join([*kept, ""]))
 
 
-def make_logger(kind: str, output: Path) -> Logger:
-    """TorchRL's logger of that kind, in the run's folder."""
+def make_logger(settings: Settings) -> Logger | None:
+    """TorchRL's logger of the kind that the settings name, in the run's folder."""
+    kind = settings.logging
+    if kind is None or settings.output is None:
+        return None
     if kind == "csv":
-        return RunLogger("log", log_dir=str(output))
+        return RunLogger("log", log_dir=settings.output)
     require(kind, extra="logging")
-    return get_logger(kind, logger_name=str(output), experiment_name="log")
+    return get_logger(kind, logger_name=settings.output, experiment_name="log")
 
 
 @contextmanager
@@ -149,7 +169,7 @@ def shielded_from_ctrl_c() -> Iterator[None]:
 
     They would die in the midst of a round that this process wants to finish.
     """
-    # One of them, which Python itself starts with the first, would lift the shield.
+    # Python starts this process with the first of them; once running, it cannot unblock the signal.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -158,15 +178,7 @@ def shielded_from_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def write_summary(path: Path, results: dict[str, Any], config: Any) -> None:
+def write_summary(path: Path, results: dict[str, Any], settings: Any) -> None:
     """Write the results with command, commit, versions and hardware."""
-    record = {**results, **RUN, "config": config}
-    path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def in_own_folder(config: DictConfig) -> DictConfig:
-    """The settings; for a job of a multirun, with the folder that Hydra gave it as output."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return config
-    sweep = HydraConfig.get().sweep
-    return OmegaConf.merge(config, {"output": f"{sweep.dir}/{sweep.subdir}"})
+    record = {**results, **run_record(), "config": asdict(settings)}
+    _replace(path, json.dumps(record, indent=2, default=str) + "\n")

@@ -1,6 +1,6 @@
 """SAC and PPO on TorchRL's trainers, and the curve of a run.
 
-The scripts beside this file, ``downstream.py`` and ``finetune.py``, say what they learn.
+``downstream.py`` and ``finetune.py`` say what they learn.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import go_on
-from omegaconf import DictConfig, OmegaConf
-from records import Curve, stop_on_signal, write_summary
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn, optim
@@ -26,36 +23,57 @@ from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import Trainer
 from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
 
-from torchrl_metra import BatchedSACLoss
 from torchrl_metra._extras import require
+from torchrl_metra.objectives import BatchedSACLoss
+from torchrl_metra.recipes.checkpoints import checkpoint_options, resume_run
+from torchrl_metra.recipes.records import Curve, stop_on_signal, write_summary
+from torchrl_metra.recipes.settings import (
+    BaselineSettings,
+    DownstreamSettings,
+    FinetuneSettings,
+    HighLevelSettings,
+    PPOSettings,
+)
 from torchrl_metra.trainers import CollectorState
+
+__all__ = [
+    "ReturnCurve",
+    "draw_groups",
+    "learn_critics_first",
+    "make_ppo_trainer",
+    "make_sac_trainer",
+    "plot_returns",
+    "train_task",
+]
+
+TaskSettings = DownstreamSettings | FinetuneSettings
 
 
 def make_sac_trainer(
-    config: DictConfig,
+    settings: TaskSettings,
+    sac: HighLevelSettings | BaselineSettings,
     env: EnvBase,
     actor: TensorDictModuleBase,
     critics: Sequence[TensorDictModuleBase],
     skill_steps: int = 1,
-    **options: Any,
 ) -> SACTrainer:
-    """SAC, whose loss is TorchRL's in a faster form; ``config`` is a section ``sac``."""
+    """SAC, whose loss is TorchRL's in a faster form."""
     loss = BatchedSACLoss(
         actor,
         list(critics),
         loss_function="l2",
-        alpha_init=config.alpha_init,
-        fixed_alpha=config.fixed_alpha,
+        alpha_init=sac.alpha_init,
+        fixed_alpha=sac.fixed_alpha,
         target_entropy=-env.action_spec.shape[-1],
     )
-    loss.make_value_estimator(gamma=config.gamma)
-    storage = LazyTensorStorage(config.buffer_size)
+    loss.make_value_estimator(gamma=sac.gamma)
+    storage = LazyTensorStorage(sac.buffer_size)
     trainer = SACTrainer(
         loss_module=loss,
         target_net_updater=SoftUpdate(loss, eps=0.995),
-        replay_buffer=ReplayBuffer(storage=storage, batch_size=config.batch_size),
-        optim_steps_per_batch=config.optim_steps_per_batch,
-        **_around(config, env, actor, loss, skill_steps, options),
+        replay_buffer=ReplayBuffer(storage=storage, batch_size=sac.batch_size),
+        optim_steps_per_batch=sac.optim_steps_per_batch,
+        **_around(settings, sac, env, actor, loss, skill_steps),
     )
     return _count_from_zero(trainer)
 
@@ -79,59 +97,60 @@ def learn_critics_first(trainer: SACTrainer, frames: int, lr: float) -> None:
 
 
 def make_ppo_trainer(
-    config: DictConfig,
+    settings: TaskSettings,
+    ppo: PPOSettings,
     env: EnvBase,
     actor: TensorDictModuleBase,
     critic: TensorDictModuleBase,
     skill_steps: int = 1,
-    **options: Any,
 ) -> PPOTrainer:
-    """PPO as TorchRL has it; ``config`` is a section ``ppo``."""
-    loss = ClipPPOLoss(actor, critic, entropy_coeff=config.entropy_coeff, normalize_advantage=True)
+    """PPO as TorchRL has it."""
+    loss = ClipPPOLoss(actor, critic, entropy_coeff=ppo.entropy_coeff, normalize_advantage=True)
     trainer = PPOTrainer(
         loss_module=loss,
         replay_buffer=ReplayBuffer(
-            storage=LazyTensorStorage(config.frames_per_batch),
+            storage=LazyTensorStorage(ppo.frames_per_batch),
             sampler=SamplerWithoutReplacement(),
-            batch_size=config.batch_size,
+            batch_size=ppo.batch_size,
         ),
-        num_epochs=config.num_epochs,
-        optim_steps_per_batch=config.frames_per_batch // config.batch_size,
-        gamma=config.gamma,
-        lmbda=config.lmbda,
-        **_around(config, env, actor, loss, skill_steps, options),
+        num_epochs=ppo.num_epochs,
+        optim_steps_per_batch=ppo.frames_per_batch // ppo.batch_size,
+        gamma=ppo.gamma,
+        lmbda=ppo.lmbda,
+        **_around(settings, ppo, env, actor, loss, skill_steps),
     )
     return _count_from_zero(trainer)
 
 
 def _around(
-    config: DictConfig,
+    settings: TaskSettings,
+    learner: HighLevelSettings | BaselineSettings | PPOSettings,
     env: EnvBase,
     actor: nn.Module,
     loss: nn.Module,
     skill_steps: int,
-    options: dict[str, Any],
 ) -> dict[str, Any]:
     """What every trainer needs around a loss."""
     # A frame of the collector is a whole skill, one of the trainer a step within.
     collector = Collector(
         env,
         actor,
-        frames_per_batch=config.frames_per_batch,
+        frames_per_batch=learner.frames_per_batch,
         total_frames=-1,
         track_traj_ids=False,
         postproc=lambda batch: batch.exclude("loc", "scale", "goal_position", "position"),
     )
+    options = checkpoint_options(settings)
     if "checkpoint" in options:
         # Before the trainer registers what TorchRL would write of them.
         options["checkpoint"].register("collector", CollectorState(collector, torch.initial_seed()))
         options["checkpoint"].register("rng", GlobalRNGState())
     return {
         "collector": collector,
-        "total_frames": config.total_frames,
+        "total_frames": settings.total_frames,
         "frame_skip": skill_steps,
-        "optimizer": optim.Adam(loss.parameters(), lr=config.lr),
-        "progress_bar": False,
+        "optimizer": optim.Adam(loss.parameters(), lr=learner.lr),
+        "progress_bar": settings.progress_bar,
         "enable_logging": False,
         "seed": None,
         **options,
@@ -187,16 +206,16 @@ class ReturnCurve:
         self.curve.append(self.frames, round(returns.mean().item(), 3), round(success.item(), 3))
 
 
-def train(
-    config: DictConfig, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
+def train_task(
+    settings: TaskSettings, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
 ) -> dict[str, Any]:
     """Train, evaluating in ``env``; writes the curve, its picture and a summary."""
-    output = Path(config.output)
-    returns = ReturnCurve(env, policy, config.evaluation_interval, output / "returns.csv")
+    output = Path(settings.output)
+    returns = ReturnCurve(env, policy, settings.evaluation_interval, output / "returns.csv")
     trainer.register_op("post_steps_log", returns)
     trainer.register_module("return_curve", returns)
     try:
-        if not go_on(trainer, config):
+        if not resume_run(trainer, settings):
             returns.evaluate()
         with stop_on_signal(trainer):
             trainer.train()
@@ -213,8 +232,8 @@ def train(
         "frames": returns.frames,
         "seconds": returns.curve.seconds,
     }
-    plot_returns({output.name: [returns.curve.points()]}, output / "returns.png", config.env)
-    write_summary(output / "summary.json", results, OmegaConf.to_container(config, resolve=True))
+    plot_returns({output.name: [returns.curve.points()]}, output / "returns.png", str(settings.env.name))
+    write_summary(output / "summary.json", results, settings)
     print(
         f"return {results['return_before']:.1f} before training, {results['return_after']:.1f} "
         f"after {returns.frames:,} frames ({returns.curve.seconds:.0f} s). Written to {output}/"

@@ -1,0 +1,167 @@
+"""A training run from the first to the last line, for any environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_metra.evaluation import (
+    encode_trajectories,
+    measure_skills,
+    plot_coverage,
+    plot_skills,
+    positions,
+    rollout_skills,
+    visited,
+    write_video,
+)
+from torchrl_metra.modules import SkillPolicy
+from torchrl_metra.recipes.build import Parts, build
+from torchrl_metra.recipes.checkpoints import clear_folder, resume_run
+from torchrl_metra.recipes.collect import make_skill_env
+from torchrl_metra.recipes.records import (
+    CoverageCurve,
+    run_record,
+    shielded_from_ctrl_c,
+    stop_on_signal,
+    write_summary,
+)
+from torchrl_metra.recipes.settings import Settings
+from torchrl_metra.trainers import METRATrainer, SkillEvaluation
+
+__all__ = ["train"]
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """Train, evaluate, write pictures and the skill policy.
+
+    Everything goes to the folder ``output``: ``skill_policy.pt``, ``coverage.csv``, pictures,
+    ``summary.json`` with the results and the settings, logs and checkpoints. Ctrl-C ends a run with
+    a checkpoint, from which ``resume="auto"`` goes on.
+
+    Args:
+        settings (Settings): of the run, see :func:`~torchrl_metra.recipes.make_settings`.
+
+    Returns:
+        The results, as in ``summary.json``.
+
+    Raises:
+        ValueError: if a setting is wrong, or without ``output``.
+        TrainingStoppedError: after a fault, with the state saved.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torchrl_metra.recipes import make_settings, train
+        >>> with TemporaryDirectory() as folder:
+        ...     results = train(
+        ...         make_settings("point", preset="debug", output=folder, progress_bar=False)
+        ...     )  # doctest: +ELLIPSIS
+        policy coverage of 4 episodes: ...
+        >>> results["frames"]
+        1200
+    """
+    if settings.output is None:
+        raise ValueError("a run needs a folder: set output.")
+    run_record()
+    clear_folder(settings)
+    parts = Parts(normalize=_constants_of(settings))
+    with shielded_from_ctrl_c():
+        trainer = build(settings, parts)
+        num_envs = settings.evaluation_num_envs or settings.evaluation_episodes
+        options = trainer.skill_policy.env_options
+        seed = settings.seed + 1_000
+        evaluation_env = make_skill_env(settings, num_envs, seed, options["normalize"])
+    try:
+        return _run(settings, trainer, evaluation_env)
+    finally:
+        evaluation_env.close(raise_if_closed=False)
+        trainer.replay_buffer.shutdown()
+
+
+def _constants_of(settings: Settings) -> Any:
+    """The normalisation of a run that goes on, which is not measured anew."""
+    if settings.resume is None:
+        return None
+    folder = Path(settings.output if settings.resume == "auto" else settings.resume).resolve()
+    for place in (folder, *folder.parents[:2]):
+        if (place / "skill_policy.pt").exists():
+            return SkillPolicy.load(place / "skill_policy.pt").env_options["normalize"] or None
+    return None
+
+
+def _run(settings: Settings, trainer: METRATrainer, evaluation_env: EnvBase) -> dict[str, Any]:
+    """What :func:`train` does with the parts."""
+    skill_policy, output = trainer.skill_policy, Path(settings.output)
+    policy, encoder, prior = skill_policy.actor, skill_policy.encoder, skill_policy.prior
+
+    # What to look at while it trains.
+    skills = prior.evaluation_skills(settings.evaluation_episodes)
+    curve = CoverageCurve(output / "coverage.csv")
+
+    def encode(rollouts: TensorDictBase) -> torch.Tensor | None:
+        return None if encoder is None else encode_trajectories(rollouts, encoder)
+
+    def measure(rollouts: TensorDictBase) -> dict[str, float]:
+        norm = skill_policy.constraint_norm
+        return measure_skills(rollouts, encode(rollouts), prior, norm=norm)
+
+    def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
+        curve.append(frames, len(visited(rollouts).unique(dim=0)))
+        skill_policy.save(output / "skill_policy.pt")
+
+    evaluation = SkillEvaluation(
+        evaluation_env,
+        policy,
+        skills,
+        settings.evaluation_interval,
+        measure=measure,
+        callback=on_evaluation,
+    )
+    evaluation.register(trainer)
+    trainer.register_module("coverage_curve", curve)
+    if not resume_run(trainer, settings):
+        on_evaluation(0, rollout_skills(evaluation_env, policy, skills))
+
+    with stop_on_signal(trainer):
+        trainer.train()
+
+    # What became of it.
+    rollouts = rollout_skills(evaluation_env, policy, skills)
+    on_evaluation(trainer.collected_frames, rollouts)
+    results = measure(rollouts)
+    # Of an even grid, to look at.
+    skills = prior.grid(settings.evaluation_episodes)
+    rollouts = rollout_skills(evaluation_env, policy, skills)
+    unit = "tasks" if "tasks" in rollouts.keys() else "cells"
+    name = str(settings.env.name)
+    title = f"{name}, {trainer.collected_frames:,} frames"
+    plot_skills(
+        encode(rollouts), skills, output / "skills.png", position=positions(rollouts), title=title
+    )
+    plot_coverage({name: curve.points()}, output / "coverage.png", title=title, unit=unit)
+    if "pixels" in rollouts.keys():
+        write_video(rollouts["pixels"], output / "skills.mp4")
+    before, after = curve.rows[0][-1], curve.rows[-1][-1]
+    results = {
+        "coverage_before": before,
+        "coverage_after": after,
+        "coverage_last_three": sum(row[-1] for row in curve.rows[-3:]) / len(curve.rows[-3:]),
+        "total_coverage": len(trainer.log_coverage.total),
+        "failures_found": trainer.diagnosis.found,
+        **results,
+        "frames": trainer.collected_frames,
+        "seconds": curve.seconds,
+        "curve": curve.rows,
+    }
+    write_summary(output / "summary.json", results, settings)
+    print(
+        f"policy coverage of {settings.evaluation_episodes} episodes: {before} {unit} before "
+        f"training, {after} after {trainer.collected_frames:,} frames ({curve.seconds:.0f} s).\n"
+        f"Written to {output}/. For a report with videos and goals of these skills:\n"
+        f"metra evaluate {output}"
+    )
+    return results
