@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
@@ -40,22 +41,32 @@ class Architecture:
         action_low (tuple of float): lower bound of each action.
         action_high (tuple of float): upper bound of each action.
         num_cells (tuple of int): widths of the hidden layers.
+        policy_ignores (tuple of int): entries of the observation that the policy does not read.
     """
 
     observation_size: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     num_cells: tuple[int, ...]
+    policy_ignores: tuple[int, ...] = ()
 
     def to_config(self) -> dict[str, Any]:
         """The architecture as plain data, for files."""
-        return asdict(self)
+        config = asdict(self)
+        if not self.policy_ignores:
+            # Versions of before there was this can build these networks, too.
+            del config["policy_ignores"]
+        return config
 
     def build(self, prior: SkillPrior) -> SACNetworks:
         """Networks with fresh weights."""
         action_spec = Bounded(torch.tensor(self.action_low), torch.tensor(self.action_high))
         return make_sac_networks(
-            self.observation_size, action_spec, prior, num_cells=self.num_cells
+            self.observation_size,
+            action_spec,
+            prior,
+            num_cells=self.num_cells,
+            policy_ignores=self.policy_ignores,
         )
 
 
@@ -101,6 +112,7 @@ def make_sac_networks(
     *,
     num_cells: Sequence[int] = (1024, 1024),
     value_size: int = 1,
+    policy_ignores: Sequence[int] = (),
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for vector observations.
 
@@ -120,14 +132,18 @@ def make_sac_networks(
             Defaults to ``(1024, 1024)``.
         value_size (int, optional): size of the critics' output: 1, or the skills' size for
             :class:`~torchrl_metra.SuccessorFeatureSACLoss`. Defaults to 1.
+        policy_ignores (sequence of int, optional): entries of the observation that the policy
+            does not read, while φ and the critics do. Without those that say where the body is,
+            a skill is the same everywhere. Defaults to none, as in the paper.
 
     Returns:
         The networks, on the CPU.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a size is not positive, if there is no hidden layer, or if the actions
-            are no vector with finite bounds.
+        ValueError: if a size is not positive, if there is no hidden layer, if the actions
+            are no vector with finite bounds, or if ``policy_ignores`` names an entry that the
+            observation does not have, or one twice.
 
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
@@ -138,9 +154,12 @@ def make_sac_networks(
     """
     check_integer("observation_size", observation_size)
     check_prior(prior)
+    _check_entries("policy_ignores", policy_ignores, observation_size)
     state_size = observation_size + prior.dim
     spec = single_action_spec(action_spec)
-    trunk = make_trunk(state_size, num_cells)
+    trunk: nn.Module = make_trunk(state_size - len(policy_ignores), num_cells)
+    if len(policy_ignores):
+        trunk = _PartialView(trunk, observation_size, policy_ignores)
     critics = [make_critic(state_size + spec.shape[-1], num_cells, value_size) for _ in range(2)]
     encoder = make_encoder(observation_size, prior.dim, num_cells)
     return SACNetworks(
@@ -154,8 +173,36 @@ def make_sac_networks(
             action_low=tuple(spec.space.low.tolist()),
             action_high=tuple(spec.space.high.tolist()),
             num_cells=tuple(num_cells),
+            policy_ignores=tuple(sorted(policy_ignores)),
         ),
     )
+
+
+class _PartialView(nn.Module):
+    """A network that does not see some entries of its first input."""
+
+    def __init__(self, network: nn.Module, size: int, ignored: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        # Runs of entries, seen and ignored by turns. They are views: all that is copied is what
+        # MLP copies anyway, as it concatenates its inputs.
+        runs = [(seen, len([*run])) for seen, run in groupby(i not in ignored for i in range(size))]
+        self._sizes = [length for _, length in runs]
+        self._first_seen = 0 if runs[0][0] else 1
+
+    def forward(self, observation: Tensor, *others: Tensor) -> Tensor:
+        runs = observation.split(self._sizes, dim=-1)
+        return self.network(*runs[self._first_seen :: 2], *others)
+
+
+def _check_entries(name: str, entries: Sequence[int], size: int) -> None:
+    """Refuse what are no different entries of a vector."""
+    check_sizes(name, entries, minimum=0)
+    if len(set(entries)) < len(entries) or max(entries, default=0) >= size:
+        raise ValueError(
+            f"{name} must be different entries of an observation of {size}, from 0 to {size - 1}, "
+            f"got {list(entries)}."
+        )
 
 
 def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:

@@ -29,8 +29,7 @@ from torchrl_metra.modules.pixels import PixelArchitecture
 __all__ = ["SkillPolicy"]
 
 _FORMAT = "torchrl_metra.SkillPolicy"
-# Version 2 may lack the encoder. With one it is version 1, which older readers read as well.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 @dataclass
@@ -145,14 +144,15 @@ class SkillPolicy:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        architecture = None if self.architecture is None else self.architecture.to_config()
         content = {
             "format": _FORMAT,
-            "format_version": 1 if self.encoder is not None else _FORMAT_VERSION,
+            "format_version": _format_version(architecture, self.encoder),
             "versions": {
                 name: version(name) for name in ("torchrl-metra", "torchrl", "tensordict", "torch")
             },
             "prior": self.prior.to_config(),
-            "architecture": self.architecture and self.architecture.to_config(),
+            "architecture": architecture,
             "observation_norm": self.observation_norm,
             "env_name": self.env_name,
             "env_options": self.env_options,
@@ -225,6 +225,13 @@ class SkillPolicy:
             env_options=content.get("env_options"),
             constraint_norm=content.get("constraint_norm", "l2"),
         )
+
+
+def _format_version(architecture: dict[str, Any] | None, encoder: nn.Module | None) -> int:
+    """The lowest version that can hold it, so that older readers read what they can."""
+    if architecture and "policy_ignores" in architecture:
+        return 3
+    return 1 if encoder is not None else 2
 
 
 def _recipe(config: dict[str, Any]) -> Recipe:

@@ -44,7 +44,7 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
         prior (SkillPrior): distribution of the skills; its ``dim`` is ``D``.
 
     Keyword Args:
-        **kwargs: see :class:`~torchrl.objectives.SACLoss`.
+        **kwargs: see :class:`~torchrl_metra.BatchedSACLoss`.
 
     Raises:
         TypeError: if the prior or a critic is of the wrong kind.

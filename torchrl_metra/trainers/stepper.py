@@ -201,7 +201,8 @@ class METRAOptimizationStepper(OptimizationStepper):
             loss_actor, actor = self._evaluate(sac_loss, "actor_loss", batch)
         self._descend(loss_actor, "actor", metrics)
 
-        loss_alpha = sac_loss.alpha_loss(actor["log_prob"])
+        log_prob = actor.pop("log_prob")
+        loss_alpha = sac_loss.alpha_loss(log_prob)
         weight = batch.get(sac_loss.tensor_keys.priority_weight, default=None)
         if weight is not None:
             loss_alpha = loss_alpha * weight / weight.mean()
@@ -216,7 +217,8 @@ class METRAOptimizationStepper(OptimizationStepper):
                 "loss_actor": loss_actor.detach(),
                 "loss_alpha": loss_alpha.detach(),
                 "alpha": sac_loss.log_alpha.detach().exp(),
-                "entropy": -actor["log_prob"].mean(),
+                "entropy": -log_prob.mean(),
+                **actor,
                 "td_error": critic["td_error"],
             }
         )
