@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: quickstart test nightly docs linkcheck package bench gpu format clean
 
 quickstart: .venv/.installed
-	$(BIN)/python examples/half_cheetah.py +experiment=quickstart
+	$(BIN)/metra train env=half_cheetah preset=laptop output=outputs/quickstart
 
 test: .venv/.installed
 	$(BIN)/ruff check .
@@ -64,7 +64,7 @@ clean:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version + ": make PYTHON=python3.12 ..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,ray,plots,video,examples,dev]'
+	$(PIP) --editable '.[mujoco,envpool,dm-control,kitchen,ray,run,dev]'
 	touch $@
 
 .venv/.docs: .venv/.installed

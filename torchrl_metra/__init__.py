@@ -9,6 +9,7 @@ from torchrl_metra.envs import (
     SkillAction,
     SkillPrimer,
     make_env,
+    register_env,
     sample_goals,
 )
 from torchrl_metra.modules import (
@@ -35,6 +36,7 @@ from torchrl_metra.objectives import (
     SkillLoss,
     SuccessorFeatureSACLoss,
 )
+from torchrl_metra.recipes import make_metra
 from torchrl_metra.trainers import (
     METRAHook,
     METRAOptimizationStepper,
@@ -80,8 +82,10 @@ __all__ = [
     "UnitSphere",
     "VerifiedCheckpoint",
     "make_env",
+    "make_metra",
     "make_metra_optimizers",
     "make_pixel_sac_networks",
     "make_sac_networks",
+    "register_env",
     "sample_goals",
 ]

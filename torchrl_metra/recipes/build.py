@@ -166,6 +166,21 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
     return update(defaults, settings)
 
 
+def make_configured(
+    env: Any,
+    prior: SkillPrior | None = None,
+    replay_buffer: ReplayBuffer | None = None,
+    logger: Logger | None = None,
+    **settings: Any,
+) -> METRATrainer:
+    """:func:`make_metra` for a configuration that holds all settings, the preset's too."""
+    is_built = isinstance(env, EnvBase)
+    parts = Parts(env if is_built else None, prior, replay_buffer=replay_buffer, logger=logger)
+    if not is_built:
+        settings["env"] = env if isinstance(env, Mapping) else {"name": env}
+    return build(update(Settings(), settings), parts)
+
+
 def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     """Everything that trains, from settings and what is there already."""
     parts = Parts() if parts is None else parts

@@ -23,6 +23,7 @@ from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
 from torchrl_metra._checks import check_integer, check_optimizers, check_type
+from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.batches import (
     MASK_KEY,
@@ -245,6 +246,9 @@ class METRATrainer(Trainer):
         >>> trainer.collected_frames
         160
     """
+
+    #: What remains of training, if :func:`~torchrl_metra.make_metra` built the trainer.
+    skill_policy: SkillPolicy | None = None
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ Importing this package is all it takes for a configuration file of TorchRL to co
 # ruff: noqa: E402
 from torchrl_metra._extras import require
 
-require("hydra", extra="examples")
+require("hydra", extra="run")
 
 from torchrl_metra.trainers.configs.data import (
     FrameStackStorageConfig,
@@ -55,7 +55,7 @@ from torchrl_metra.trainers.configs.trainers import (
     METRATrainerConfig,
     SkillEvaluationConfig,
 )
-from torchrl_metra.trainers.names import suggest_names
+from torchrl_metra.recipes.names import suggest_names
 
 __all__ = [
     "BatchedSACLossConfig",

@@ -1,0 +1,89 @@
+"""Settings and presets in Hydra's ``ConfigStore``, for the command ``metra`` and for files.
+
+Hydra's config groups refuse a choice that they do not know, but any environment can be trained. So the
+choices of ``env`` are made from what a command line names, and the preset of each beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from torchrl_metra.envs import registered_envs
+from torchrl_metra.recipes.settings import preset_names, preset_values
+
+__all__ = ["register_app", "register_presets"]
+
+WORKERS = {
+    "multi_sync": {"kind": "multi_sync", "workers": 2},
+    "multi_async": {"kind": "multi_async", "workers": 1},
+    "ray": {"kind": "ray", "workers": 2},
+}
+
+
+def register_app(name: str, settings: type, env: str, arguments: Iterable[str] = ()) -> str:
+    """Put the configuration of a command into the store.
+
+    Args:
+        name (str): of the command.
+        settings (type): its settings, a dataclass.
+        env (str): the environment unless another is given; ``"???"``: ask for one.
+        arguments (iterable of str, optional): overrides, of which those of ``env`` become choices.
+
+    Returns:
+        The name of the configuration, for ``hydra.main`` or ``hydra.compose``.
+    """
+    _add(settings, f"metra_{name}_settings")
+    envs = {*registered_envs(), *named(arguments, "env")}
+    for choice in envs:
+        _add({"name": choice}, choice, group="env", package="env")
+    defaults: list[Any] = [f"metra_{name}_settings", {"env": env}]
+    if name == "train":
+        register_presets(envs)
+        for preset in preset_names():
+            _add({"preset": preset}, preset, group="preset", package="_global_")
+        for kind, node in WORKERS.items():
+            _add(node, kind, group="distributed")
+        defaults += [{"preset": "paper"}, {"metra_preset": "${env}.${preset}"}]
+        defaults += [{"distributed": None}]
+    sweep = {"dir": "${output}", "subdir": "${hydra.job.override_dirname}"}
+    # In the names of folders, where a run writes says nothing.
+    job = {"name": name, "config": {"override_dirname": {"exclude_keys": ["output"]}}}
+    hydra = {"run": {"dir": "${output}"}, "sweep": sweep, "job": job}
+    _add({"defaults": [*defaults, "_self_"], "hydra": hydra}, f"metra_{name}")
+    return f"metra_{name}"
+
+
+def register_presets(envs: Iterable[str] = ()) -> None:
+    """Put the presets into the group ``metra_preset``, as ``ENVIRONMENT.PRESET``.
+
+    Args:
+        envs (iterable of str, optional): environments beside the registered ones.
+    """
+    for env in {*registered_envs(), *envs}:
+        for preset in preset_names():
+            values = {**preset_values(env, preset), "preset": preset}
+            values["output"] = _folder(env, preset)
+            _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
+
+
+def named(arguments: Iterable[str], key: str) -> list[str]:
+    """The values that overrides give to a key."""
+    found = [item.removeprefix(f"{key}=") for item in arguments if item.startswith(f"{key}=")]
+    return [value for values in found for value in values.split(",")]
+
+
+def _add(node: Any, name: str, group: str | None = None, package: str | None = None) -> None:
+    # A name with slashes, as gymnasium has, is a path of groups to Hydra.
+    path, _, name = name.rpartition("/")
+    group = "/".join(filter(None, (group, path))) or None
+    ConfigStore.instance().store(name, node, group, package, provider="torchrl_metra")
+
+
+def _folder(env: str, preset: str) -> str:
+    """Where a run writes unless ``output`` says so."""
+    name = re.sub(r"[^\w.-]+", "_", env)
+    return f"outputs/{name}" if preset == "paper" else f"outputs/{name}_{preset}"
