@@ -7,6 +7,7 @@ from torchrl_metra.envs.make import make_env
 from torchrl_metra.envs.mujoco import ReadPosition
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
+from torchrl_metra.envs.registry import register_env, registered_envs
 from torchrl_metra.envs.rendering import FreeCamera, Renderer, rendering_available
 from torchrl_metra.envs.tasks import PassHurdles, ReachGoals
 from torchrl_metra.envs.transforms import (

@@ -30,6 +30,7 @@ def make_env(
     backend: Backend | None = None,
     device: torch.device | str | None = None,
     pixels: PixelOptions | None = None,
+    **ignored,
 ) -> TransformedEnv:
     """Build an environment of the paper, ready for METRA.
 

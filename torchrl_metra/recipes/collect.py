@@ -117,9 +117,7 @@ class WorkerEnv(TransformedEnv):
 def make_worker_env(settings: Settings, normalize: Any, worker: int) -> EnvBase:
     """The environments of one of several workers, with skills and actions of its own."""
     torch.manual_seed(settings.seed + worker)
-    env = make_skill_env(
-        settings, settings.num_envs, settings.seed + worker, normalize
-    )
+    env = make_skill_env(settings, settings.num_envs, settings.seed + worker, normalize)
     return WorkerEnv(env, auto_unwrap=False)
 
 
@@ -160,7 +158,10 @@ def make_collector(
 
 
 def make_ray_collector(
-    settings: Settings, makers: list[Callable[[], EnvBase]], policy: nn.Module, options: dict[str, Any]
+    settings: Settings,
+    makers: list[Callable[[], EnvBase]],
+    policy: nn.Module,
+    options: dict[str, Any],
 ) -> BaseCollector:
     """Collect on Ray; a worker that dies ends the run with Ray's ``ActorDiedError``."""
     require("ray", extra="ray")

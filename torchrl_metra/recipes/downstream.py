@@ -34,7 +34,9 @@ def make_task(
     shared = {"pixels": settings.pixels} if skills is None else of_skills(skills)
     env = build_env(settings.env, num_envs, backend=settings.backend, **shared)
     if skills is not None:
-        env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=settings.skill_steps))
+        env.append_transform(
+            SkillAction(skills.actor, skills.prior, num_steps=settings.skill_steps)
+        )
     if "observation" in env.observation_spec.keys():
         entries = ["observation", "to_goal"]
         env.append_transform(CatTensors(entries, out_key="state", del_keys=False))

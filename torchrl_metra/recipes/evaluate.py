@@ -12,7 +12,12 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_metra.envs import PixelOptions, make_env, registered_envs, rendering_available, sample_goals
+from torchrl_metra.envs import (
+    PixelOptions,
+    make_env,
+    registered_envs,
+    sample_goals,
+)
 from torchrl_metra.evaluation import evaluate
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.recipes.collect import of_skills

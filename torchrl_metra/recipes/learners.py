@@ -232,7 +232,9 @@ def train_task(
         "frames": returns.frames,
         "seconds": returns.curve.seconds,
     }
-    plot_returns({output.name: [returns.curve.points()]}, output / "returns.png", str(settings.env.name))
+    plot_returns(
+        {output.name: [returns.curve.points()]}, output / "returns.png", str(settings.env.name)
+    )
     write_summary(output / "summary.json", results, settings)
     print(
         f"return {results['return_before']:.1f} before training, {results['return_after']:.1f} "

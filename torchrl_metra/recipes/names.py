@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 from torchrl_metra._extras import require
+from torchrl_metra._names import unknown
 
 __all__ = ["suggest_names"]
 
@@ -36,7 +36,7 @@ def suggest_names() -> Iterator[None]:
         Traceback (most recent call last):
         hydra.errors.ConfigCompositionException: Could not override 'loss.slak'.
         To append to your config use +loss.slak=0.1
-        Unknown name 'loss.slak': did you mean 'loss.slack'?
+        unknown setting 'loss.slak': did you mean 'loss.slack'?
     """
     try:
         yield
@@ -63,8 +63,9 @@ def _suggestion(error: BaseException | None) -> str | None:
 def _for_key(error: Any) -> str | None:
     if not isinstance(error, _UNKNOWN_KEY) or not isinstance(error.parent_node, Mapping):
         return None
-    names = [str(name) for name in error.parent_node if not str(name).startswith("_")]
-    return _nearest(str(error.full_key), str(error.key), names)
+    section = str(error.full_key).removesuffix(str(error.key))
+    names = [f"{section}{name}" for name in error.parent_node if not str(name).startswith("_")]
+    return unknown("setting", str(error.full_key), names)
 
 
 def _for_choice(error: Any) -> str | None:
@@ -72,14 +73,6 @@ def _for_choice(error: Any) -> str | None:
     if not group:
         return None
     if error.options:
-        return _nearest(f"{group}/{choice}", choice, error.options)
+        return unknown("choice", f"{group}={choice}", [f"{group}={name}" for name in error.options])
     store = require("hydra.core.config_store", extra="run").ConfigStore.instance()
-    return _nearest(group, group, [name for name in store.repo if "." not in name])
-
-
-def _nearest(full_name: str, name: str, names: Iterable[str]) -> str:
-    names = sorted(names)
-    if nearest := get_close_matches(name, names, n=1):
-        right_name = full_name.removesuffix(name) + nearest[0]
-        return f"Unknown name {full_name!r}: did you mean {right_name!r}?"
-    return f"Unknown name {full_name!r}, expected one of {names}."
+    return unknown("group", group, [name for name in store.repo if "." not in name])

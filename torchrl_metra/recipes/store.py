@@ -37,7 +37,8 @@ def register_app(name: str, settings: type, env: str, arguments: Iterable[str] =
         The name of the configuration, for ``hydra.main`` or ``hydra.compose``.
     """
     _add(settings, f"metra_{name}_settings")
-    envs = {*registered_envs(), *named(arguments, "env")}
+    # Only names that say how they are built; others are mistyped.
+    envs = {*registered_envs(), *(env for env in named(arguments, "env") if ":" in env)}
     for choice in envs:
         _add({"name": choice}, choice, group="env", package="env")
     defaults: list[Any] = [f"metra_{name}_settings", {"env": env}]

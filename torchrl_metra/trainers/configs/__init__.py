@@ -9,6 +9,7 @@ from torchrl_metra._extras import require
 
 require("hydra", extra="run")
 
+from torchrl_metra.recipes.names import suggest_names
 from torchrl_metra.trainers.configs.data import (
     FrameStackStorageConfig,
     OneHotConfig,
@@ -55,7 +56,6 @@ from torchrl_metra.trainers.configs.trainers import (
     METRATrainerConfig,
     SkillEvaluationConfig,
 )
-from torchrl_metra.recipes.names import suggest_names
 
 __all__ = [
     "BatchedSACLossConfig",
