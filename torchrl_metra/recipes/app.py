@@ -73,9 +73,15 @@ def run_app(name: str, arguments: Sequence[str]) -> None:
         config_name=register_app(name, app.settings, app.env, arguments),
     )
     def task(config: DictConfig) -> None:
-        app.run(_in_own_folder(_to_settings(app, config)))
+        try:
+            app.run(_in_own_folder(_to_settings(app, config)))
+        except ImportError as error:
+            # A missing extra: Hydra would hide the line that installs it below a traceback.
+            raise SystemExit(str(error)) from None
 
-    sys.argv = [f"metra {name}", *arguments]
+    # Hydra wants all overrides before the first option, or all after the last.
+    ordered = sorted(arguments, key=lambda given: given.startswith("-") or "=" not in given)
+    sys.argv = [f"metra {name}", *ordered]
     with suggest_names():
         task()
 
