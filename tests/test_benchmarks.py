@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
@@ -10,23 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bare_loop
+import gpu
+import learner
+import measuring
 import pytest
+import replay
+import run
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield __import__
-    for name in ("bare_loop", "collection", "end_to_end", "gpu", "learner", "measuring",
-                 "pixel_learner", "rendering", "replay", "run"):  # fmt: skip
-        sys.modules.pop(name, None)
-
-
-def test_the_bare_loop_trains_every_part_as_the_package_does(benchmark: Any) -> None:
-    bare_loop, learner = benchmark("bare_loop"), benchmark("learner")
+def test_the_bare_loop_trains_every_part_as_the_package_does() -> None:
     sizes = bare_loop.Sizes(width=16, replay=512)
     bare = bare_loop.BareLoop(sizes)
     networks = {
@@ -56,8 +51,7 @@ def test_the_bare_loop_trains_every_part_as_the_package_does(benchmark: Any) -> 
         assert ours == sum(p.numel() for module in modules for p in module.parameters())
 
 
-def test_series_are_compared_round_by_round(benchmark: Any) -> None:
-    measuring = benchmark("measuring")
+def test_series_are_compared_round_by_round() -> None:
     # The machine slows down threefold in the second round: the ratios do not notice.
     result = measuring.compare("name", "ms", [2.0, 6.0, 2.2], [1.0, 3.0, 1.1])
     assert result.ratio == pytest.approx(2.0)
@@ -65,14 +59,13 @@ def test_series_are_compared_round_by_round(benchmark: Any) -> None:
 
 
 def test_a_run_is_written_and_printed(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
-    run = benchmark("run")
     output = tmp_path / "results.json"
     monkeypatch.setattr(sys, "argv", ["run.py", "replay", "--output", str(output)])
     monkeypatch.setattr(run, "in_own_process", run.run)
     monkeypatch.setattr(run, "plan", lambda has_cuda: {"replay": [("measure",)]})
-    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
+    monkeypatch.setattr(measuring, "SECONDS_PER_ROUND", 0.01)
     threads = torch.get_num_threads()
     run.main()
     torch.set_num_threads(threads)
@@ -85,10 +78,10 @@ def test_a_run_is_written_and_printed(
     assert "replay/state/samples" in capsys.readouterr().out
 
 
-def test_pixel_replay(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
+def test_pixel_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "SECONDS_PER_ROUND", 0.01)
     threads = torch.get_num_threads()
-    size, sample, read = benchmark("replay").measure_pixels(1_600)
+    size, sample, read = replay.measure_pixels(1_600)
     torch.set_num_threads(threads)
     assert 12_288 < size.value < 12_600
     assert size.yardstick > 73_700
@@ -96,15 +89,14 @@ def test_pixel_replay(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read.value > 0
 
 
-def test_every_planned_measurement_exists(benchmark: Any) -> None:
-    for module, calls in benchmark("run").plan(has_cuda=True).items():
+def test_every_planned_measurement_exists() -> None:
+    for module, calls in run.plan(has_cuda=True).items():
         for function, *arguments in calls:
-            signature = inspect.signature(getattr(benchmark(module), function))
+            signature = inspect.signature(getattr(importlib.import_module(module), function))
             assert signature.bind(*arguments).args == tuple(arguments)
 
 
-def test_stages_that_fail_or_take_too_long_lose_no_others(benchmark: Any, tmp_path: Path) -> None:
-    gpu = benchmark("gpu")
+def test_stages_that_fail_or_take_too_long_lose_no_others(tmp_path: Path) -> None:
 
     def python(code: str, **keywords: Any) -> Any:
         return gpu.Stage([sys.executable, "-c", code], **keywords)
@@ -146,10 +138,9 @@ def test_stages_that_fail_or_take_too_long_lose_no_others(benchmark: Any, tmp_pa
 
 
 def test_a_dry_run_on_the_cpu_gives_a_row_for_each_variant(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    gpu = benchmark("gpu")
-    monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 1.0)
+    monkeypatch.setattr(measuring, "SECONDS_PER_ROUND", 1.0)
     variants = {name: gpu.STATES[name] for name in ("eager/float32", "eager/bfloat16")}
     monkeypatch.setitem(gpu.VARIANTS, "learner", {**variants, "broken": {"no_switch": True}})
     assert not gpu.measure("learner", tmp_path, dry_run=True)
