@@ -125,11 +125,18 @@ def _print_help(name: str, arguments: Sequence[str]) -> None:
         values = preset_values(str(settings.env.name), preset)
         settings = update(settings, {**values, "preset": preset})
     print(f"metra {name} NAME=VALUE ...\n\nfor instance: metra {name} {app.example}\n")
-    words = {None: "null", True: "true", False: "false"}
     for key, value, comment in describe(settings):
-        shown = words[value] if value is None or isinstance(value, bool) else value
-        print(f"  {f'{key}={shown}':38} {comment}")
+        print(f"  {f'{key}={_typed(value)}':38}  {comment}")
     print(
         "\nOptions of Hydra: --multirun runs all combinations of values such as seed=0,1,2; "
         "--cfg job prints the settings that would be used."
     )
+
+
+def _typed(value: Any) -> str:
+    """A value as the command takes it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_typed(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
