@@ -122,7 +122,10 @@ def _print_help(name: str, arguments: Sequence[str]) -> None:
         settings = update(settings, {"env": {"name": env}})
     if name == "train":
         preset = (named(arguments, "preset") or ["paper"])[0]
-        values = preset_values(str(settings.env.name), preset)
+        try:
+            values = preset_values(str(settings.env.name), preset)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         settings = update(settings, {**values, "preset": preset})
     print(f"metra {name} NAME=VALUE ...\n\nfor instance: metra {name} {app.example}\n")
     for key, value, comment in describe(settings):

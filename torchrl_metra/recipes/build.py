@@ -221,13 +221,17 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     if collector is None:
         normalize = skill_policy.env_options and skill_policy.env_options["normalize"]
         collector = make_collector(settings, env, policy, normalize)
+    # Not `or`: an empty buffer is false.
+    replay_buffer = parts.replay_buffer
+    if replay_buffer is None:
+        replay_buffer = make_replay_buffer(settings, env)
     trainer = METRATrainer(
         collector=collector,
         total_frames=settings.total_frames,
         optim_steps_per_batch=settings.optim_steps_per_batch,
         loss_module=sac_loss,
         skill_loss=skill_loss,
-        replay_buffer=parts.replay_buffer or make_replay_buffer(settings, env),
+        replay_buffer=replay_buffer,
         optimization_stepper=stepper,
         min_buffer_size=settings.min_buffer_size,
         logger=parts.logger or make_logger(settings),
