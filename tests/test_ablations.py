@@ -94,9 +94,7 @@ class TestSummary:
         del runs[3]["alignment"]
         runs[1]["alignment"] = 0.7
         del runs[1]["config"]["skill"], runs[2]["config"]["skill"], runs[3]["config"]["skill"]
-        assert "| None | None | 3 | 13 (4–25) | 0.6 (0.5–0.7) |" in summarize(
-            runs
-        )
+        assert "| None | None | 3 | 13 (4–25) | 0.6 (0.5–0.7) |" in summarize(runs)
 
     def test_files_of_many_runs(self, tmp_path: Path) -> None:
         first, *rest = self.runs()

@@ -69,9 +69,7 @@ def test_a_worker_killed_while_the_learner_learns(kind: str) -> None:
 
 
 def test_a_worker_that_hangs(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        "multi_async", collection_timeout=4, output=str(tmp_path), logging=None
-    )
+    trainer = make_trainer("multi_async", collection_timeout=4, output=str(tmp_path), logging=None)
     workers = [process.pid for process in trainer.collector.procs]
 
     def strike(batch: Any) -> None:

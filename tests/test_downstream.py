@@ -181,7 +181,11 @@ def test_finetuning_holds_the_best_skill() -> None:
 def test_critics_learn_first() -> None:
     policy = skills("point_goal", OneHot(3))
     networks = policy.architecture.build(policy.prior)
-    values = {"env": {"name": "point_goal"}, "total_frames": 1_200, "checkpoint": {"interval": None}}
+    values = {
+        "env": {"name": "point_goal"},
+        "total_frames": 1_200,
+        "checkpoint": {"interval": None},
+    }
     config = update(FinetuneSettings(), values)
     config.sac.frames_per_batch, config.sac.optim_steps_per_batch = 400, 2
     env = finetune.make_task(config, policy, policy.prior.grid(1)[0], 4, seed=0)

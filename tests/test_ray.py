@@ -50,9 +50,7 @@ def address() -> Iterator[str]:
 def settings(learner: str = "local", address: str | None = None, **others: Any) -> Settings:
     """Two workers with eight environments each: the point's 16 environments in all."""
     distributed = {"kind": "ray", "learner": learner, "address": address}
-    return make_settings(
-        "point", distributed=distributed, num_envs=8, progress_bar=False, **others
-    )
+    return make_settings("point", distributed=distributed, num_envs=8, progress_bar=False, **others)
 
 
 def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:

@@ -29,13 +29,13 @@ from torchrl_metra.recipes import settings as settings_module
 from torchrl_metra.recipes.settings import describe, preset_names, preset_values, update
 
 pytest.importorskip("hydra")
-import hydra  # noqa: E402
-from hydra.core.config_store import ConfigStore  # noqa: E402
+import hydra
+from hydra.core.config_store import ConfigStore
 
-from torchrl_metra.recipes.app import compose  # noqa: E402
-from torchrl_metra.recipes.command import main  # noqa: E402
-from torchrl_metra.trainers.configs import METRATrainerConfig  # noqa: E402
-from torchrl_metra.trainers.configs.common import parameters  # noqa: E402
+from torchrl_metra.recipes.app import compose
+from torchrl_metra.recipes.command import main
+from torchrl_metra.trainers.configs import METRATrainerConfig
+from torchrl_metra.trainers.configs.common import parameters
 
 PRESETS = tomllib.loads(Path(settings_module.__file__).with_name("presets.toml").read_text())
 ENVS = [*registered_envs(), "gym:Walker2d-v5", "package.module:function"]
@@ -94,7 +94,9 @@ def test_the_config_of_the_trainer_has_the_settings_as_its_fields() -> None:
 
 def test_no_setting_is_called_as_a_part_or_a_group_of_torchrl() -> None:
     assert set(NAMES) & PARTS == {"env"}
-    groups = {name for name, entry in ConfigStore.instance().repo.items() if isinstance(entry, dict)}
+    groups = {
+        name for name, entry in ConfigStore.instance().repo.items() if isinstance(entry, dict)
+    }
     assert {"logger", "loss"} <= groups, "TorchRL's are there"
     # The command's own, and one that is written part by part: pixels.resolution=64.
     expected = {"env", "pixels", "preset", "distributed"}

@@ -33,7 +33,11 @@ def test_trainers_come_from_the_factory() -> None:
 @pytest.mark.xfail(strict=False, reason="docs and benchmarks are under way")
 def test_nobody_changes_the_path() -> None:
     places = found(
-        r"sys\.path\b|syspath_prepend|PYTHONPATH", "torchrl_metra", "examples", "benchmarks", "tests"
+        r"sys\.path\b|syspath_prepend|PYTHONPATH",
+        "torchrl_metra",
+        "examples",
+        "benchmarks",
+        "tests",
     )
     # It looks for package.module:function in the working directory.
     assert {place.partition(":")[0] for place in places} <= {"torchrl_metra/envs/_imports.py"}
