@@ -184,13 +184,18 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     """Everything that trains, from settings and what is there already."""
     parts = Parts() if parts is None else parts
     torch.manual_seed(settings.seed)
-    prior = make_prior(settings) if parts.prior is None else parts.prior
-    if parts.prior is not None:
+    env, prior = parts.env, parts.prior
+    if env is not None:
+        primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
+        if primers and prior is None:
+            prior = primers[-1].prior
+    if prior is None:
+        prior = make_prior(settings)
+    else:
         settings = replace(settings, skill=update(settings.skill, prior.to_config(), "skill."))
-    env = parts.env
     if env is None:
         env = make_skill_env(settings, settings.num_envs, settings.seed, parts.normalize)
-    elif not any(isinstance(part, SkillPrimer) for part in transforms_of(env)):
+    elif not primers:
         env = env.append_transform(SkillPrimer(prior))
 
     # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
@@ -205,7 +210,7 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     assert skill_loss is not None
     assert sac_loss is not None
     policy, shared_encoder = sac_loss.actor_network, None
-    if networks is not None and parts.loss_module is None:
+    if networks is not None and (parts.networks is not None or parts.loss_module is None):
         policy, shared_encoder = networks.policy, networks.shared_encoder
     skill_policy = _what_remains(settings, parts, env, prior, networks, skill_loss, policy)
 

@@ -129,6 +129,11 @@ def make_collector(
     }
     kind = settings.distributed.kind
     if kind is not None:
+        if settings.env.name is None:
+            raise ValueError(
+                f"distributed.kind={kind} builds environments in other processes, but one "
+                "environment was given: give its name, or a function that builds one."
+            )
         env.close()
         makers = [
             partial(make_worker_env, settings, normalize, worker)

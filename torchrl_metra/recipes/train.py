@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_metra._extras import require
 from torchrl_metra.evaluation import (
     encode_trajectories,
     measure_skills,
@@ -66,6 +67,7 @@ def train(settings: Settings) -> dict[str, Any]:
     """
     if settings.output is None:
         raise ValueError("a run needs a folder: set output.")
+    require("matplotlib", extra="run")
     run_record()
     clear_folder(settings)
     parts = Parts(normalize=_constants_of(settings))
