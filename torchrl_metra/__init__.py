@@ -9,6 +9,7 @@ from torchrl_metra.envs import (
     SkillAction,
     SkillPrimer,
     make_env,
+    register_env,
     sample_goals,
 )
 from torchrl_metra.modules import (
@@ -83,5 +84,6 @@ __all__ = [
     "make_metra_optimizers",
     "make_pixel_sac_networks",
     "make_sac_networks",
+    "register_env",
     "sample_goals",
 ]

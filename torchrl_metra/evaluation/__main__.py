@@ -10,8 +10,13 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_metra.envs import PixelOptions, make_env, rendering_available, sample_goals
-from torchrl_metra.envs.goals import GOAL_EXTENTS
+from torchrl_metra.envs import (
+    PixelOptions,
+    find_env,
+    make_env,
+    rendering_available,
+    sample_goals,
+)
 from torchrl_metra.evaluation.report import evaluate
 from torchrl_metra.modules import SkillPolicy
 
@@ -74,7 +79,7 @@ def _pixel_options(policy: SkillPolicy) -> PixelOptions | None:
 def _goals(
     options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
 ) -> TensorDictBase | None:
-    if not options.goals or name not in (*GOAL_EXTENTS, "kitchen"):
+    if not options.goals or not find_env(name).has_goals:
         return None
     if policy.encoder is None:
         print("The policy has no encoder to point skills to goals: the report is without goals.")
