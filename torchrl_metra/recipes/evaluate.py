@@ -81,7 +81,7 @@ def _goals(
     options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
 ) -> TensorDictBase | None:
     entry = registered_envs().get(name)
-    if not options.goals or entry is None or entry.goals is None:
+    if not options.goals or not (options.extent or (entry is not None and entry.has_goals)):
         return None
     if policy.encoder is None:
         print("The policy has no encoder to point skills to goals: the report is without goals.")
