@@ -83,7 +83,7 @@ def sample_goals(
     extent = entry.goal_extent if extent is None else extent
     if entry.goals is not None:
         return entry.goals(num_goals, extent=extent, seed=seed, pixels=pixels)
-    position = options.get("position", entry.position)
+    position = options.get("position") or entry.position
     if (
         entry.observes == "pixels"
         or isinstance(position, str)
@@ -96,7 +96,7 @@ def sample_goals(
         )
     if extent is None:
         raise ValueError(f"how far do goals of {entry.name!r} lie? Give extent.")
-    return _move(env, num_goals, list(position), extent, seed, options)
+    return _move(env, num_goals, [int(entry) for entry in position], extent, seed, options)
 
 
 def _move(
@@ -109,13 +109,13 @@ def _move(
 ) -> TensorDict:
     """States after a reset in the form that the networks read, but for where they are."""
     position = draw_positions(num_goals, len(entries), extent, seed)
-    with closing(make_env(env, 1, **options)) as env:
-        env.set_seed(seed)
-        observation = torch.cat([env.reset()["observation"] for _ in position])
+    with closing(make_env(env, 1, **options)) as built:
+        built.set_seed(seed)
+        observation = torch.cat([built.reset()["observation"] for _ in position])
         moved = torch.zeros_like(observation)
         moved[:, entries] = position
         states = TensorDict({"observation": moved}, [num_goals])
-        for transform in transforms_of(env):
+        for transform in transforms_of(built):
             if isinstance(transform, ObservationNorm):
                 states = transform(states)
     observation[:, entries] = states["observation"][:, entries]

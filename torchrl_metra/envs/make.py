@@ -306,7 +306,9 @@ class _Plan:
                     "EnvPool's own tasks are 'envpool:Ant-v5' and the like."
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
-        make_one = partial(_build_one, make, arguments)
+        # Registered simulators never end apart, and are converted all at once.
+        build = _build_one if self.entry.name in registered_envs() else _build_one_in_floats
+        make_one = partial(build, make, arguments)
         if num_envs is None:
             return make_one()
         return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
@@ -386,8 +388,7 @@ _ANY = "**"
 
 def _parameters(function: Callable[..., Any] | str) -> list[str]:
     """Names by which a function takes arguments; ``"**"`` if it takes any."""
-    if isinstance(function, str):
-        function = import_object(function)
+    function = import_object(function) if isinstance(function, str) else function
     if isinstance(function, partial):
         # Those that stand by position are taken.
         return _parameters(function.func)[len(function.args) :]
@@ -417,6 +418,13 @@ def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> Env
         f"{name} must return an environment, a torchrl.envs.EnvBase or a gymnasium.Env, got "
         f"{type(env).__name__}."
     )
+
+
+def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
+    """Floats inside of a worker: TorchRL mixes them with ours where some episodes have ended."""
+    env = _build_one(make, arguments)
+    transforms = _to_floats(env, dict(env.observation_spec.items(True, True)))
+    return TransformedEnv(env, Compose(*transforms)) if transforms else env
 
 
 def _declares_limit(env: EnvBase) -> bool:

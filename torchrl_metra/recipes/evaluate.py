@@ -87,7 +87,12 @@ def _goals(
         print("The policy has no encoder to point skills to goals: the report is without goals.")
         return None
     return sample_goals(
-        name, options.goals, extent=options.extent, pixels=pixels, seed=options.seed
+        name,
+        options.goals,
+        extent=options.extent,
+        pixels=pixels,
+        seed=options.seed,
+        env_options=policy.env_options,
     )
 
 
