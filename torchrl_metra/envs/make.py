@@ -423,8 +423,10 @@ def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> Env
 def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
     """Floats inside of a worker: TorchRL mixes them with ours where some episodes have ended."""
     env = _build_one(make, arguments)
-    transforms = _to_floats(env, dict(env.observation_spec.items(True, True)))
-    return TransformedEnv(env, Compose(*transforms)) if transforms else env
+    for transform in _to_floats(env, dict(env.observation_spec.items(True, True))):
+        is_transformed = isinstance(env, TransformedEnv)
+        env = env.append_transform(transform) if is_transformed else TransformedEnv(env, transform)
+    return env
 
 
 def _declares_limit(env: EnvBase) -> bool:
