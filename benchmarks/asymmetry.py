@@ -1,7 +1,7 @@
 """Latent against temporal distance, where the one is symmetric and the other is not.
 
-    python examples/point.py --multirun seed=0,1,2
-    python examples/windy_point.py --multirun seed=0,1,2
+    metra train env=point --multirun seed=0,1,2
+    metra train env=windy_point --multirun seed=0,1,2
     python benchmarks/asymmetry.py outputs/point outputs/windy_point
 
 For each run below the folders: what φ makes of a step and of ten metres with, against and
@@ -147,7 +147,7 @@ def main() -> None:
     for file in sorted(path for folder in folders for path in folder.rglob("summary.json")):
         summary = json.loads(file.read_text())
         policy = SkillPolicy.load(file.with_name("skill_policy.pt"))
-        name, seed = summary["config"]["env"], summary["config"]["seed"]
+        name, seed = policy.env_name, summary["config"]["seed"]
         trained = {key: summary[key] for key in ("command", "commit", "seconds", "coverage_after")}
         runs.append({"env": name, "seed": seed, "trained": trained, **measure(policy, name)})
         drawn.setdefault(name, policy)
