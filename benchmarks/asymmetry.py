@@ -35,7 +35,7 @@ DIRECTIONS = {
 }
 DISTANCE = 10.0
 REACHED = 1.0
-NUM_PAIRS = 4_000
+NUM_SKILLS, NUM_PAIRS = 240, 4_000
 # What training leaves of violations: the constraint holds on average.
 TOLERANCE = 1.05
 
@@ -62,7 +62,7 @@ def measure(policy: SkillPolicy, name: str) -> dict[str, Any]:
     wind = WindyPointEnv.wind if name == "windy_point" else 0.0
     encode = policy.encoder.module
     env = make_env(name, 48).append_transform(SkillPrimer(policy.prior))
-    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(240))
+    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(NUM_SKILLS))
     visited, following = rollouts["position"].flatten(0, 1), rollouts["next", "position"]
     made_steps = (encode(following).flatten(0, 1) - encode(visited)).norm(dim=-1)
     x, y = following[:, -1].unbind(-1)

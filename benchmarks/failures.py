@@ -2,10 +2,10 @@
 
     python benchmarks/failures.py --seeds 0 1
 
-Trains METRA on PointEnv as ``metra train env=point`` does, but shorter: a healthy run, a run for each
-of ``FAILURES``, and each again with its cure. ``results/failures.json`` holds what they logged, the
-whole curves for the first seed and the last values for the others, and ``results/failures.png``
-draws the first seed: a row per failure. docs/guides/tuning.md explains it.
+Trains METRA on PointEnv as ``metra train env=point`` does, but shorter: a healthy run, a run for
+each of ``FAILURES``, and each again with its cure. ``results/failures.json`` holds what they
+logged, the whole curves for the first seed and the last values for the others, and
+``results/failures.png`` draws the first seed: a row per failure. docs/guides/tuning.md explains it.
 """
 
 from __future__ import annotations

@@ -90,8 +90,11 @@ def test_a_run_is_written_and_printed(
 
 def test_pixel_replay(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark("measuring"), "SECONDS_PER_ROUND", 0.01)
+    replay = benchmark("replay")
+    monkeypatch.setattr(replay, "_NUM_ENVS", 2)
+    monkeypatch.setattr(replay, "_BATCH", 16)
     threads = torch.get_num_threads()
-    size, sample, read = benchmark("replay").measure_pixels(1_600)
+    size, sample, read = replay.measure_pixels(400)
     torch.set_num_threads(threads)
     assert 12_288 < size.value < 12_600
     assert size.yardstick > 73_700
@@ -181,8 +184,9 @@ class TestAsymmetry:
             assert (is_there == (steps < -0.5)).all()
         assert (goals - state["position"]).abs().max() < 1e-3
 
-    def test_measure(self, benchmark: Any, tmp_path: Path) -> None:
+    def test_measure(self, benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         asymmetry = benchmark("asymmetry")
+        monkeypatch.setattr(asymmetry, "NUM_SKILLS", 48)
         prior = UnitSphere(2)
         networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[8])
         policy = SkillPolicy.from_networks(networks, prior)
@@ -190,11 +194,11 @@ class TestAsymmetry:
         policy.encoder.module = torch.nn.Linear(2, 2, bias=False)
         policy.encoder.module.weight.data = 2 * torch.eye(2)
         results = asymmetry.measure(policy, "windy_point")
-        for name, step, time in (
+        for name, step, steps in (
             ("downwind", 0.6, 100 / 3), ("upwind", 0.2, 100), ("across, left", 0.4, 50)
         ):  # fmt: skip
             assert results[name]["latent_step"] == pytest.approx(step, rel=1e-3)
-            assert results[name]["temporal_distance"] == pytest.approx(time)
+            assert results[name]["temporal_distance"] == pytest.approx(steps)
             assert results[name]["latent_distance"] == pytest.approx(20)
             assert results[name]["final_distance"] > 0
         assert results["pairs"]["beyond_longer_way"] == 0.0
