@@ -339,7 +339,7 @@ def update(settings: _Settings, values: Mapping[str, Any], prefix: str = "") -> 
         Traceback (most recent call last):
         ValueError: unknown setting 'num_env': did you mean 'num_envs'?
     """
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
