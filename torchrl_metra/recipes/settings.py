@@ -53,10 +53,10 @@ def setting(default: Any, help: str) -> Any:
 class EnvSettings:
     """The environment, see :func:`~torchrl_metra.make_env`."""
 
-    name: str | None = setting(
+    name: Any = setting(
         None,
         "a name that `metra envs` lists, gym:ID, dm_control:DOMAIN-TASK, envpool:ID, or "
-        "package.module:function",
+        "package.module:function; in Python the function itself, too",
     )
     max_steps: int | None = setting(
         None, "steps after which an episode is truncated; null: as the environment has it"
