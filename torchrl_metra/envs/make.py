@@ -162,7 +162,7 @@ def make_env(
     if normalize is not None and normalize is not False:
         check_type("normalize", normalize, Mapping, "False, or a mapping with 'loc' and 'scale'")
     check_type("options", options, Mapping | None, "a mapping or None")
-    plan = _plan(env, device, pixels, max_steps, terminate, position, dict(options or {}))
+    plan = _make_plan(env, device, pixels, max_steps, terminate, position, dict(options or {}))
     norm = plan.entry.observation_norm if normalize is None else normalize
     if plan.entry.observes == "pixels":
         norm = False
@@ -193,7 +193,7 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
     return EnvEntry(name=env, make=env, summary="")
 
 
-def _plan(
+def _make_plan(
     env: str | Callable[..., Any],
     device: torch.device | str | None,
     pixels: PixelOptions | None,
@@ -206,6 +206,7 @@ def _plan(
     if pixels is None and entry.observes == "pixels":
         pixels = PixelOptions()
     return _Plan(
+        env,
         entry,
         device,
         pixels,
@@ -229,6 +230,7 @@ _MEASURED: dict[tuple[Any, ...], _Measured] = {}
 class _Plan:
     """An environment, and all that was asked of a single one."""
 
+    env: str | Callable[..., Any]
     entry: EnvEntry
     device: torch.device | str | None
     pixels: PixelOptions | None
@@ -260,7 +262,7 @@ class _Plan:
         """What random steps show of the observation and of the ends of episodes."""
         # Drawing is slow, and changes neither.
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
-        key = (plan.entry.make, plan.max_steps, plan.terminate, repr(plan.options))
+        key = (plan.env, plan.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
             with same_random_state(), closing(plan.build(NUM_ENVS, None, norm=False)) as env:
                 observations, truncates = random_steps(env)
@@ -271,9 +273,8 @@ class _Plan:
     def ends(self) -> bool:
         """Whether episodes have a time limit, as far as can be told."""
         with same_random_state(), closing(self.build(None, None, norm=False)) as env:
-            if _declares_limit(env):
-                return True
-        return self.measure().truncates
+            has_limit = _has_limit(env)
+        return self.measure().truncates if has_limit is None else has_limit
 
     def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
         name, make, make_envpool = self.entry.name, self.entry.make, self.entry.make_envpool
@@ -419,16 +420,16 @@ def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> Env
     )
 
 
-def _declares_limit(env: EnvBase) -> bool:
+def _has_limit(env: EnvBase) -> bool | None:
+    """What an environment says about its time limit, ``None`` if it says nothing."""
     counters = (t for t in transforms_of(env) if isinstance(t, StepCounter))
     if any(counter.max_steps is not None for counter in counters):
         return True
     base = base_of(env)
+    if hasattr(base, "max_steps"):
+        return base.max_steps is not None
     spec = getattr(base, "spec", None)  # gymnasium's
-    return any(
-        limit is not None
-        for limit in (getattr(base, "max_steps", None), getattr(spec, "max_episode_steps", None))
-    )
+    return getattr(spec, "max_episode_steps", None) is not None or None
 
 
 def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:
