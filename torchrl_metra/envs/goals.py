@@ -109,13 +109,13 @@ def _move(
 ) -> TensorDict:
     """States after a reset in the form that the networks read, but for where they are."""
     position = draw_positions(num_goals, len(entries), extent, seed)
-    with closing(make_env(env, 1, **options)) as env:
-        env.set_seed(seed)
-        observation = torch.cat([env.reset()["observation"] for _ in position])
+    with closing(make_env(env, 1, **options)) as built:
+        built.set_seed(seed)
+        observation = torch.cat([built.reset()["observation"] for _ in position])
         moved = torch.zeros_like(observation)
         moved[:, entries] = position
         states = TensorDict({"observation": moved}, [num_goals])
-        for transform in transforms_of(env):
+        for transform in transforms_of(built):
             if isinstance(transform, ObservationNorm):
                 states = transform(states)
     observation[:, entries] = states["observation"][:, entries]
