@@ -380,7 +380,7 @@ def test_pictures_and_a_shared_encoder(folder: Path) -> None:
     trainer = build(
         folder, "network@networks=pixel_sac", "networks.channels=2", "networks.num_cells=[8]",
         "networks.shared_encoder=true", "env@env.base_env=make_env", "env.base_env.num_envs=2",
-        "env.base_env.name=point_pixels", "storage=frame_stack", "storage.max_size=500",
+        "env.base_env.env=point_pixels", "storage=frame_stack", "storage.max_size=500",
         "trainer.total_frames=160", "trainer.optim_steps_per_batch=1",
     )  # fmt: skip
     assert trainer.optimization_stepper.shared_encoder is not None
