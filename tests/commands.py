@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from pages import ROOT
+from torchrl_metra.evaluation.__main__ import _parse as parse_evaluation
 
 import torchrl_metra
 from torchrl_metra import SkillPrior
 from torchrl_metra.envs import registered_envs
-from torchrl_metra.evaluation.__main__ import _parse as parse_evaluation
 
 EXAMPLES = ROOT / "examples"
 
