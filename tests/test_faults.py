@@ -203,7 +203,8 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(tmp_path: Path) -> None
     """It goes to all processes of the group, but only the one that trains may act on it."""
     pytest.importorskip("mujoco")
     overrides = [
-        "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=2", "evaluation_episodes=2",
+        "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=2",
+        "evaluation_episodes=2",
         "num_cells=[16]", "frames_per_batch=100", "min_buffer_size=100", "checkpoint.interval=100",
         "optim_steps_per_batch=1", "total_frames=1_000_000", "evaluation_interval=1_000_000",
     ]  # fmt: skip
