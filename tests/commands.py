@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 from pages import ROOT
+from torchrl_metra.evaluation.__main__ import _parse as parse_evaluation
 
 import torchrl_metra
 from torchrl_metra import SkillPrior
-from torchrl_metra.envs.make import MUJOCO_TASKS, PIXEL_TASKS, POINTS
-from torchrl_metra.envs.tasks import DOWNSTREAM
-from torchrl_metra.evaluation.__main__ import _parse as parse_evaluation
+from torchrl_metra.envs import registered_envs
 
 EXAMPLES = ROOT / "examples"
 
@@ -97,7 +96,7 @@ def check_settings(config: Any) -> None:
         patch.syspath_prepend(str(EXAMPLES))
         from objectives import OBJECTIVES
     known: dict[str, tuple[str, ...]] = {
-        "env": (*POINTS, *MUJOCO_TASKS, "point_pixels", *PIXEL_TASKS, *DOWNSTREAM),
+        "env": tuple(registered_envs()),
         "objective": tuple(OBJECTIVES),
         "device": ("cpu", "cuda"),
         "logger": ("csv", "tensorboard", "wandb"),

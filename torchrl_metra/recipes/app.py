@@ -104,7 +104,7 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
 
 
 def _to_settings(app: App, config: DictConfig) -> Any:
-    return update(app.settings(), OmegaConf.to_container(config, resolve=True))  # type: ignore
+    return update(app.settings(), OmegaConf.to_container(config, resolve=True))
 
 
 def _in_own_folder(settings: Any) -> Any:
