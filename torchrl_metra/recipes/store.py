@@ -74,7 +74,7 @@ def register_presets(envs: Iterable[str] = ()) -> None:
 def named(arguments: Iterable[str], key: str) -> list[str]:
     """The values that overrides give to a key."""
     found = [item.removeprefix(f"{key}=") for item in arguments if item.startswith(f"{key}=")]
-    # Hydra's sweeper writes a colon as "\\:".
+    # Hydra's sweeper writes a colon as `\:`.
     return [value.replace("\\", "") for values in found for value in values.split(",")]
 
 
