@@ -8,7 +8,6 @@ What you learn: how networks are put together. Skills differ in what φ sees and
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -19,13 +18,12 @@ from torchrl_metra import UnitSphere, make_metra, make_pixel_sac_networks
 
 
 class NewestPicture(nn.Sequential):
-    """φ of the newest of three pictures: it sees where the robot is, not how fast it moves."""
-
     def forward(self, pixels: Tensor) -> Tensor:
+        """φ of the newest of three pictures, which tells the place and not the speed."""
         return super().forward(pixels[..., -3:, :, :] / 255)
 
 
-def main(preset: str = "paper", **settings: Any) -> None:
+def main(preset: str = "paper", **settings: object) -> None:
     """Train with networks of one's own."""
     prior, actions = UnitSphere(4), Bounded(-1.0, 1.0, (12,))
     networks = make_pixel_sac_networks((9, 64, 64), actions, prior, channels=16)
