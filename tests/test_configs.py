@@ -73,7 +73,7 @@ FUNCTIONS = {
 PASSED_ON = {
     BatchedSACLoss: SACLoss,
     CSDLoss: METRALoss,
-    SuccessorFeatureSACLoss: SACLoss,
+    SuccessorFeatureSACLoss: BatchedSACLoss,
 }
 # Components without a config, and why.
 EXCEPTIONS = {

@@ -142,6 +142,5 @@ def _typed(value: Any) -> str:
         return f"{{{','.join(f'{name}:{_typed(part)}' for name, part in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
