@@ -46,6 +46,8 @@ package: .venv/.installed
 	cp tests/smoke.py .venv-package/ && cd .venv-package && OMP_NUM_THREADS=1 bin/python smoke.py
 	.venv-package/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
 	cd .venv-package && OMP_NUM_THREADS=1 bin/python smoke.py
+	.venv-package/bin/pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[run,mujoco,dm-control]"
+	cd .venv-package && OMP_NUM_THREADS=1 bin/python smoke.py commands
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/run.py

@@ -1,7 +1,7 @@
 """Latent against temporal distance, where the one is symmetric and the other is not.
 
-    python examples/point.py --multirun seed=0,1,2
-    python examples/windy_point.py --multirun seed=0,1,2
+    metra train env=point --multirun seed=0,1,2
+    metra train env=windy_point --multirun seed=0,1,2
     python benchmarks/asymmetry.py outputs/point outputs/windy_point
 
 For each run below the folders: what φ makes of a step and of ten metres with, against and
@@ -35,7 +35,7 @@ DIRECTIONS = {
 }
 DISTANCE = 10.0
 REACHED = 1.0
-NUM_PAIRS = 4_000
+NUM_SKILLS, NUM_PAIRS = 240, 4_000
 # What training leaves of violations: the constraint holds on average.
 TOLERANCE = 1.05
 
@@ -62,7 +62,7 @@ def measure(policy: SkillPolicy, name: str) -> dict[str, Any]:
     wind = WindyPointEnv.wind if name == "windy_point" else 0.0
     encode = policy.encoder.module
     env = make_env(name, 48).append_transform(SkillPrimer(policy.prior))
-    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(240))
+    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(NUM_SKILLS))
     visited, following = rollouts["position"].flatten(0, 1), rollouts["next", "position"]
     made_steps = (encode(following).flatten(0, 1) - encode(visited)).norm(dim=-1)
     x, y = following[:, -1].unbind(-1)
@@ -147,7 +147,7 @@ def main() -> None:
     for file in sorted(path for folder in folders for path in folder.rglob("summary.json")):
         summary = json.loads(file.read_text())
         policy = SkillPolicy.load(file.with_name("skill_policy.pt"))
-        name, seed = summary["config"]["env"], summary["config"]["seed"]
+        name, seed = policy.env_name, summary["config"]["seed"]
         trained = {key: summary[key] for key in ("command", "commit", "seconds", "coverage_after")}
         runs.append({"env": name, "seed": seed, "trained": trained, **measure(policy, name)})
         drawn.setdefault(name, policy)

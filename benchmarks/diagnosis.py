@@ -28,7 +28,7 @@ RUNS: dict[str, list[tuple[str | None, int, Case]]] = {
     "chosen_by": [
         *[(name, 0, failure.case) for name, failure in FAILURES.items()],
         *[(name, 1, FAILURES[name].case) for name in ("skills ignored", "one direction")],
-        ("encoder does not move", 0, Case(("learning_rate.encoder=1e-7",))),
+        ("encoder does not move", 0, Case(("+learning_rate.encoder=1e-7",))),
         *[(None, seed, Case()) for seed in range(5)],
     ],
     "held_out": [

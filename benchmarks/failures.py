@@ -2,17 +2,16 @@
 
     python benchmarks/failures.py --seeds 0 1
 
-Trains METRA on PointEnv as ``examples/point.py`` does, but shorter: a healthy run, a run for each
-of ``FAILURES``, and each again with its cure. ``results/failures.json`` holds what they logged, the
-whole curves for the first seed and the last values for the others, and ``results/failures.png``
-draws the first seed: a row per failure. docs/guides/tuning.md explains it.
+Trains METRA on PointEnv as ``metra train env=point`` does, but shorter: a healthy run, a run for
+each of ``FAILURES``, and each again with its cure. ``results/failures.json`` holds what they
+logged, the whole curves for the first seed and the last values for the others, and
+``results/failures.png`` draws the first seed: a row per failure. docs/guides/tuning.md explains it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,36 +19,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from measuring import environment
-from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ObservationNorm
-from torchrl.objectives.utils import SoftUpdate
 from torchrl.record.loggers import CSVLogger
 
-from torchrl_metra import (
-    METRAOptimizationStepper,
-    METRATrainer,
-    SkillPrimer,
-    SkillPrior,
-    make_env,
-    make_metra_optimizers,
-)
+from torchrl_metra import SkillPrimer, SkillPrior, make_env
 from torchrl_metra.evaluation import encode_trajectories, measure_skills
-from torchrl_metra.modules import SkillConditionedActor
+from torchrl_metra.modules import SACNetworks, SkillConditionedActor
 from torchrl_metra.modules.networks import make_trunk
+from torchrl_metra.recipes import Settings
+from torchrl_metra.recipes.app import compose
+from torchrl_metra.recipes.build import Parts, build
+from torchrl_metra.recipes.objectives import make_networks, make_prior
 from torchrl_metra.trainers import DivergenceError, SkillEvaluation
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = Path(__file__).parent / "results"
 NUM_SKILLS = 48
 # Short runs, in which a healthy one has learned something.
 SETTINGS = {
     "point": ("total_frames=24_000", "evaluation_interval=3_200"),
     "half_cheetah": (
-        "+experiment=quickstart",
+        "preset=laptop",
         "total_frames=160_000",
         "evaluation_interval=32_000",
     ),
@@ -58,10 +50,10 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A run: settings of the examples, and what an environment or a network of one's own may do.
+    """A run: its settings, and what an environment or a network of one's own may do.
 
     Attributes:
-        settings (sequence of str): as on the command line of the environment's example.
+        settings (sequence of str): as on the command line of ``metra train``.
         scale (sequence of float): by which the observation is multiplied, of the point x and y in
             metres; a single number stands for all entries.
         blind (bool): the policy does not read the skill.
@@ -97,11 +89,13 @@ FAILURES = {
     "observations too small": Failure(Case(scale=(1e-4, 1e-4)), NORMALIZE),
     "observations too large": Failure(Case(scale=(1e2, 1e2)), NORMALIZE),
     "dual explodes": Failure(
-        Case(("metra.slack=0", "learning_rate.dual=0.5")),
-        {"settings": ("learning_rate.dual=0.02",)},
+        Case(("metra.slack=0", "+learning_rate.dual=0.5")),
+        {"settings": ("+learning_rate.dual=0.02",)},
     ),
     "dual too large": Failure(Case(("metra.dual_init=10_000",)), AS_BEFORE),
-    "dual too small": Failure(Case(("metra.dual_init=0.01", "learning_rate.dual=1e-4")), AS_BEFORE),
+    "dual too small": Failure(
+        Case(("metra.dual_init=0.01", "+learning_rate.dual=1e-4")), AS_BEFORE
+    ),
     "entropy wins": Failure(
         Case(("sac.alpha_init=10", "sac.fixed_alpha=true")),
         {"settings": ("sac.alpha_init=0.01", "sac.fixed_alpha=true")},
@@ -138,63 +132,44 @@ def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBa
     return env
 
 
-def read_config(case: Case, seed: int) -> DictConfig:
-    """The settings of the environment's example."""
-    overrides = [*SETTINGS[case.env], f"seed={seed}", *case.settings]
-    # Learning rates of single parts are no entries of the file.
-    overrides = [item if item.startswith("+") else f"++{item}" for item in overrides]
-    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        return hydra.compose(case.env, overrides=overrides)
+def read_settings(case: Case, seed: int) -> Settings:
+    """The settings of the case, of a run that writes nothing."""
+    quiet = ("output=null", "progress_bar=false")
+    overrides = (f"env={case.env}", *SETTINGS[case.env], f"seed={seed}", *quiet, *case.settings)
+    return compose("train", overrides)
+
+
+def make_blind_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNetworks:
+    """Networks whose policy does not read the skill."""
+    networks = make_networks(settings, env, prior)
+    trunk = make_trunk(env.observation_spec["observation"].shape[-1], settings.num_cells)
+    networks.actor = SkillConditionedActor(
+        trunk, settings.num_cells[-1], env.action_spec, in_keys=["observation"]
+    )
+    return networks
 
 
 def train(case: Case, seed: int) -> dict[str, Any]:
     """Train, and return what was logged: frames and values by name."""
-    sys.path.insert(0, str(EXAMPLES))
-    from collectors import make_collector, make_replay_buffer
-    from objectives import make_networks, make_policy_loss, make_prior, make_skill_loss
-
-    config = read_config(case, seed)
+    settings = read_settings(case, seed)
     torch.manual_seed(seed)
-    prior = make_prior(config)
-    env = make_world(case, prior, config.num_envs, seed)
-    networks = make_networks(config, env, prior)
-    if case.blind:
-        trunk = make_trunk(env.observation_spec["observation"].shape[-1], config.num_cells)
-        networks.actor = SkillConditionedActor(
-            trunk, config.num_cells[-1], env.action_spec, in_keys=["observation"]
-        )
-    skill_loss = make_skill_loss(config, env, networks.encoder, prior)
-    sac_loss = make_policy_loss(config, env, networks, prior)
-
-    def measure(rollouts: TensorDictBase) -> dict[str, float]:
-        latents = encode_trajectories(rollouts, networks.encoder)
-        return measure_skills(rollouts, latents, prior, norm=config.metra.constraint_norm)
-
+    prior = make_prior(settings)
+    env = make_world(case, prior, settings.num_envs, seed)
     with tempfile.TemporaryDirectory() as folder:
         logger = CSVLogger("log", log_dir=folder)
-        trainer = METRATrainer(
-            collector=make_collector(config, env, networks.policy),
-            total_frames=config.total_frames,
-            optim_steps_per_batch=config.optim_steps_per_batch,
-            loss_module=sac_loss,
-            skill_loss=skill_loss,
-            replay_buffer=make_replay_buffer(config),
-            optimization_stepper=METRAOptimizationStepper(
-                skill_loss,
-                make_metra_optimizers(skill_loss, sac_loss, **config.learning_rate),
-                target_net_updater=SoftUpdate(sac_loss, eps=0.995),
-            ),
-            min_buffer_size=config.min_buffer_size,
-            logger=logger,
-            log_interval=0,
-            seed=seed,
-            progress_bar=False,
-        )
+        networks = make_blind_networks(settings, env, prior) if case.blind else None
+        trainer = build(settings, Parts(env, prior, networks, logger=logger))
+        skills = trainer.skill_policy
+
+        def measure(rollouts: TensorDictBase) -> dict[str, float]:
+            latents = encode_trajectories(rollouts, skills.encoder)
+            return measure_skills(rollouts, latents, prior, norm=skills.constraint_norm)
+
         SkillEvaluation(
             make_world(case, prior, NUM_SKILLS, seed + 1_000),
-            networks.policy,
+            skills.actor,
             prior.evaluation_skills(NUM_SKILLS),
-            config.evaluation_interval,
+            settings.evaluation_interval,
             measure=measure,
         ).register(trainer)
         start, error = time.perf_counter(), None

@@ -1,10 +1,10 @@
 """The first run on a GPU: ``make gpu``, or ``PYTHONPATH=. python benchmarks/gpu.py``.
 
 Five stages, each a process of its own with ten minutes at most: the tests that want a GPU, gradient
-steps on states and on pixels, and ``examples/ant.py`` and ``examples/quadruped.py`` at the paper's
-sizes, stopped after ``--minutes``. A stage that fails or takes too long costs none of the others.
+steps on states and on pixels, and ``metra train`` on Ant and on Quadruped at the paper's sizes,
+stopped after ``--minutes``. A stage that fails or takes too long costs none of the others.
 All lies in one folder: ``gpu.json``, written anew after each stage, ``log.txt``, and what the
-examples draw. Nothing is installed, and no network is needed.
+runs draw. Nothing is installed, and no network is needed.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ PIXELS = {
     if name.startswith(("eager", "compiled_cudagraphs"))
 }
 VARIANTS = {"learner": STATES, "pixels": PIXELS}
-# Of the examples, in place of the paper's sizes: nothing but the way through them.
-DRY_RUN = ["+experiment=debug", "frames_per_batch=200", "min_buffer_size=200", "total_frames=99999"]
+# Of the runs, in place of the paper's sizes: nothing but the way through them.
+DRY_RUN = ["preset=debug", "frames_per_batch=200", "min_buffer_size=200", "total_frames=99999"]
 
 
 @dataclass
@@ -85,7 +85,8 @@ def plan(output: Path, minutes: float, dry_run: bool) -> dict[str, Stage]:
         stages[name] = Stage(command, output / f"{name}.json")
     for name in ("ant", "quadruped"):
         # Without checkpoints, a run that is stopped ends with its evaluation.
-        command = [sys.executable, f"examples/{name}.py", "checkpoint.interval=null"]
+        command = [sys.executable, "-m", "torchrl_metra", "train", f"env={name}"]
+        command += ["checkpoint.interval=null"]
         command += DRY_RUN if dry_run else ["device=cuda"]
         stages[name] = Stage(
             [*command, f"output={output / name}"],
@@ -206,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = list(plan(Path(), 1.0, False))
     parser.add_argument("--stages", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--minutes", type=float, help="until an example is stopped; 8, at most")
+    parser.add_argument("--minutes", type=float, help="until a run is stopped; 8, at most")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu")
     parser.add_argument("--dry-run", action="store_true", help="tiny and on the CPU")
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)

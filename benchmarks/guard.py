@@ -26,10 +26,7 @@ from measuring import environment
 
 ROOT = Path(__file__).parents[1]
 STORED = Path(__file__).parent / "results" / "learning.json"
-RUNS = {
-    "point": ["examples/point.py"],
-    "quickstart": ["examples/half_cheetah.py", "+experiment=quickstart"],
-}
+RUNS = {"point": ["env=point"], "quickstart": ["env=half_cheetah", "preset=laptop"]}
 SEEDS = range(5)
 LEAST = 1 / 40
 
@@ -39,7 +36,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         settings = [f"seed={seed}", f"output={output}", "checkpoint.interval=null"]
         subprocess.run(
-            [sys.executable, *RUNS[name], *settings],
+            [sys.executable, "-m", "torchrl_metra", "train", *RUNS[name], *settings],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,

@@ -2,11 +2,11 @@
 
     python benchmarks/plot_curves.py
 
-Reads ``benchmarks/results/NAME[_seedN].csv``, as ``examples/training.py`` writes
+Reads ``benchmarks/results/NAME[_seedN].csv``, as ``metra train`` writes
 them, and draws ``NAME_coverage.png`` beside them. Reads
-``benchmarks/results/TASK/NAME_seedN.csv``, as ``examples/downstream.py`` and ``finetune.py``
-write them, and draws ``returns.png`` beside them. Reads
-``benchmarks/results/objectives_*.json``, as ``examples/summarize.py --save`` writes them, and draws
+``benchmarks/results/TASK/NAME_seedN.csv``, as ``metra downstream`` and
+``metra finetune`` write them, and draws ``returns.png`` beside them. Reads
+``benchmarks/results/objectives_*.json``, as ``metra summarize --save`` writes them, and draws
 ``objectives.png`` with a panel per environment.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +22,9 @@ from typing import Any
 import torch
 
 from torchrl_metra.evaluation import plot_coverage
+from torchrl_metra.recipes.learners import draw_groups, plot_returns
 
 RESULTS = Path(__file__).parent / "results"
-EXAMPLES = Path(__file__).parents[1] / "examples"
 # The same colour for an objective in every panel.
 COLORS = {
     name: f"C{index}"
@@ -42,9 +41,6 @@ def read_curve(path: Path, column: str = "policy_coverage") -> torch.Tensor:
 
 def draw_returns(folder: Path) -> None:
     """Mean and range over the seeds of what was tried on a task."""
-    sys.path.insert(0, str(EXAMPLES))
-    from learners import plot_returns
-
     groups: dict[str, list[torch.Tensor]] = defaultdict(list)
     for path in sorted(folder.glob("*_seed*.csv")):
         groups[path.stem.partition("_seed")[0]].append(read_curve(path, "return"))
@@ -53,8 +49,6 @@ def draw_returns(folder: Path) -> None:
 
 def draw_objectives(files: Sequence[Path], picture: Path) -> None:
     """Mean and range over the seeds of each objective, in a panel per file."""
-    sys.path.insert(0, str(EXAMPLES))
-    from learners import draw_groups
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(files) + 1, 4.5), layout="constrained")

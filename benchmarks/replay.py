@@ -13,7 +13,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from torchrl_metra import FrameStackStorage, UnitSphere
 
-_NUM_ENVS, _STEPS = 8, 200
+_NUM_ENVS, _STEPS, _BATCH = 8, 200, 256
 
 
 def measure() -> list[Result]:
@@ -47,7 +47,7 @@ def measure_pixels(num_transitions: int = 100_000, device: str = "cpu") -> list[
         "stacks": LazyTensorStorage(num_transitions, device=device),
     }
     buffers = {
-        name: ReplayBuffer(storage=storage, batch_size=256) for name, storage in storages.items()
+        name: ReplayBuffer(storage=storage, batch_size=_BATCH) for name, storage in storages.items()
     }
     for _ in range(num_transitions // _NUM_ENVS // _STEPS):
         episodes = make_episodes()

@@ -12,23 +12,20 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 import psutil
 import torch
 
-from torchrl_metra import PixelOptions, make_env
+from torchrl_metra import PixelOptions, SkillPrimer, make_env, make_metra
 from torchrl_metra._record import describe_run
 from torchrl_metra.envs import rendering
 from torchrl_metra.evaluation import measure_skills, write_video
 from torchrl_metra.trainers import SkillEvaluation
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 INTERVAL = 10.0
 
@@ -50,17 +47,12 @@ def main() -> None:
 
 def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
     """Train in a folder; returns what was counted, row by row."""
-    sys.path.insert(0, str(EXAMPLES))
-    from checkpoints import begin
-    from training import build, make_skill_env
-
-    overrides = [f"output={folder}", "total_frames=1_000_000_000", "checkpoint.interval=15_000"]
-    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        config = begin(hydra.compose("point", overrides=overrides))
-    parts = build(config)
-    skills = parts.prior.grid(8)
-    config.pixels = {"resolution": 64, "frames": 1}
-    env = make_skill_env(config, len(skills), seed=1)
+    trainer = make_metra("point", output=str(folder), total_frames=10**9, progress_bar=False)
+    policy, prior = trainer.skill_policy.actor, trainer.skill_policy.prior
+    skills = prior.grid(8)
+    env = make_env("point", len(skills), pixels=PixelOptions(resolution=64, frames=1))
+    env = env.append_transform(SkillPrimer(prior))
+    env.set_seed(1)
     done = {"evaluations": 0, "videos": 0}
 
     def draw(frames: int, rollouts: Any) -> None:
@@ -72,12 +64,10 @@ def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
         done["videos"] += 1
 
     def measure(rollouts: Any) -> dict[str, float]:
-        return measure_skills(rollouts, None, parts.prior)
+        return measure_skills(rollouts, None, prior)
 
-    evaluation = SkillEvaluation(
-        env, parts.networks.policy, skills, 15_000, measure=measure, callback=draw
-    )
-    evaluation.register(parts.trainer)
+    evaluation = SkillEvaluation(env, policy, skills, 15_000, measure=measure, callback=draw)
+    evaluation.register(trainer)
 
     rows: list[dict[str, float]] = []
     start = time.monotonic()
@@ -87,13 +77,13 @@ def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
         if elapsed < INTERVAL * len(rows):
             return
         rows.append({"seconds": round(elapsed, 1), **held(), **done})
-        rows[-1]["frames"] = parts.trainer.collected_frames
+        rows[-1]["frames"] = trainer.collected_frames
         rows[-1]["checkpoints"] = len(list((folder / "checkpoints").glob("*")))
         if elapsed > seconds:
-            parts.trainer.request_stop("time is over")
+            trainer.request_stop("time is over")
 
-    parts.trainer.register_op("post_steps", count)
-    parts.trainer.train()
+    trainer.register_op("post_steps", count)
+    trainer.train()
     return rows
 
 

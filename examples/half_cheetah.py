@@ -1,22 +1,39 @@
-"""METRA on HalfCheetah.
+"""HalfCheetah: eight discrete skills, kept in a file, loaded again and drawn.
 
-python examples/half_cheetah.py                          # the paper's settings
-python examples/half_cheetah.py +experiment=quickstart   # minutes on two CPU cores
+    python examples/half_cheetah.py
+
+What you learn: how to choose the skills, and how to use them without the trainer.
+It takes about five minutes on two cores.
 """
 
-import hydra
-from omegaconf import DictConfig
-from training import train
+import argparse
+from typing import Any
 
-from torchrl_metra.trainers.names import suggest_names
+from torchrl_metra import OneHot, SkillPolicy, SkillPrimer, make_env, make_metra
+from torchrl_metra.evaluation import encode_trajectories, plot_skills, positions, rollout_skills
+
+FOLDER = "outputs/half_cheetah"
 
 
-@suggest_names()
-@hydra.main(version_base="1.3", config_path="conf", config_name="half_cheetah")
-def main(config: DictConfig) -> None:
-    """Train with the settings of ``conf/half_cheetah.yaml``."""
-    train(config)
+def main(preset: str = "laptop", **settings: Any) -> None:
+    """Train and save; then load, act and draw."""
+    trainer = make_metra("half_cheetah", OneHot(8), preset=preset, **settings)
+    trainer.train()
+    trainer.skill_policy.save(f"{FOLDER}/skill_policy.pt")
+
+    # From here on nothing is left of training but the file.
+    policy = SkillPolicy.load(f"{FOLDER}/skill_policy.pt")
+    env = make_env("half_cheetah", 8).append_transform(SkillPrimer(policy.prior))
+    skills = policy.prior.grid(8)  # each skill once
+    episodes = rollout_skills(env, policy.actor, skills)
+    for index, x in enumerate(episodes["next", "position"][:, -1, 0].tolist()):
+        print(f"skill {index} ends at {x:.1f} m")
+    latents = encode_trajectories(episodes, policy.encoder)
+    plot_skills(latents, skills, f"{FOLDER}/skills.png", position=positions(episodes))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    parser.add_argument("--preset", help="paper, laptop (default) or debug")
+    parser.add_argument("--total-frames", type=int, help="environment steps")
+    main(**vars(parser.parse_args()))

@@ -1,22 +1,38 @@
-"""METRA from pixels on Humanoid.
+"""Humanoid from pixels: on a GPU, with checkpoints from which the same command goes on.
 
-python examples/humanoid.py                      # the paper's settings; wants a GPU
-python examples/humanoid.py +experiment=debug    # everything, in two minutes on two CPU cores
+    python examples/humanoid.py                  # the paper's settings; wants a GPU
+    python examples/humanoid.py --preset debug   # all of it, in two minutes
+
+What you learn: how a long run is kept fast and safe. Stop it and start it again.
 """
 
-import hydra
-from omegaconf import DictConfig
-from training import train
+import argparse
+from typing import Any
 
-from torchrl_metra.trainers.names import suggest_names
+import torch
+
+from torchrl_metra import make_metra
+from torchrl_metra.trainers import resume
+
+FOLDER = "outputs/humanoid"
 
 
-@suggest_names()
-@hydra.main(version_base="1.3", config_path="conf", config_name="humanoid")
-def main(config: DictConfig) -> None:
-    """Train with the settings of ``conf/humanoid.yaml``."""
-    train(config)
+def main(preset: str = "paper", **settings: Any) -> None:
+    """Train, from the newest checkpoint if there is one."""
+    has_gpu = torch.cuda.is_available()
+    fast = {"device": "cuda", "compile": True, "autocast": "bfloat16"} if has_gpu else {}
+    settings = {"checkpoint": {"interval": 100_000, "keep": 2}, **fast, **settings}
+    trainer = make_metra("humanoid", preset=preset, output=FOLDER, **settings)
+
+    # Weights, optimisers, replay buffer, counters and random state: the run goes on as it was.
+    checkpoint = resume(trainer)
+    print("a new run" if checkpoint is None else f"goes on from {checkpoint}")
+    trainer.train()
+    trainer.skill_policy.save(f"{FOLDER}/skill_policy.pt")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    parser.add_argument("--preset", help="paper (default), laptop or debug")
+    parser.add_argument("--total-frames", type=int, help="environment steps")
+    main(**vars(parser.parse_args()))

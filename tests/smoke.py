@@ -1,15 +1,17 @@
-"""An installed package in an empty environment: is all of it there, and does it learn?
+"""An installed package in an environment of its own: is all of it there, and does it learn?
 
     make package
 
-runs this with what was built, from a folder in which the sources are not. No pytest here: the
-environment has the package and what it requires, nothing else.
+runs this with what was built, from a folder in which the sources are not: first in an environment
+that has the package and what it requires, nothing else; then, as `smoke.py commands`, with the
+extras of the command `metra`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,26 +20,13 @@ from importlib.metadata import metadata, version
 from pathlib import Path
 
 import torch
-from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 import torchrl_metra
-from torchrl_metra import (
-    BatchedSACLoss,
-    METRALoss,
-    METRAOptimizationStepper,
-    METRATrainer,
-    PixelOptions,
-    SkillPolicy,
-    SkillPrimer,
-    UnitSphere,
-    make_env,
-    make_metra_optimizers,
-    make_sac_networks,
-)
+from torchrl_metra import PixelOptions, SkillPolicy, SkillPrimer, make_env, make_metra
 from torchrl_metra.evaluation import rollout_skills, sector_coverage
 
-ROOMS = ["data", "envs", "evaluation", "modules", "objectives", "trainers"]
+ROOMS = ["data", "envs", "evaluation", "modules", "objectives", "recipes", "trainers"]
+METRA = Path(sys.executable).with_name("metra")
 
 
 def check_files() -> None:
@@ -50,6 +39,7 @@ def check_files() -> None:
         module = importlib.import_module(f"torchrl_metra.{room}")
         assert all(hasattr(module, name) for name in module.__all__), room
     assert all(hasattr(torchrl_metra, name) for name in torchrl_metra.__all__)
+    assert (package / "recipes" / "presets.toml").exists()
 
 
 def why_not(call: Callable[[], object]) -> str:
@@ -75,31 +65,31 @@ def check_extras() -> None:
         assert extra in metadata("torchrl-metra").get_all("Provides-Extra")
 
 
-def check_learning(folder: Path) -> None:
+def metra(*arguments: str) -> str:
+    """What the command prints."""
+    environ = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run([METRA, *arguments], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, f"metra {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def check_bare_command() -> None:
+    """It shows what there is, and names the extra with which it trains."""
+    assert "half_cheetah" in metra("envs")
+    assert "a run's folder" in metra("evaluate", "--help")
+    done = subprocess.run([METRA, "train", "env=point"], capture_output=True, text=True)
+    assert done.returncode, "metra train: hydra is installed, the environment is not empty"
+    assert "torchrl-metra[run]" in done.stderr, done.stderr
+
+
+def check_learning() -> None:
     """METRA learns to leave the start of PointEnv in all directions; the file goes on so."""
-    torch.manual_seed(0)
-    prior = UnitSphere(2)
-    env = make_env("point", num_envs=16).append_transform(SkillPrimer(prior))
-    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[64, 64])
-    metra_loss = METRALoss(networks.encoder, prior, dual_init=10.0)
-    sac_loss = BatchedSACLoss(
-        networks.actor, networks.critics, alpha_init=0.01, target_entropy=-1.0
-    )
-    optimizers = make_metra_optimizers(metra_loss, sac_loss, lr=2e-3)
-    METRATrainer(
-        collector=Collector(env, networks.actor, frames_per_batch=1_600, total_frames=32_000),
-        total_frames=32_000,
-        optim_steps_per_batch=50,
-        loss_module=sac_loss,
-        skill_loss=metra_loss,
-        replay_buffer=ReplayBuffer(storage=LazyTensorStorage(32_000), batch_size=256),
-        optimization_stepper=METRAOptimizationStepper(metra_loss, optimizers),
-        progress_bar=False,
-    ).train()
-    SkillPolicy.from_networks(networks, prior).save(folder / "skill_policy.pt")
-    policy = SkillPolicy.load(folder / "skill_policy.pt")
-    env = make_env("point", num_envs=48).append_transform(SkillPrimer(prior))
-    ends = rollout_skills(env, policy.actor, prior.grid(48))["next", "position"][:, -1]
+    trainer = make_metra("point", total_frames=32_000, progress_bar=False)
+    trainer.train()
+    trainer.skill_policy.save("skill_policy.pt")
+    policy = SkillPolicy.load("skill_policy.pt")
+    env = make_env("point", num_envs=48).append_transform(SkillPrimer(policy.prior))
+    ends = rollout_skills(env, policy.actor, policy.prior.grid(48))["next", "position"][:, -1]
     distance = ends.norm(dim=-1).mean().item()
     sectors = sector_coverage(ends)
     assert distance > 5, distance
@@ -107,17 +97,45 @@ def check_learning(folder: Path) -> None:
     print(f"learned: {sectors} of 16 sectors, {distance:.0f} m from the start")
 
 
-def check_command() -> None:
-    """The evaluation command says how it is used."""
-    command = [sys.executable, "-m", "torchrl_metra.evaluation", "--help"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "file of a SkillPolicy" in printed, printed
+def check_run(env: str, *arguments: str) -> None:
+    """A run of the command leaves all that it should, and can be evaluated."""
+    metra("train", f"env={env}", "preset=debug", "output=run", *arguments)
+    metra("evaluate", "run", "--episodes", "4")
+    for name in (
+        "skill_policy.pt", "summary.json", "coverage.csv", "coverage.png", "skills.png",
+        "report/report.html", "report/report.json", "report/skills.png",
+    ):  # fmt: skip
+        assert Path("run", name).stat().st_size, f"{env}: {name} is empty"
+    assert SkillPolicy.load("run/skill_policy.pt").env_name == env
+    print(f"metra trains and evaluates {env}")
+
+
+MY_ROBOT = """
+from torchrl.envs import GymEnv
+
+
+def make_env():
+    return GymEnv("InvertedPendulum-v5")
+"""
+
+
+def check_commands() -> None:
+    """Environments that this package has never heard of."""
+    check_run("gym:Walker2d-v5")
+    check_run("dm_control:walker-run")
+    Path("my_robot.py").write_text(MY_ROBOT)
+    check_run("my_robot:make_env", "env.max_steps=50", "env.position=[0]")
 
 
 if __name__ == "__main__":
     check_files()
-    check_extras()
-    check_command()
     with tempfile.TemporaryDirectory() as folder:
-        check_learning(Path(folder))
+        os.chdir(folder)
+        if sys.argv[1:] == ["commands"]:
+            check_commands()
+        else:
+            check_extras()
+            check_bare_command()
+            check_learning()
+        os.chdir("/")
     print(f"torchrl-metra {torchrl_metra.__version__} works, with torch {torch.__version__}")

@@ -12,12 +12,7 @@ import pytest
 import torch
 from torchrl.envs import check_env_specs
 
-from torchrl_metra import (
-    SkillPolicy,
-    UnitSphere,
-    make_env,
-    make_sac_networks,
-)
+from torchrl_metra import make_env
 from torchrl_metra.envs import PixelOptions, WindyPointEnv
 
 hydra = pytest.importorskip("hydra")
@@ -162,62 +157,3 @@ class TestSummary:
         with pytest.raises(SystemExit):
             run("--results", "coverage")
         assert "['coverage'], expected some of ['coverage_after', " in capsys.readouterr().err
-
-
-class TestAsymmetry:
-    def test_fewest_steps(self, scripts: Any) -> None:
-        """Against the environment: as many steps lead there, and one less does not."""
-        fewest_steps = scripts("asymmetry").fewest_steps
-        goals = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [3.0, -3.0], [-1.0, 3.0]])
-        steps = fewest_steps(goals, 0.1)
-        assert steps.tolist() == pytest.approx([10, 30, 15, 15, 15])
-        torch.testing.assert_close(fewest_steps(goals, 0.0), goals.abs().amax(-1) / 0.2)
-        env = WindyPointEnv(len(goals))
-        state = env.reset()
-        for _ in range(30):
-            remaining = goals - state["position"]
-            is_there = remaining.norm(dim=-1) < 1e-3
-            state = env.step(state.set("action", remaining - torch.tensor([0.1, 0.0])))["next"]
-            steps = steps - 1
-            assert (is_there == (steps < -0.5)).all()
-        assert (goals - state["position"]).abs().max() < 1e-3
-
-    def test_measure(self, scripts: Any, tmp_path: Path) -> None:
-        asymmetry = scripts("asymmetry")
-        prior = UnitSphere(2)
-        networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[8])
-        policy = SkillPolicy.from_networks(networks, prior)
-        # φ(s) = 2 s: a step of 0.3 becomes 0.6.
-        policy.encoder.module = torch.nn.Linear(2, 2, bias=False)
-        policy.encoder.module.weight.data = 2 * torch.eye(2)
-        results = asymmetry.measure(policy, "windy_point")
-        for name, step, time in (
-            ("downwind", 0.6, 100 / 3), ("upwind", 0.2, 100), ("across, left", 0.4, 50)
-        ):  # fmt: skip
-            assert results[name]["latent_step"] == pytest.approx(step, rel=1e-3)
-            assert results[name]["temporal_distance"] == pytest.approx(time)
-            assert results[name]["latent_distance"] == pytest.approx(20)
-            assert results[name]["final_distance"] > 0
-        assert results["pairs"]["beyond_longer_way"] == 0.0
-        asymmetry.draw({"windy_point": policy}, tmp_path / "picture.png")
-        assert (tmp_path / "picture.png").stat().st_size > 10_000
-
-
-def test_many_runs_in_one_file_and_one_picture(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    for env, objective, seed in (("point", "metra", 0), ("point", "metra", 1), ("ant", "csf", 0)):
-        folder = tmp_path / f"{env}_{objective}_{seed}"
-        folder.mkdir()
-        config = {"env": env, "objective": objective, "seed": seed}
-        curve = [[0, 0.1, 2], [100, 1.0, 10 + seed]]
-        summary = {"coverage_after": 10 + seed, "curve": curve, "config": config}
-        (folder / "summary.json").write_text(json.dumps(summary))
-    saved = tmp_path / "runs.json"
-    monkeypatch.setattr(sys, "argv", ["summarize.py", str(tmp_path), "--save", str(saved)])
-    scripts("summarize").main()
-    assert "| point | metra | 2 | 10.5 (10–11) |" in capsys.readouterr().out
-    runs = json.loads(saved.read_text())
-    assert len(runs) == 3
-    scripts("plot_curves").draw_objectives([saved, saved], tmp_path / "objectives.png")
-    assert (tmp_path / "objectives.png").stat().st_size > 10_000

@@ -76,7 +76,7 @@ PASSED_ON = {
     BatchedSACLoss: SACLoss,
     CSDLoss: METRALoss,
     METRATrainer: Trainer,
-    SuccessorFeatureSACLoss: SACLoss,
+    SuccessorFeatureSACLoss: BatchedSACLoss,
 }
 # Components without a config, and why.
 EXCEPTIONS = {

@@ -223,9 +223,21 @@ class TestSuccessorFeatures:
         assert all(p.grad is None for p in parts.loss.qvalue_network_params.parameters())
         assert all(p.grad is not None for p in parts.loss.actor_network_params.parameters())
 
+    def test_smooth_actions(self) -> None:
+        losses = []
+        for smoothness in (0.0, 0.5):
+            torch.manual_seed(0)
+            parts = make_csf(UnitSphere(2), smoothness=smoothness)
+            torch.manual_seed(1)
+            losses.append(parts.sac_loss.actor_loss(make_batch(parts.prior, 16)))
+        (before, _), (after, metrics) = losses
+        assert metrics["action_step"] > 0
+        torch.testing.assert_close(after - before, 0.5 * metrics["action_step"] ** 2)
+
     @pytest.mark.parametrize("batch_size", [(), (2, 3)])
     def test_any_batch_size(self, batch_size: tuple[int, ...]) -> None:
-        parts = make_csf(UnitSphere(2), reduction="none", scalar_output_mode="exclude")
+        options = {"reduction": "none", "scalar_output_mode": "exclude", "smoothness": 0.5}
+        parts = make_csf(UnitSphere(2), **options)
         batch = make_batch(parts.prior, 2, 3)
         batch["next", "reward"] = torch.randn(2, 3, 2)
         batch = batch if batch_size else batch[1, 1]

@@ -14,7 +14,13 @@ from torch import nn, optim
 from torchrl.data import Bounded
 from torchrl.objectives.utils import HardUpdate, SoftUpdate
 
-from torchrl_metra import METRAOptimizationStepper, make_metra_optimizers
+from torchrl_metra import (
+    BatchedSACLoss,
+    METRALoss,
+    METRAOptimizationStepper,
+    make_metra_optimizers,
+    make_sac_networks,
+)
 from torchrl_metra.trainers import UpdateGraph
 
 # The record is what is ours; PyTorch's compiler takes its time and has its own tests.
@@ -24,9 +30,20 @@ FAST = {"backend": "eager"}
 LAST_BIAS = "encoder_params.module.4.bias"
 
 
-def build(action_high: float = 1.0, **switches: Any) -> SimpleNamespace:
+def build(
+    action_high: float = 1.0, smoothness: float = 0.0, ignores: Any = (), **switches: Any
+) -> SimpleNamespace:
     torch.manual_seed(0)
-    parts = make_losses(action_spec=Bounded(-1, action_high, (2,)))
+    spec = Bounded(-1, action_high, (2,))
+    parts = make_losses(action_spec=spec)
+    if smoothness:
+        networks = make_sac_networks(
+            2, spec, parts.prior, num_cells=[16, 16], policy_ignores=ignores
+        )
+        parts.metra_loss = METRALoss(networks.encoder, parts.prior)
+        parts.sac_loss = BatchedSACLoss(
+            networks.actor, networks.critics, target_entropy=-1.0, smoothness=smoothness
+        )
     parts.optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=1e-2)
     parts.stepper = METRAOptimizationStepper(
         parts.metra_loss,
@@ -63,21 +80,22 @@ def assert_same(first: SimpleNamespace, second: SimpleNamespace, atol: float = 1
     [
         {"compile": FAST, "cudagraphs": True},
         {"cudagraphs": True},
-        {"compile": FAST, "autocast": torch.bfloat16},
+        {"compile": FAST, "autocast": torch.bfloat16, "smoothness": 1.0, "ignores": [0]},
         {"compile": FAST, "action_high": 3.0},
         pytest.param({"compile": True}, marks=needs_compiler),
     ],
-    ids=["compile+graphs", "graphs", "compile+bfloat16", "compile+bounds", "inductor"],
+    ids=["compile+graphs", "graphs", "compile+bfloat16+smooth", "compile+bounds", "inductor"],
 )
 @pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA")
 def test_same_training_as_without_graph(switches: dict[str, Any]) -> None:
-    plain = build(switches.get("action_high", 1.0), autocast=switches.get("autocast"))
+    plain = build(**{k: v for k, v in switches.items() if k not in ("compile", "cudagraphs")})
     graph = build(**switches)
     for expected, actual in zip(run(plain, 8), run(graph, 8), strict=True):
         if switches.get("compile") is True:
             # The compiled step logs λ after its update where the eager one logs it before.
             expected, actual = expected.exclude("dual"), actual.exclude("dual")
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+    assert ("action_step" in actual.keys()) == ("smoothness" in switches)
     assert graph.stepper._graph is not None
     # Rounding that Adam turns into a learning rate: see the parity tests.
     assert_same(plain, graph, atol=5e-3)

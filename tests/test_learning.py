@@ -132,6 +132,29 @@ def test_metra_trainer_learns_the_fan() -> None:
 
 
 @pytest.mark.nightly
+def test_actions_are_smoother_with_smoothness() -> None:
+    def mean_step(smoothness: float, seed: int) -> float:
+        """How far actions of deterministic episodes change from step to step."""
+        parts = build(seed, total_frames=8_000)
+        networks = parts.networks
+        parts.trainer["loss_module"] = sac_loss = BatchedSACLoss(
+            networks.actor, networks.critics, loss_function="l2", alpha_init=0.01,
+            target_entropy=-1.0, smoothness=smoothness,
+        )  # fmt: skip
+        optimizers = make_metra_optimizers(parts.metra_loss, sac_loss, lr=2e-3)
+        METRATrainer(
+            **parts.trainer,
+            skill_loss=parts.metra_loss,
+            optimization_stepper=METRAOptimizationStepper(parts.metra_loss, optimizers),
+        ).train()
+        rollouts = rollout_skills(skill_env(16), networks.actor, PRIOR.grid(16))
+        return float(rollouts["action"].diff(dim=1).norm(dim=-1).mean())
+
+    plain, smooth = (sum(mean_step(weight, seed) for seed in range(3)) for weight in (0.0, 10.0))
+    assert smooth < 0.7 * plain
+
+
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:SACTrainer is an experimental")
 def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
     parts = build()

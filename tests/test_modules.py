@@ -24,7 +24,7 @@ from torchrl_metra import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.modules import Float32Linear, NormalHead
+from torchrl_metra.modules import Float32Linear, NormalHead, SACNetworks
 
 PRIOR = UnitSphere(3)
 ACTION_SPEC = Bounded(-1, 1, (2,))
@@ -140,6 +140,89 @@ class TestMakeSACNetworks:
     def test_no_hidden_layers(self) -> None:
         with pytest.raises(ValueError, match="at least one hidden layer"):
             make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[])
+
+
+class TestPolicyIgnores:
+    ignored = (0, 2)
+
+    def build(self) -> SACNetworks:
+        return make_sac_networks(
+            4, ACTION_SPEC, PRIOR, num_cells=[8, 8], policy_ignores=self.ignored
+        )
+
+    def outputs(self, networks: SACNetworks, inputs: TensorDict) -> dict[str, torch.Tensor]:
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            out = networks.encoder(networks.critics[0](networks.actor(inputs.clone())))
+        return {key: out[key] for key in ("action", "scale", "state_action_value", "latent")}
+
+    def test_the_policy_sees_the_others_and_the_rest_sees_all(self) -> None:
+        networks, inputs = self.build(), states()
+        before = self.outputs(networks, inputs)
+        for entry in range(4):
+            changed = inputs.clone()
+            changed["observation"][:, entry] += 100.0
+            after = self.outputs(networks, changed)
+            same = {key for key, value in before.items() if value.equal(after[key])}
+            assert same == ({"action", "scale"} if entry in self.ignored else set())
+        changed["observation"][:, list(self.ignored)] = math.nan
+        assert self.outputs(networks, changed)["action"].isfinite().all()
+
+    def test_is_the_policy_of_the_remaining_entries(self) -> None:
+        networks, inputs = self.build(), states()
+        small = make_sac_networks(2, ACTION_SPEC, PRIOR, num_cells=[8, 8]).actor
+        small.load_state_dict(
+            dict(zip(small.state_dict(), networks.actor.state_dict().values(), strict=True))
+        )
+        expected = small.get_dist(inputs.clone().set("observation", inputs["observation"][:, 1::2]))
+        assert networks.actor.get_dist(inputs).loc.equal(expected.loc)
+
+    def test_a_policy_may_read_the_skill_alone(self) -> None:
+        networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8], policy_ignores=range(4))
+        inputs = states()
+        with torch.no_grad():
+            loc = networks.actor.get_dist(inputs).loc
+            moved = networks.actor.get_dist(inputs.set("observation", torch.randn(6, 4))).loc
+        assert loc.equal(moved)
+        assert not loc[0].allclose(loc[1])
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        networks = self.build()
+        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
+        loaded = SkillPolicy.load(tmp_path / "skills.pt")
+        assert loaded.architecture == networks.architecture
+        inputs = states()
+        assert loaded.actor.get_dist(inputs).loc.equal(networks.actor.get_dist(inputs).loc)
+        # Older readers would build a policy that reads everything.
+        assert torch.load(tmp_path / "skills.pt")["format_version"] == 3
+
+    def test_files_without_it_are_as_they_were(self, tmp_path: Path) -> None:
+        networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
+        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
+        content = torch.load(tmp_path / "skills.pt")
+        assert content["architecture"] == {
+            "observation_size": 4, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0),
+            "num_cells": (8,),
+        }  # fmt: skip
+        assert list(content["actor"]) == [
+            f"module.0.module.{layer}.{kind}"
+            for layer in ("network.0", "head.linear")
+            for kind in ("weight", "bias")
+        ]
+
+    @pytest.mark.parametrize(
+        ("ignored", "error"),
+        [([4], ValueError), ([-1], ValueError), ([1, 1], ValueError), (1, TypeError),
+         ("01", TypeError), ([True], TypeError), ([0.0], TypeError)],
+    )  # fmt: skip
+    def test_what_are_no_entries(self, ignored: object, error: type[Exception]) -> None:
+        with pytest.raises(error, match="policy_ignores"):
+            make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8], policy_ignores=ignored)
+
+    @pytest.mark.parametrize("size", [3, 5])
+    def test_an_observation_of_another_size(self, size: int) -> None:
+        inputs = states().set("observation", torch.randn(6, size))
+        with pytest.raises(ValueError, match="the policy's network does not fit its inputs"):
+            self.build().actor(inputs)
 
 
 class TestSkillPolicy:

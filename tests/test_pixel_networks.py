@@ -51,9 +51,13 @@ def make_pixel_batch(*batch_size: int) -> TensorDictBase:
     return batch
 
 
-def make_step(networks: SACNetworks, **switches: object) -> SimpleNamespace:
+def make_step(
+    networks: SACNetworks, smoothness: float = 0.0, **switches: object
+) -> SimpleNamespace:
     metra_loss = METRALoss(networks.encoder, PRIOR)
-    sac_loss = BatchedSACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+    sac_loss = BatchedSACLoss(
+        networks.actor, networks.critics, target_entropy=-1.0, smoothness=smoothness
+    )
     stepper = METRAOptimizationStepper(
         metra_loss,
         make_metra_optimizers(metra_loss, sac_loss, lr=1e-2),
@@ -195,6 +199,26 @@ class TestStep:
                 expected = networks.shared_encoder(end.select("pixels"))["features"]
                 torch.testing.assert_close(found["features"], expected)
                 assert not found["features"].requires_grad
+
+    @pytest.mark.parametrize("shared_encoder", [False, True])
+    def test_smooth_actions(self, shared_encoder: bool) -> None:
+        networks = make_networks(shared_encoder)
+        parts = make_step(networks, smoothness=0.1)
+        batch = make_pixel_batch(8)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            seen = copy.deepcopy(networks.policy)
+            if shared_encoder:
+                # φ steps first, and the features are those of the φ just updated.
+                parts.stepper.optimizers["encoder"] = torch.optim.SGD(
+                    parts.metra_loss.encoder_params.parameters(), 0.0
+                )
+            actions = [
+                seen(batch.select("skill").set("pixels", end["pixels"]))["action"]
+                for end in (batch, batch["next"])
+            ]
+        metrics = parts.stepper.update(parts.sac_loss, batch)
+        expected = (actions[1] - actions[0]).square().sum(-1).mean().sqrt()
+        torch.testing.assert_close(metrics["action_step"], expected)
 
     @pytest.mark.parametrize("shared_encoder", [False, True])
     def test_as_one_graph(self, shared_encoder: bool) -> None:

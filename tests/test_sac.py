@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_batch
 from tensordict import TensorDict
-from torch import nn
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
 from torchrl.data import Bounded
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from torchrl_metra import BatchedSACLoss, UnitSphere, make_pixel_sac_networks, make_sac_networks
@@ -77,6 +83,134 @@ def test_no_gradient_from_the_policy_into_the_critics() -> None:
     loss(make_batch(PRIOR, 8))["loss_actor"].backward()
     assert all(p.grad is None for p in loss.qvalue_network_params.parameters())
     assert all(p.grad is not None for p in loss.actor_network_params.parameters())
+
+
+class TestSmoothness:
+    """The penalty on steps of the policy's actions."""
+
+    weight = 0.3
+
+    def build(self, smoothness: float, **options: Any) -> SimpleNamespace:
+        torch.manual_seed(0)
+        # Bounds of the action do not matter.
+        spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
+        networks = make_sac_networks(2, spec, PRIOR, num_cells=[16])
+        loss = BatchedSACLoss(
+            networks.actor.double(), [critic.double() for critic in networks.critics],
+            smoothness=smoothness, **{**KEYWORDS, **options},
+        )  # fmt: skip
+        return SimpleNamespace(loss=loss.double(), actor=networks.actor, batch=self.batch())
+
+    def batch(self, *batch_size: int) -> TensorDict:
+        torch.manual_seed(1)
+        batch = make_batch(PRIOR, *(batch_size or (8,)))
+        for entry in (batch, batch["next"]):
+            for key in ("observation", "skill"):
+                entry[key] = entry[key].double()
+        return batch
+
+    def actor_loss(self, parts: SimpleNamespace) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(2)
+        return parts.loss.actor_loss(parts.batch)
+
+    def squared_steps(self, actor: nn.Module, batch: TensorDict) -> Tensor:
+        """By hand, with the weights of a single layer and of the head."""
+        network = actor.module[0].module
+        actions = []
+        for observation in (batch["observation"], batch["next", "observation"]):
+            hidden = torch.cat([observation, batch["skill"]], dim=-1)
+            hidden = (hidden @ network.network[0].weight.T + network.network[0].bias).tanh()
+            linear = network.head.linear
+            actions.append((hidden @ linear.weight[:2].T + linear.bias[:2]).tanh())
+        return (actions[1] - actions[0]).square().sum(-1)
+
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_value_and_gradient(self, reduction: str) -> None:
+        options = {"reduction": reduction, "scalar_output_mode": "exclude"}
+        options = options if reduction == "none" else {}
+        plain, smooth = (self.build(weight, **options) for weight in (0.0, self.weight))
+        (before, _), (after, metadata) = self.actor_loss(plain), self.actor_loss(smooth)
+        steps = self.squared_steps(plain.actor, plain.batch)
+        expected = self.weight * (steps if reduction == "none" else steps.mean())
+        torch.testing.assert_close(after - before, expected)
+        torch.testing.assert_close(metadata["action_step"], steps.mean().sqrt().detach())
+
+        (before + expected).sum().backward()
+        after.sum().backward()
+        for loss in (plain.loss, smooth.loss):
+            assert all(p.grad is None for p in loss.qvalue_network_params.parameters())
+        gradients = [
+            [p.grad for p in loss.actor_network_params.parameters()]
+            for loss in (plain.loss, smooth.loss)
+        ]
+        # By hand, the gradient of the penalty goes to the very parameters of the policy.
+        torch.testing.assert_close(*gradients)
+
+    def test_a_policy_that_is_the_same_everywhere_costs_nothing(self) -> None:
+        plain, smooth = (self.build(weight) for weight in (0.0, self.weight))
+        for parts in (plain, smooth):
+            linear = parts.actor.module[0].module.head.linear
+            with torch.no_grad():
+                linear.weight.zero_()
+                linear.bias.fill_(0.5)
+        (before, _), (after, metadata) = self.actor_loss(plain), self.actor_loss(smooth)
+        assert metadata["action_step"] == 0
+        assert after == before
+
+    def test_priorities_weigh_it(self) -> None:
+        plain, smooth = (self.build(weight) for weight in (0.0, self.weight))
+        priority = torch.zeros(8, dtype=torch.float64)
+        priority[3] = 8.0
+        for parts in (plain, smooth):
+            parts.batch["priority_weight"] = priority
+        difference = self.actor_loss(smooth)[0] - self.actor_loss(plain)[0]
+        expected = self.weight * self.squared_steps(plain.actor, plain.batch)[3]
+        torch.testing.assert_close(difference, expected)
+
+    def test_outputs_of_the_whole_loss(self) -> None:
+        plain, smooth = (self.build(weight) for weight in (0.0, self.weight))
+        assert set(smooth.loss.in_keys) == set(plain.loss.in_keys)
+        outs = []
+        for parts in (plain, smooth):
+            parts.batch["next", "reward"] = parts.batch["next", "reward"].double()
+            torch.manual_seed(2)
+            outs.append(parts.loss(parts.batch))
+            assert set(outs[-1].keys()) == set(parts.loss.out_keys)
+        step = self.squared_steps(plain.actor, plain.batch).mean().sqrt()
+        torch.testing.assert_close(outs[1]["action_step"], step.detach())
+        others = outs[1].exclude("action_step", "loss_actor")
+        torch.testing.assert_close(others, outs[0].exclude("loss_actor"), rtol=0, atol=0)
+
+    def test_what_is_no_weight(self) -> None:
+        for value, error in (
+            (-0.1, ValueError), (math.inf, ValueError), (math.nan, ValueError), (True, TypeError),
+            ("0.1", TypeError),
+        ):  # fmt: skip
+            with pytest.raises(error, match="smoothness"):
+                self.build(value)
+
+    @pytest.mark.parametrize("distribution", [TanhNormal, IndependentNormal])
+    def test_a_stock_policy(self, distribution: type) -> None:
+        network = TensorDictSequential(
+            TensorDictModule(MLP(4, 4, num_cells=[8]), ["observation", "skill"], ["param"]),
+            TensorDictModule(NormalParamExtractor(), ["param"], ["loc", "scale"]),
+        )
+        actor = ProbabilisticActor(
+            network, in_keys=["loc", "scale"], distribution_class=distribution
+        )
+        critics = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).critics
+        batch = make_batch(PRIOR, 8)
+        keys = set(batch.keys(True, True))
+        loss = BatchedSACLoss(actor, critics, smoothness=1.0, **KEYWORDS)
+        if distribution is not TanhNormal:
+            with pytest.raises(ValueError, match="TanhNormal"):
+                loss.actor_loss(batch)
+            return
+        step = loss.actor_loss(batch.copy())[1]["action_step"]
+        locs = [copy.deepcopy(network)(end.copy())["loc"] for end in (batch, batch["next"])]
+        expected = (locs[1].tanh() - locs[0].tanh()).square().sum(-1).mean().sqrt()
+        torch.testing.assert_close(step, expected.detach())
+        assert set(batch.keys(True, True)) == keys
 
 
 @pytest.mark.parametrize(

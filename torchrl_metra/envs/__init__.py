@@ -4,15 +4,16 @@ from torchrl_metra.envs.envpool import EnvPoolEnv
 from torchrl_metra.envs.goals import sample_goals
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS
 from torchrl_metra.envs.make import make_env
-from torchrl_metra.envs.mujoco import ReadPosition
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
-from torchrl_metra.envs.registry import register_env, registered_envs
+from torchrl_metra.envs.registry import EnvEntry, find_env, register_env, registered_envs
 from torchrl_metra.envs.rendering import FreeCamera, Renderer, rendering_available
+from torchrl_metra.envs.statistics import measure_observations
 from torchrl_metra.envs.tasks import PassHurdles, ReachGoals
 from torchrl_metra.envs.transforms import (
     GoalPrimer,
     IntrinsicRewardTransform,
+    ReadPosition,
     SkillAction,
     SkillPrimer,
 )
@@ -20,6 +21,7 @@ from torchrl_metra.envs.transforms import (
 __all__ = [
     "KITCHEN_TASKS",
     "DrawPoint",
+    "EnvEntry",
     "EnvPoolEnv",
     "FreeCamera",
     "GoalPrimer",
@@ -33,7 +35,11 @@ __all__ = [
     "SkillAction",
     "SkillPrimer",
     "WindyPointEnv",
+    "find_env",
     "make_env",
+    "measure_observations",
+    "register_env",
+    "registered_envs",
     "rendering_available",
     "sample_goals",
 ]

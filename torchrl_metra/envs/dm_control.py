@@ -1,29 +1,43 @@
-"""The pixel tasks of the paper in DeepMind's control suite: Quadruped and Humanoid."""
+"""DeepMind's control suite, among it the paper's Quadruped and Humanoid."""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Unbounded
 from torchrl.envs import DMControlWrapper
 
 from torchrl_metra._extras import require
-from torchrl_metra.envs.pixels import PixelObservation, PixelOptions
-from torchrl_metra.envs.rendering import Renderer
+from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
+from torchrl_metra.envs.places import draw_positions
+from torchrl_metra.envs.registry import EnvEntry, register_env
+from torchrl_metra.envs.rendering import Renderer, following_camera
 
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["LOCOMOTION", "Locomotion", "LocomotionPixelEnv", "make_locomotion", "recolour_floor"]
+__all__ = [
+    "LOCOMOTION",
+    "Locomotion",
+    "LocomotionPixelEnv",
+    "SuiteEnv",
+    "make_locomotion",
+    "make_suite",
+    "recolour_floor",
+    "suite_entry",
+]
 
 EPISODE_STEPS = 200
 ACTION_REPEAT = 2
@@ -77,7 +91,19 @@ LOCOMOTION: dict[str, Locomotion] = {
 }
 
 
-class LocomotionPixelEnv(PixelObservation, DMControlWrapper):
+class SimulatedTask(SimulationEnv, DMControlWrapper):
+    """A task of the control suite whose errors of physics end episodes, not runs."""
+
+    def _simulation(self) -> mujoco.MjData:
+        return self._env.physics.data.ptr
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        # A divergence is handled by the base class, for all simulators alike.
+        with self._env.physics.suppress_physics_errors():
+            return super()._step(tensordict)
+
+
+class LocomotionPixelEnv(SimulatedTask):
     """A robot of the control suite, seen by the camera that follows it.
 
     Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"position"``,
@@ -85,20 +111,13 @@ class LocomotionPixelEnv(PixelObservation, DMControlWrapper):
     is the suite's, summed over the repeated action. Build it by :func:`make_locomotion`.
     """
 
-    def _simulation(self) -> mujoco.MjData:
-        return self._env.physics.data.ptr
-
-    def _read_state(self) -> dict[str, Tensor]:
+    def _read_state(self, observations: Any) -> dict[str, Tensor]:
+        del observations
         position = self._simulation().body("torso").xpos[:2]
         return {"position": torch.as_tensor(position, dtype=torch.float32)}
 
     def _state_spec(self) -> dict[str, Any]:
         return {"position": Unbounded(shape=(2,))}
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        # A divergence is handled by the base class, for all simulators alike.
-        with self._env.physics.suppress_physics_errors():
-            return super()._step(tensordict)
 
     def frame_at(self, x: float, y: float) -> Tensor:
         """What the camera would show if the robot stood elsewhere, in its present pose.
@@ -121,14 +140,121 @@ class LocomotionPixelEnv(PixelObservation, DMControlWrapper):
         return picture
 
 
+class SuiteEnv(SimulatedTask):
+    """A task of the control suite, observed by its state.
+
+    Entries: ``"observation"``, ``float32``: where the root of a robot is in the plane, which the
+    suite leaves out (:func:`root_coordinates`), then the suite's own observations; and with a
+    renderer ``"pixels"``, ``uint8`` of shape ``[3, height, width]``. Build it by
+    :func:`make_suite`.
+    """
+
+    @property
+    def max_steps(self) -> int | None:
+        """After how many steps episodes are truncated."""
+        limit = self._env._step_limit
+        return None if np.isinf(limit) else int(np.ceil(limit))
+
+    def _read_state(self, observations: Any) -> dict[str, Tensor]:
+        root = self._simulation().qpos[root_coordinates(self._env.physics.model.ptr)]
+        state = np.concatenate([root, *map(np.ravel, observations.values())])
+        return {"observation": torch.as_tensor(state, dtype=torch.float32)}
+
+    def _state_spec(self) -> dict[str, Any]:
+        size = len(root_coordinates(self._env.physics.model.ptr))
+        size += sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        return {"observation": Unbounded(shape=(size,))}
+
+
+def root_coordinates(model: mujoco.MjModel) -> list[int]:
+    """Which entries of ``qpos`` say where a robot is: x and y, in a planar model x alone."""
+    found = []
+    for joint in map(model.joint, range(model.njnt)):
+        # Of a free joint, the first two of seven. As sliding joints, "rooty" of planar robots is
+        # a hinge.
+        if joint.name == "root" and joint.type == FREE:
+            found += [int(joint.qposadr[0]), int(joint.qposadr[0]) + 1]
+        elif joint.name in ("rootx", "rooty") and joint.type == SLIDE:
+            found.append(int(joint.qposadr[0]))
+    return found
+
+
+# mujoco.mjtJoint's.
+FREE, SLIDE = 0, 2
+
+
+def make_suite(
+    task: str, *, pixels: PixelOptions | None = None, max_steps: int | None = None, **options: Any
+) -> SuiteEnv:
+    """Build a task of the control suite, ``"walker-run"``; see :func:`~torchrl_metra.make_env`."""
+    if max_steps is not None:
+        timestep = _load(task, options).control_timestep()
+        # Half a step less, whichever way the quotient of the two is rounded.
+        options["time_limit"] = (max_steps - 0.5) * timestep
+    env = _load(task, options)
+    if pixels is None:
+        return SuiteEnv(env, None)
+    model = env.physics.model.ptr
+    if _has_floor(model):
+        recolour_floor(model)
+    size = pixels.resolution
+    return SuiteEnv(
+        env, Renderer(model, size, size, following_camera(model), quality=pixels.quality)
+    )
+
+
+def suite_entry(task: str, options: Mapping[str, Any]) -> EnvEntry:
+    """What is known about a task of the control suite.
+
+    Raises:
+        ImportError: if dm_control is not installed; names the extra.
+        ValueError: if it has no such task.
+    """
+    del options
+    return EnvEntry(
+        name=f"dm_control:{task}",
+        make=partial(make_suite, task),
+        summary=f"The control suite's {task}.",
+        extra="dm-control",
+        position=tuple(range(_root_size(task))) or None,
+    )
+
+
+@functools.cache
+def _root_size(task: str) -> int:
+    return len(root_coordinates(_load(task, {}).physics.model.ptr))
+
+
+def _load(task: str, options: Mapping[str, Any]) -> Any:
+    suite = _suite()
+    domain, _, name = task.partition("-")
+    if (domain, name) not in suite.ALL_TASKS:
+        tasks = ["-".join(known) for known in suite.ALL_TASKS]
+        raise ValueError(f"the control suite has no task {task!r}, expected one of {tasks}.")
+    return suite.load(domain, name, task_kwargs=dict(options))
+
+
+def _suite() -> Any:
+    with warnings.catch_warnings():
+        # On a machine without a display dm_control complains when it is imported.
+        warnings.filterwarnings("ignore", message=".*DISPLAY")
+        return require("dm_control.suite", "dm-control")
+
+
+def _has_floor(model: mujoco.MjModel) -> bool:
+    textures = {model.tex(index).name for index in range(model.ntex)}
+    geoms = map(model.geom, range(model.ngeom))
+    return "grid" in textures and any(geom.name == "floor" and geom.matid[0] >= 0 for geom in geoms)
+
+
 def make_locomotion(
-    task: Locomotion, options: PixelOptions, *, max_steps: int = EPISODE_STEPS
+    task: Locomotion, pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS
 ) -> LocomotionPixelEnv:
     """Build one environment of a task; its first picture opens an OpenGL context.
 
     Args:
         task (Locomotion): the task.
-        options (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
+        pixels (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
 
     Keyword Args:
         max_steps (int, optional): length of an episode, which ends by truncation.
@@ -140,18 +266,14 @@ def make_locomotion(
     Raises:
         ImportError: if dm_control is not installed; names the extra.
     """
-    with warnings.catch_warnings():
-        # On a machine without a display dm_control complains when it is imported.
-        warnings.filterwarnings("ignore", message=".*DISPLAY")
-        suite = require("dm_control.suite", "dm-control")
     duration = max_steps * ACTION_REPEAT * task.control_timestep
-    env = suite.load(task.domain, "run", task_kwargs={"time_limit": duration})
+    env = _suite().load(task.domain, "run", task_kwargs={"time_limit": duration})
     if task.start is not None:
         env.task.initialize_episode = MethodType(task.start, env.task)
     model = env.physics.model.ptr
     recolour_floor(model)
     renderer = Renderer(
-        model, options.resolution, options.resolution, task.camera, quality=options.quality
+        model, pixels.resolution, pixels.resolution, task.camera, quality=pixels.quality
     )
     return LocomotionPixelEnv(env, renderer, frame_skip=ACTION_REPEAT)
 
@@ -180,3 +302,33 @@ def recolour_floor(model: mujoco.MjModel) -> None:
     )
     start = model.tex_adr[texture]
     model.tex_data[start : start + colours.size] = colours.astype(np.uint8).ravel()
+
+
+def pictures_of_places(
+    task: Locomotion, num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float
+) -> TensorDict:
+    """Pictures of a robot after a reset, moved."""
+    pixels = pixels or PixelOptions()
+    position = draw_positions(num_goals, 2, extent, seed)
+    frames = []
+    with closing(make_locomotion(task, pixels)) as env:
+        env.set_seed(seed)
+        for x, y in position.tolist():
+            env.reset()
+            frames.append(env.frame_at(x, y))
+    pictures = repeat_frames(torch.stack(frames), pixels)
+    return TensorDict({"pixels": pictures, "position": position}, [num_goals])
+
+
+for _name, _extent in (("quadruped", 15.0), ("humanoid", 10.0)):
+    register_env(
+        _name,
+        partial(make_locomotion, LOCOMOTION[_name]),
+        summary=f"The control suite's {_name}, seen by a camera that follows it.",
+        extra="dm-control",
+        observes="pixels",
+        max_steps=EPISODE_STEPS,
+        terminates=False,
+        goals=partial(pictures_of_places, LOCOMOTION[_name]),
+        goal_extent=_extent,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,12 @@ from torchrl.envs import EnvBase
 
 from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._extras import require
+from torchrl_metra.envs.registry import EnvEntry
 
-__all__ = ["EnvPoolEnv"]
+__all__ = ["EnvPoolEnv", "envpool_entry", "make_envpool"]
+
+EXCLUDES = "exclude_current_positions_from_observation"
+TERMINATES = "terminate_when_unhealthy"
 
 
 class EnvPoolEnv(EnvBase):
@@ -35,7 +40,8 @@ class EnvPoolEnv(EnvBase):
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a number is out of range, or if EnvPool knows no such task.
+        ValueError: if a number is out of range, or if EnvPool knows no such task, or one of
+            another kind.
         ImportError: if EnvPool is not installed.
 
     Examples:
@@ -65,6 +71,13 @@ class EnvPoolEnv(EnvBase):
             envpool.make_gymnasium, task_id, num_envs=num_envs, num_threads=num_threads, **options
         )
         self._env = self._make(seed=seed)
+        if self._env.observation_space.shape is None or not self._env.action_space.shape:
+            raise ValueError(
+                f"EnvPool's {task_id} has no flat observation or no continuous action, but "
+                f"{self._env.observation_space} and {self._env.action_space}."
+            )
+        #: After how many steps episodes are truncated.
+        self.max_steps: int = self._env.config["max_episode_steps"]
         batch = (num_envs,)
         flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
         self.observation_spec = Composite(
@@ -124,3 +137,60 @@ class EnvPoolEnv(EnvBase):
         if not self.is_closed:
             self._env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def make_envpool(
+    task_id: str,
+    num_envs: int | None = None,
+    *,
+    max_steps: int | None = None,
+    terminate: bool | None = None,
+    **options: Any,
+) -> EnvPoolEnv:
+    """Build a batch of a task of EnvPool; see :func:`~torchrl_metra.make_env`."""
+    if num_envs is None:
+        raise ValueError("EnvPool's environments are always batched: give num_envs.")
+    if max_steps is not None:
+        options["max_episode_steps"] = max_steps
+    if terminate is not None:
+        if TERMINATES not in _config(task_id):
+            raise ValueError(
+                f"EnvPool's {task_id} has no {TERMINATES}, but terminate={terminate} was given: "
+                "leave it out."
+            )
+        options[TERMINATES] = terminate
+    return EnvPoolEnv(task_id, num_envs, **options)
+
+
+def envpool_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
+    """What is known about a task of EnvPool.
+
+    Raises:
+        ImportError: if EnvPool is not installed; names the extra.
+        ValueError: if it has no such task.
+    """
+    config = _config(task_id)
+    make, position = partial(make_envpool, task_id), None
+    if EXCLUDES in config and EXCLUDES not in options:
+        make = partial(make, **{EXCLUDES: False})
+        make_spec = require("envpool", "envpool").make_spec
+        sizes = [
+            make_spec(task_id, **{EXCLUDES: excludes}).observation_space.shape[0]
+            for excludes in (False, True)
+        ]
+        position = tuple(range(sizes[0] - sizes[1]))
+    return EnvEntry(
+        name=f"envpool:{task_id}",
+        make=make,
+        summary=f"EnvPool's {task_id}.",
+        extra="envpool",
+        position=position,
+        max_steps=config["max_episode_steps"],
+    )
+
+
+def _config(task_id: str) -> dict[str, Any]:
+    envpool = require("envpool", "envpool")
+    if task_id not in envpool.list_all_envs():
+        raise ValueError(f"EnvPool has no task_id {task_id!r}: see envpool.list_all_envs().")
+    return envpool.make_spec(task_id).config._asdict()

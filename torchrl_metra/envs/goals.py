@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import torch
-from tensordict import TensorDict
-from torch import Tensor
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import ObservationNorm
 
 from torchrl_metra._checks import check_integer, check_positive, check_type
-from torchrl_metra.envs.dm_control import LOCOMOTION, Locomotion, make_locomotion
-from torchrl_metra.envs.kitchen import KITCHEN_TASKS, make_kitchen
-from torchrl_metra.envs.make import PIXEL_TASKS, POINTS, make_env
-from torchrl_metra.envs.mujoco import TASKS
+from torchrl_metra._transforms import transforms_of
+from torchrl_metra.envs.make import make_env, resolve
 from torchrl_metra.envs.pixels import PixelOptions
-from torchrl_metra.envs.point import DrawPoint
+from torchrl_metra.envs.places import draw_positions
 
-__all__ = ["GOAL_EXTENTS", "sample_goals"]
-
-# Goals lie within plus or minus this many metres along each axis: as in the paper, and as far as
-# any point can go in an episode, even against the wind.
-GOAL_EXTENTS: dict[str, float] = {
-    "point": 20.0,
-    "windy_point": 20.0,
-    "ant": 50.0,
-    "half_cheetah": 100.0,
-    "point_pixels": 20.0,
-    "quadruped": 15.0,
-    "humanoid": 10.0,
-}
+__all__ = ["sample_goals"]
 
 
 def sample_goals(
-    name: str,
+    env: str | Callable[..., Any],
     num_goals: int,
     *,
     extent: float | None = None,
     seed: int = 0,
     pixels: PixelOptions | None = None,
-) -> TensorDict:
+    env_options: Mapping[str, Any] | None = None,
+) -> TensorDictBase:
     """Goals for an environment of :func:`~torchrl_metra.make_env` (Section 5).
 
     A goal is a state after a reset, moved to a place drawn uniformly from a square around
     the origin. In the kitchen it is such a state with one of the tasks solved, each task
-    in turn.
+    in turn. An environment of your own may have goals of another kind, see
+    :func:`~torchrl_metra.register_env`; else it needs a ``position`` that is a set of entries of
+    its observation, in which states are moved.
 
     Args:
-        name (str): name of the environment.
+        env (str or callable): what ``make_env`` takes.
         num_goals (int): number of goals ``M``.
 
     Keyword Args:
         extent (float, optional): half the edge of the square, in metres. Defaults to the
             paper's: 50 for Ant, 100 for HalfCheetah, 15 for Quadruped, 10 for Humanoid; to
-            20 for points. Not for the kitchen.
+            20 for points. Not for the kitchen. Others need it, in units of their position.
         seed (int, optional): the same seed gives the same goals. Torch's global generator
             is left alone. Defaults to 0.
         pixels (PixelOptions, optional): how the pictures of a pixel task look, as given to
             ``make_env``.
+        env_options (mapping, optional): what else is given to ``make_env``, such as
+            ``normalize``, ``position`` and ``options``.
 
     Returns:
         A TensorDict of batch size ``[M]`` with what the encoder reads, ``"observation"``
@@ -77,77 +70,53 @@ def sample_goals(
         >>> bool(goals["position"].abs().max() <= 100)
         True
     """
-    if name not in (*GOAL_EXTENTS, "kitchen"):
-        raise ValueError(
-            f"unknown environment {name!r}, expected one of {[*GOAL_EXTENTS, 'kitchen']}. For an "
-            "environment of your own, give GoalPrimer a TensorDict of goals."
-        )
+    check_type("env_options", env_options, Mapping | None, "a mapping or None")
+    options = dict(env_options or {})
+    entry = resolve(env, options.get("options") or {})
     check_integer("num_goals", num_goals)
     check_integer("seed", seed, minimum=0)
     check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
     if extent is not None:
         check_positive("extent", extent)
-    if pixels is not None and name not in ("point_pixels", *PIXEL_TASKS):
-        raise ValueError(f"{name!r} is observed by its state, but pixels={pixels} was given.")
-    options = pixels or PixelOptions()
-    if name == "kitchen":
-        if extent is not None:
-            raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
-        return _solve_tasks(num_goals, seed, options)
-    position = _draw_positions(name, num_goals, seed, extent)
-    if name in POINTS:
-        entries = {"observation": position.clone()}
-    elif name == "point_pixels":
-        drawn = DrawPoint(options.resolution)(TensorDict({"position": position}, [num_goals]))
-        entries = {"pixels": _stack(drawn["pixels"], options)}
-    elif name in LOCOMOTION:
-        entries = {"pixels": _photograph(LOCOMOTION[name], position, seed, options)}
-    else:
-        entries = {"observation": _move(name, position, seed)}
-    return TensorDict({**entries, "position": position}, [num_goals])
+    if pixels is not None and entry.observes != "pixels":
+        raise ValueError(f"{entry.name!r} is observed by its state, but pixels={pixels} was given.")
+    extent = entry.goal_extent if extent is None else extent
+    if entry.goals is not None:
+        return entry.goals(num_goals, extent=extent, seed=seed, pixels=pixels)
+    position = options.get("position") or entry.position
+    if (
+        entry.observes == "pixels"
+        or isinstance(position, str)
+        or not isinstance(position, Sequence)
+    ):
+        raise ValueError(
+            f"states of {entry.name!r} cannot be moved to a goal: no position is known that is a "
+            "set of entries of its observation. Give env_options={'position': [0, 1]}, or give "
+            "GoalPrimer a TensorDict of goals."
+        )
+    if extent is None:
+        raise ValueError(f"how far do goals of {entry.name!r} lie? Give extent.")
+    return _move(env, num_goals, [int(entry) for entry in position], extent, seed, options)
 
 
-def _draw_positions(name: str, num_goals: int, seed: int, extent: float | None) -> Tensor:
-    extent = GOAL_EXTENTS[name] if extent is None else extent
-    size = TASKS[name].position_size if name in TASKS else 2
-    uniform = torch.rand(num_goals, size, generator=torch.Generator().manual_seed(seed))
-    return extent * (2 * uniform - 1)
-
-
-def _move(name: str, position: Tensor, seed: int) -> Tensor:
-    """Observations of states after a reset, moved: the position leads in them."""
-    with closing(make_env(name, 1)) as env:
-        env.set_seed(seed)
-        observation = torch.cat([env.base_env.reset()["observation"] for _ in position])
-        observation[:, : position.shape[-1]] = position
-        states = TensorDict({"observation": observation}, [len(position)])
-        # In the form that the networks read, normalised too.
-        return env.transform(states)["observation"]
-
-
-def _photograph(task: Locomotion, position: Tensor, seed: int, options: PixelOptions) -> Tensor:
-    """Pictures of a robot after a reset, moved."""
-    frames = []
-    with closing(make_locomotion(task, options)) as env:
-        env.set_seed(seed)
-        for x, y in position.tolist():
-            env.reset()
-            frames.append(env.frame_at(x, y))
-    return _stack(torch.stack(frames), options)
-
-
-def _solve_tasks(num_goals: int, seed: int, options: PixelOptions) -> TensorDict:
-    """What the kitchen shows after a reset, with each task solved in turn."""
-    goals = []
-    with closing(make_kitchen(options)) as env:
-        env.set_seed(seed)
-        for index in range(num_goals):
-            env.reset()
-            goals.append(env.observe_solved(KITCHEN_TASKS[index % len(KITCHEN_TASKS)]))
-    frames, tasks = (torch.stack([goal[key] for goal in goals]) for key in ("pixels", "tasks"))
-    return TensorDict({"pixels": _stack(frames, options), "tasks": tasks}, [num_goals])
-
-
-def _stack(frames: Tensor, options: PixelOptions) -> Tensor:
-    # As after a reset, where the first frame stands in for those before it.
-    return frames.repeat(1, options.frames, 1, 1)
+def _move(
+    env: str | Callable[..., Any],
+    num_goals: int,
+    entries: list[int],
+    extent: float,
+    seed: int,
+    options: dict[str, Any],
+) -> TensorDict:
+    """States after a reset in the form that the networks read, but for where they are."""
+    position = draw_positions(num_goals, len(entries), extent, seed)
+    with closing(make_env(env, 1, **options)) as built:
+        built.set_seed(seed)
+        observation = torch.cat([built.reset()["observation"] for _ in position])
+        moved = torch.zeros_like(observation)
+        moved[:, entries] = position
+        states = TensorDict({"observation": moved}, [num_goals])
+        for transform in transforms_of(built):
+            if isinstance(transform, ObservationNorm):
+                states = transform(states)
+    observation[:, entries] = states["observation"][:, entries]
+    return TensorDict({"observation": observation, "position": position}, [num_goals])

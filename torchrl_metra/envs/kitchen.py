@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Categorical
 from torchrl.envs import GymWrapper
 
 from torchrl_metra._extras import require
-from torchrl_metra.envs.pixels import PixelObservation, PixelOptions
+from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
+from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.rendering import FreeCamera, Renderer
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ EPISODE_STEPS = 50
 CAMERA = FreeCamera(distance=1.86, lookat=(-0.3, 0.5, 2.0), azimuth=90.0, elevation=-60.0)
 
 
-class KitchenPixelEnv(PixelObservation, GymWrapper):
+class KitchenPixelEnv(SimulationEnv, GymWrapper):
     """gymnasium-robotics' ``FrankaKitchen-v1``, seen from above.
 
     Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"tasks"``,
@@ -60,7 +63,8 @@ class KitchenPixelEnv(PixelObservation, GymWrapper):
     def _simulation(self) -> mujoco.MjData:
         return self._env.unwrapped.data
 
-    def _read_state(self) -> dict[str, Tensor]:
+    def _read_state(self, observations: Any = None) -> dict[str, Tensor]:
+        del observations
         return {"tasks": torch.tensor(_solved_tasks(self._simulation()))}
 
     def _state_spec(self) -> dict[str, Any]:
@@ -87,11 +91,11 @@ class KitchenPixelEnv(PixelObservation, GymWrapper):
         return observed
 
 
-def make_kitchen(options: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> KitchenPixelEnv:
+def make_kitchen(pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> KitchenPixelEnv:
     """Build one kitchen; its first picture opens an OpenGL context.
 
     Args:
-        options (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
+        pixels (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
 
     Keyword Args:
         max_steps (int, optional): length of an episode, which ends by truncation.
@@ -114,11 +118,9 @@ def make_kitchen(options: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> Ki
         disable_env_checker=True,
     )
     model = env.unwrapped.model
-    if options.quality == "fast":
+    if pixels.quality == "fast":
         simplify(model)
-    renderer = Renderer(
-        model, options.resolution, options.resolution, CAMERA, quality=options.quality
-    )
+    renderer = Renderer(model, pixels.resolution, pixels.resolution, CAMERA, quality=pixels.quality)
     return KitchenPixelEnv(env, renderer)
 
 
@@ -161,3 +163,32 @@ def simplify(model: mujoco.MjModel) -> None:
         contact = geoms.get((body, name.replace("_viz", "_col")), visual)
         for look in (model.geom_group, model.geom_rgba, model.geom_matid):
             look[[visual, contact]] = look[[contact, visual]]
+
+
+def solved_tasks(
+    num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float | None
+) -> TensorDict:
+    """What the kitchen shows after a reset, with each task solved in turn."""
+    if extent is not None:
+        raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
+    pixels = pixels or PixelOptions()
+    goals = []
+    with closing(make_kitchen(pixels)) as env:
+        env.set_seed(seed)
+        for index in range(num_goals):
+            env.reset()
+            goals.append(env.observe_solved(KITCHEN_TASKS[index % len(KITCHEN_TASKS)]))
+    frames, tasks = (torch.stack([goal[key] for goal in goals]) for key in ("pixels", "tasks"))
+    return TensorDict({"pixels": repeat_frames(frames, pixels), "tasks": tasks}, [num_goals])
+
+
+register_env(
+    "kitchen",
+    make_kitchen,
+    summary="A robot arm in gymnasium-robotics' kitchen, with six things to move, from above.",
+    extra="kitchen",
+    observes="pixels",
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goals=solved_tasks,
+)

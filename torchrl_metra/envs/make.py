@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torchrl.envs import ActionScaling, Compose, EnvBase, TransformedEnv
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.envs import (
+    ActionScaling,
+    CatTensors,
+    Compose,
+    DoubleToFloat,
+    EnvBase,
+    GymWrapper,
+    ObservationNorm,
+    ParallelEnv,
+    SerialEnv,
+    StepCounter,
+    Transform,
+    TransformedEnv,
+    UnsqueezeTransform,
+)
 
-from torchrl_metra._checks import check_device, check_integer, check_type
-from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
-from torchrl_metra.envs.kitchen import make_kitchen
-from torchrl_metra.envs.mujoco import HURDLE_COURSE, TASKS, Backend, make_mujoco_env
-from torchrl_metra.envs.pixels import PixelOptions, make_pixel_env, pixel_transforms
-from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
-from torchrl_metra.envs.tasks import DOWNSTREAM
+from torchrl_metra._checks import check_choice, check_device, check_integer, check_type
+from torchrl_metra._imports import import_object
+from torchrl_metra._transforms import base_of, transforms_of
+from torchrl_metra.envs.dm_control import suite_entry
+from torchrl_metra.envs.envpool import envpool_entry
+from torchrl_metra.envs.mujoco import gymnasium_entry
+from torchrl_metra.envs.pixels import PixelOptions, stack_frames
+from torchrl_metra.envs.registry import EnvEntry, Position, find_env, registered_envs
+from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, same_random_state
+from torchrl_metra.envs.transforms.position import ReadPosition
 
-__all__ = ["make_env"]
+__all__ = ["Backend", "make_env"]
 
-POINTS = {"point": PointEnv, "windy_point": WindyPointEnv}
-PIXEL_TASKS = (*LOCOMOTION, "kitchen")
-MUJOCO_TASKS = {**TASKS, "hurdle_course": HURDLE_COURSE}
+Backend = Literal["envpool", "serial", "parallel"]
+
+# What names of other environments begin with.
+SOURCES: dict[str, Callable[[str, Mapping[str, Any]], EnvEntry]] = {
+    "gym": gymnasium_entry,
+    "dm_control": suite_entry,
+    "envpool": envpool_entry,
+}
 
 
 def make_env(
-    name: str,
+    env: str | Callable[..., Any],
     num_envs: int | None = None,
     *,
     backend: Backend | None = None,
     device: torch.device | str | None = None,
     pixels: PixelOptions | None = None,
-    **ignored,
+    max_steps: int | None = None,
+    terminate: bool | None = None,
+    position: Position | None = None,
+    normalize: Mapping[str, Any] | Literal[False] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> TransformedEnv:
-    """Build an environment of the paper, ready for METRA.
+    """Build an environment, ready for METRA.
 
-    All of them have ``float32`` actions in [-1, 1] and episodes that end by truncation
-    only, after 200 steps (kitchen: 50). State tasks have a normalised ``float32``
-    ``"observation"``; pixel tasks have ``"pixels"``, ``uint8`` of shape
-    ``[3 * frames, resolution, resolution]``, channels first and the newest frame last. For
-    evaluation there is the raw ``"position"`` in metres, in the kitchen ``"tasks"``, see
-    :data:`~torchrl_metra.envs.KITCHEN_TASKS`.
+    ``env`` is one of these:
+
+    - the name of a registered one, see :func:`~torchrl_metra.registered_envs`. The paper's are
+      observed by their state (``"point"``, ``"windy_point"``, ``"ant"``, ``"half_cheetah"``), or
+      by pixels (``"quadruped"``, ``"humanoid"``, ``"kitchen"``, ``"point_pixels"``), or are tasks
+      to use skills for (``"point_goal"``, ``"ant_multi_goals"``, ``"half_cheetah_goal"``,
+      ``"half_cheetah_hurdle"``, ``"quadruped_goal"``, ``"humanoid_goal"``), which add
+      ``"to_goal"`` and replace the reward, see :class:`~torchrl_metra.envs.ReachGoals`;
+    - ``"gym:Walker2d-v5"``, any environment of gymnasium; ``"dm_control:walker-run"``, domain and
+      task of DeepMind's control suite; ``"envpool:Ant-v5"``;
+    - ``"package.module:function"``, a function of yours, or the function itself. It builds one
+      environment anew at each call, TorchRL's or gymnasium's, and is given those of
+      ``num_envs``, ``device``, ``pixels``, ``max_steps`` and ``terminate`` that are among its
+      parameters; with ``num_envs`` it builds the whole batch.
+
+    All of them come out alike: ``float32`` actions, in [-1, 1] where they have bounds; the state
+    as one normalised ``float32`` vector, ``"observation"``; and, for evaluation, the raw
+    ``"position"``, where it is known (in the kitchen ``"tasks"``, see
+    :data:`~torchrl_metra.envs.KITCHEN_TASKS`). Pictures are ``"pixels"``, ``uint8`` of shape
+    ``[3 * frames, resolution, resolution]``, channels first and the newest frame last. The
+    paper's environments end by truncation only, after 200 steps (kitchen: 50).
 
     Args:
-        name (str): ``"point"``, ``"windy_point"``, ``"ant"`` or ``"half_cheetah"``,
-            observed by their state;
-            ``"quadruped"``, ``"humanoid"``, ``"kitchen"`` or ``"point_pixels"``, observed
-            by pixels; or a task to use skills for: ``"point_goal"``, ``"ant_multi_goals"``,
-            ``"half_cheetah_goal"``, ``"half_cheetah_hurdle"``, ``"quadruped_goal"``,
-            ``"humanoid_goal"``, which add ``"to_goal"`` and replace the reward, see
-            :class:`~torchrl_metra.envs.ReachGoals`.
+        env (str or callable): what to build.
         num_envs (int, optional): number of environments side by side. ``None``
             (default) builds a single one without a batch dimension.
 
@@ -56,24 +100,46 @@ def make_env(
         backend (str, optional): what steps the environments: ``"serial"`` (this process),
             ``"parallel"`` (a process each) or, for Ant and HalfCheetah, ``"envpool"``
             (C++ threads). Defaults to EnvPool where it serves and is installed, else to
-            ``"serial"``; for pixel tasks with ``num_envs`` to ``"parallel"``.
+            ``"serial"``; with pictures and ``num_envs`` to ``"parallel"``.
         device (torch.device, optional): device of the tensors.
         pixels (PixelOptions, optional): resolution, number of frames and quality of the
-            pictures of a pixel task, which default to three frames of 64 x 64. With it, state
-            tasks have ``"pixels"`` beside their state, to look at.
+            pictures of a pixel task, which default to three frames of 64 x 64. With it, others
+            have ``"pixels"`` beside their state; networks choose what they read.
+        max_steps (int, optional): length of an episode. Defaults to that of the environment.
+        terminate (bool, optional): whether a simulator may end an episode before that, such as
+            when a robot falls. Defaults to what the environment does.
+        position (optional): where ``"position"`` is: indices of the raw observation vector, such
+            as ``[0, 1]``; or a function of a TensorDict of states, or its name
+            ``"package.module:function"``. Gymnasium's and EnvPool's MuJoCo tasks, which leave x
+            (and y) out by default, are built with them, and begin by them; so do the robots of
+            the control suite. That is their default.
+        normalize (optional): ``None`` (default) normalises the observation by constants: those of
+            the registered environment, for others the mean and the standard deviation in 10 000
+            random steps, see :func:`~torchrl_metra.envs.measure_observations`. ``False`` does
+            not. A mapping with ``"loc"`` and ``"scale"`` gives the constants, such as a
+            :class:`~torchrl_metra.SkillPolicy`'s ``observation_norm``.
+        options (mapping, optional): passed on to ``gymnasium.make``, as ``task_kwargs`` to the
+            control suite, to EnvPool or to the function.
 
     Returns:
         The environment. Append a :class:`~torchrl_metra.SkillPrimer` to it.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if the name, the backend or their combination is unknown, if ``num_envs``
-            is not positive, or if EnvPool is asked for pictures.
-        ImportError: if the backend is not installed; names the extra to install.
+        ValueError: if there is no such environment, or it cannot do what is asked for: a backend,
+            pictures, a position, not to terminate; if its actions are discrete; if its episodes
+            have no end and ``max_steps`` is not given.
+        ImportError: if the simulator is not installed; names the extra to install.
 
     Examples:
         >>> make_env("point", num_envs=4).rollout(3)["observation"].shape
         torch.Size([4, 3, 2])
+
+        Any environment of gymnasium:
+
+        >>> env = make_env("gym:MountainCarContinuous-v0", 2, max_steps=200, position=[0])
+        >>> env.rollout(3)["position"].shape
+        torch.Size([2, 3, 1])
 
         Pixel tasks need OpenGL and draw in their worker processes:
 
@@ -81,63 +147,367 @@ def make_env(
         >>> env.reset()["pixels"].shape  # doctest: +SKIP
         torch.Size([4, 9, 128, 128])
     """
-    check_type("name", name, str, "a string")
+    if not callable(env):
+        check_type("env", env, str, "the name of an environment or a function that builds one")
     if num_envs is not None:
         check_integer("num_envs", num_envs)
+    if backend is not None:
+        check_choice("backend", backend, get_args(Backend))
     if device is not None:
         check_device("device", device)
     check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
-    if name in DOWNSTREAM:
-        task = DOWNSTREAM[name]
-        env = make_env(task.base, num_envs, backend=backend, device=device, pixels=pixels)
-        return env.append_transform(task.transform())
-    if name == "point_pixels" or (name in POINTS and pixels is not None):
-        pixels = pixels or PixelOptions()
-        transforms = [DrawPoint(pixels.resolution), *pixel_transforms(pixels.frames)]
-        return TransformedEnv(_make_point(name, num_envs, backend, device), Compose(*transforms))
-    if name in PIXEL_TASKS:
-        env = _make_pixel_task(name, num_envs, backend, pixels or PixelOptions())
-        return env if device is None else env.to(device)
-    if name not in (*POINTS, *MUJOCO_TASKS):
+    if max_steps is not None:
+        check_integer("max_steps", max_steps)
+    check_type("terminate", terminate, bool | None, "True, False or None")
+    if normalize is not None and normalize is not False:
+        check_type("normalize", normalize, Mapping, "False, or a mapping with 'loc' and 'scale'")
+    check_type("options", options, Mapping | None, "a mapping or None")
+    plan = _plan(env, device, pixels, max_steps, terminate, position, dict(options or {}))
+    norm = plan.entry.observation_norm if normalize is None else normalize
+    if plan.entry.observes == "pixels":
+        norm = False
+    if norm is None:
+        norm = plan.measure().norm or False
+    if plan.max_steps is None and not plan.ends():
         raise ValueError(
-            f"unknown environment {name!r}, expected one of "
-            f"{[*POINTS, *MUJOCO_TASKS, 'point_pixels', *PIXEL_TASKS, *DOWNSTREAM]}."
+            f"the episodes of {plan.entry.name!r} have no time limit, and a skill lasts for one "
+            "episode: give max_steps=200, or another number (on the command line "
+            "env.max_steps=200)."
         )
-    if name in POINTS:
-        return TransformedEnv(_make_point(name, num_envs, backend, device), ActionScaling())
-    if backend is None:
-        has_envpool = importlib.util.find_spec("envpool") is not None
-        serves = num_envs is not None and not MUJOCO_TASKS[name].hurdles and pixels is None
-        backend = "envpool" if has_envpool and serves else "serial"
-    if backend not in ("envpool", "serial", "parallel"):
-        raise ValueError(
-            f"unknown backend {backend!r}, expected 'envpool', 'serial' or 'parallel'."
-        )
-    env = make_mujoco_env(MUJOCO_TASKS[name], num_envs, backend, pixels=pixels)
-    return env if device is None else env.to(device)
+    return plan.build(num_envs, backend, norm)
 
 
-def _make_point(
-    name: str,
-    num_envs: int | None,
-    backend: Backend | None,
+def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEntry:
+    """All that is known about an environment, registered or not, before it is built."""
+    if callable(env):
+        return EnvEntry(name=getattr(env, "__name__", repr(env)), make=env, summary="")
+    source, colon, task = env.partition(":")
+    if not colon:
+        entry = find_env(env)
+        if isinstance(entry.make, str):
+            entry = entry.on_top_of(resolve(entry.make, options))
+        return entry
+    if source in SOURCES:
+        return SOURCES[source](task, options)
+    import_object(env, "the environment's function")  # An error here, not in a worker.
+    return EnvEntry(name=env, make=env, summary="")
+
+
+def _plan(
+    env: str | Callable[..., Any],
     device: torch.device | str | None,
-) -> PointEnv:
-    if backend is not None:
-        raise ValueError(f"{name!r} has no backends, but backend={backend!r} was given.")
-    return POINTS.get(name, PointEnv)(num_envs, device=device)
+    pixels: PixelOptions | None,
+    max_steps: int | None,
+    terminate: bool | None,
+    position: Position | None,
+    options: dict[str, Any],
+) -> _Plan:
+    entry = resolve(env, options)
+    if pixels is None and entry.observes == "pixels":
+        pixels = PixelOptions()
+    return _Plan(
+        entry,
+        device,
+        pixels,
+        entry.max_steps if max_steps is None else max_steps,
+        None if terminate is False and not entry.terminates else terminate,
+        entry.position if position is None else position,
+        options,
+    )
 
 
-def _make_pixel_task(
-    name: str, num_envs: int | None, backend: Backend | None, pixels: PixelOptions
-) -> TransformedEnv:
-    if backend == "envpool":
-        raise ValueError(f"EnvPool renders no pixels: {name!r} has backend 'serial' or 'parallel'.")
-    if backend not in (None, "serial", "parallel"):
-        raise ValueError(f"unknown backend {backend!r}, expected 'serial' or 'parallel'.")
-    make: partial[EnvBase]
-    if name == "kitchen":
-        make = partial(make_kitchen, pixels)
+class _Measured(NamedTuple):
+    norm: dict[str, Tensor] | None
+    truncates: bool
+
+
+# What random steps have shown, so that a run and its evaluation do not both take them.
+_MEASURED: dict[tuple[Any, ...], _Measured] = {}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An environment, and all that was asked of a single one."""
+
+    entry: EnvEntry
+    device: torch.device | str | None
+    pixels: PixelOptions | None
+    max_steps: int | None
+    terminate: bool | None
+    position: Position | None
+    options: dict[str, Any]
+
+    def build(
+        self,
+        num_envs: int | None,
+        backend: Backend | None,
+        norm: Mapping[str, Any] | Literal[False],
+    ) -> TransformedEnv:
+        """Simulators, side by side, and what stands between them and the networks."""
+        env = self._simulators(num_envs, backend)
+        transforms = self._transforms(env, norm)
+        if isinstance(env, TransformedEnv):
+            for transform in transforms:
+                env.append_transform(transform)
+        else:
+            whole = transforms[0] if len(transforms) == 1 else Compose(*transforms)
+            env = TransformedEnv(env, whole)
+        if self.entry.transform is not None:
+            env = env.append_transform(self.entry.transform())
+        return env if self.device is None else env.to(self.device)
+
+    def measure(self) -> _Measured:
+        """What random steps show of the observation and of the ends of episodes."""
+        # Drawing is slow, and changes neither.
+        plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
+        key = (plan.entry.make, plan.max_steps, plan.terminate, repr(plan.options))
+        if key not in _MEASURED:
+            with same_random_state(), closing(plan.build(NUM_ENVS, None, norm=False)) as env:
+                observations, truncates = random_steps(env)
+            norm = None if observations is None else constants_of(observations)
+            _MEASURED[key] = _Measured(norm, truncates)
+        return _MEASURED[key]
+
+    def ends(self) -> bool:
+        """Whether episodes have a time limit, as far as can be told."""
+        with same_random_state(), closing(self.build(None, None, norm=False)) as env:
+            if _declares_limit(env):
+                return True
+        return self.measure().truncates
+
+    def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
+        name, make, make_envpool = self.entry.name, self.entry.make, self.entry.make_envpool
+        arguments = self._arguments(make)
+        if "num_envs" in _parameters(make):
+            if backend is not None:
+                raise ValueError(
+                    f"{name!r} has no backends, it steps a batch itself, but backend={backend!r} "
+                    "was given."
+                )
+            if num_envs is not None:
+                arguments["num_envs"] = num_envs
+            env = _build_one(make, arguments)
+            if num_envs is not None and env.batch_size != (num_envs,):
+                raise ValueError(
+                    f"{name!r} was asked for num_envs={num_envs}, and has batch size "
+                    f"{list(env.batch_size)}."
+                )
+            return env
+        if backend is None:
+            backend = self._default_backend(num_envs)
+        if backend == "envpool":
+            if self.pixels is not None:
+                raise ValueError(
+                    f"EnvPool renders no pixels: {name!r} has backend 'serial' or 'parallel'."
+                )
+            if make_envpool is None:
+                raise ValueError(
+                    f"{name!r} does not run on EnvPool: choose backend 'serial' or 'parallel'. "
+                    "EnvPool's own tasks are 'envpool:Ant-v5' and the like."
+                )
+            return make_envpool(num_envs, **self._arguments(make_envpool))
+        # Registered simulators never end apart, and are converted all at once.
+        build = _build_one if self.entry.name in registered_envs() else _build_one_in_floats
+        make_one = partial(build, make, arguments)
+        if num_envs is None:
+            return make_one()
+        return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
+
+    def _default_backend(self, num_envs: int | None) -> Backend:
+        if self.pixels is None:
+            is_in_envpool = self.entry.make_envpool is not None and num_envs is not None
+            return "envpool" if is_in_envpool and find_spec("envpool") is not None else "serial"
+        # Pictures beside the state of a registered task are to look at, and few.
+        is_to_look_at = self.entry.name in registered_envs() and self.entry.observes == "state"
+        return "serial" if is_to_look_at else "parallel"
+
+    def _arguments(self, make: Callable[..., Any] | str) -> dict[str, Any]:
+        """What a function is given, of what was asked for."""
+        accepted = _parameters(make)
+        asked = {
+            "device": self.device,
+            "pixels": self.pixels,
+            "max_steps": self.max_steps,
+            "terminate": self.terminate,
+        }
+        if self.terminate is not None and "terminate" not in accepted:
+            raise ValueError(
+                f"{self.entry.name!r} cannot be told whether to terminate, but terminate="
+                f"{self.terminate} was given. Its function has no parameter 'terminate'."
+            )
+        unknown = [] if _ANY in accepted else sorted(set(self.options) - set(accepted))
+        if unknown:
+            raise ValueError(
+                f"{self.entry.name!r} has no options {unknown}; it has "
+                f"{sorted(set(accepted) - set(asked) - {'num_envs'})}."
+            )
+        given = {key: asked[key] for key in asked if key in accepted and asked[key] is not None}
+        return {**given, **self.options}
+
+    def _transforms(
+        self, env: EnvBase, norm: Mapping[str, Any] | Literal[False]
+    ) -> list[Transform]:
+        name = self.entry.name
+        leaves = dict(env.observation_spec.items(True, True))
+        found: list[Transform] = []
+        if self.max_steps is not None and "max_steps" not in _parameters(self.entry.make):
+            found.append(StepCounter(self.max_steps))
+        found += _to_floats(env, leaves)
+        state = [] if self.entry.observes == "pixels" else _state_keys(leaves, env.batch_dims)
+        if not state and "pixels" not in leaves:
+            raise ValueError(
+                f"{name!r} shows neither a vector of floats nor 'pixels', but only "
+                f"{sorted(map(str, leaves))}."
+            )
+        if state and state != ["observation"]:
+            scalars = [key for key in state if leaves[key].ndim == env.batch_dims]
+            if scalars:
+                found.append(UnsqueezeTransform(dim=-1, in_keys=scalars))
+            found.append(CatTensors(state, "observation", sort=False))
+        if self.position is not None:
+            position = self.position
+            if isinstance(position, str):
+                position = import_object(position, "the function of the position")
+            found.append(ReadPosition(position))
+        # Tasks from pictures were scaled whatever their bounds: checkpoints hold its state.
+        if _is_bounded(env.action_spec, name) and (
+            self.entry.observes == "pixels" or not _is_unit(env.action_spec)
+        ):
+            found.append(ActionScaling())
+        if norm and state:
+            size = sum(leaves[key].shape[env.batch_dims :].numel() for key in state)
+            found.append(_normalise(norm, size, env.device, name))
+        if self.pixels is not None:
+            _check_pixels(leaves, env.batch_dims, self.pixels, name)
+            found.append(stack_frames(self.pixels.frames))
+        return found
+
+
+_ANY = "**"
+
+
+def _parameters(function: Callable[..., Any] | str) -> list[str]:
+    """Names by which a function takes arguments; ``"**"`` if it takes any."""
+    function = import_object(function) if isinstance(function, str) else function
+    if isinstance(function, partial):
+        # Those that stand by position are taken.
+        return _parameters(function.func)[len(function.args) :]
+    if inspect.isclass(function):
+        # Not the signature of the class: TorchRL's metaclass hides it.
+        names = list(inspect.signature(function.__init__).parameters.values())[1:]
     else:
-        make = partial(make_locomotion, LOCOMOTION[name], pixels)
-    return make_pixel_env(make, num_envs, backend or "parallel", pixels.frames)
+        names = list(inspect.signature(function).parameters.values())
+    kinds = inspect.Parameter
+    return [
+        _ANY if parameter.kind is kinds.VAR_KEYWORD else parameter.name
+        for parameter in names
+        if parameter.kind is not kinds.VAR_POSITIONAL
+    ]
+
+
+def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
+    """Call a function that builds an environment, perhaps in a worker process."""
+    name = make if isinstance(make, str) else getattr(make, "__name__", repr(make))
+    env = (import_object(make) if isinstance(make, str) else make)(**arguments)
+    if isinstance(env, EnvBase):
+        return env
+    gymnasium = sys.modules.get("gymnasium")
+    if gymnasium is not None and isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+        return GymWrapper(env)
+    raise TypeError(
+        f"{name} must return an environment, a torchrl.envs.EnvBase or a gymnasium.Env, got "
+        f"{type(env).__name__}."
+    )
+
+
+def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
+    """Floats inside of a worker: TorchRL mixes them with ours where some episodes have ended."""
+    env = _build_one(make, arguments)
+    for transform in _to_floats(env, dict(env.observation_spec.items(True, True))):
+        is_transformed = isinstance(env, TransformedEnv)
+        env = env.append_transform(transform) if is_transformed else TransformedEnv(env, transform)
+    return env
+
+
+def _declares_limit(env: EnvBase) -> bool:
+    counters = (t for t in transforms_of(env) if isinstance(t, StepCounter))
+    if any(counter.max_steps is not None for counter in counters):
+        return True
+    base = base_of(env)
+    spec = getattr(base, "spec", None)  # gymnasium's
+    return any(
+        limit is not None
+        for limit in (getattr(base, "max_steps", None), getattr(spec, "max_episode_steps", None))
+    )
+
+
+def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:
+    keys = [key for key, leaf in leaves.items() if leaf.dtype is torch.float64]
+    if env.reward_spec.dtype is torch.float64:
+        keys.append(env.reward_key)
+    if env.action_spec.dtype is torch.float64:
+        return [DoubleToFloat(in_keys=keys, in_keys_inv=[env.action_key])]
+    return [DoubleToFloat(in_keys=keys)] if keys else []
+
+
+def _state_keys(leaves: dict[NestedKey, TensorSpec], batch_dims: int) -> list[NestedKey]:
+    """The entries that make up the state: vectors and numbers, but not what evaluation reads."""
+    keys = [
+        key
+        for key, leaf in leaves.items()
+        if leaf.dtype.is_floating_point and leaf.ndim <= batch_dims + 1
+    ]
+    if "observation" in keys or (keys == ["position"] and "pixels" in leaves):
+        keys = [key for key in keys if key != "position"]
+    return keys
+
+
+def _is_bounded(spec: TensorSpec, name: str) -> bool:
+    if not isinstance(spec, Bounded | Unbounded) or not spec.dtype.is_floating_point:
+        raise ValueError(
+            f"the actions of {name!r} are no vector of floats but {type(spec).__name__}: build the "
+            "environment, a policy and critics for them yourself, as docs/guides/"
+            "your_environment.md#actions does for discrete ones."
+        )
+    space = spec.space
+    return isinstance(spec, Bounded) and bool((space.low.isfinite() & space.high.isfinite()).all())
+
+
+def _is_unit(spec: TensorSpec) -> bool:
+    return bool((spec.space.low == -1).all() and (spec.space.high == 1).all())
+
+
+def _normalise(
+    norm: Mapping[str, Any], size: int, device: torch.device | None, name: str
+) -> ObservationNorm:
+    if set(norm) != {"loc", "scale"}:
+        raise ValueError(f"normalize has 'loc' and 'scale', got {sorted(norm)}.")
+    constants = {
+        key: torch.as_tensor(value, dtype=torch.float32, device=device)
+        for key, value in norm.items()
+    }
+    for key, value in constants.items():
+        if value.shape != (size,):
+            raise ValueError(
+                f"normalize[{key!r}] is of shape {list(value.shape)}, but observations of "
+                f"{name!r} have {size} entries."
+            )
+    return ObservationNorm(**constants, in_keys=["observation"], standard_normal=True)
+
+
+def _check_pixels(
+    leaves: dict[NestedKey, TensorSpec], batch_dims: int, options: PixelOptions, name: str
+) -> None:
+    if "pixels" not in leaves:
+        raise ValueError(
+            f"{name!r} shows no 'pixels', but pixels={options} was given: draw them in the "
+            "function that builds it, which may have a parameter 'pixels'."
+        )
+    found, expected = leaves["pixels"], (3, options.resolution, options.resolution)
+    shape = found.shape[batch_dims:]
+    if found.dtype is not torch.uint8 or shape != expected:
+        raise ValueError(
+            f"the 'pixels' of {name!r} are {found.dtype} of shape {list(shape)}, "
+            f"expected torch.uint8 of shape {list(expected)}: PixelOptions(resolution=...) says "
+            "how large they are."
+        )

@@ -1,128 +1,45 @@
-"""The state-based MuJoCo tasks of the paper: Ant and HalfCheetah."""
+"""Gymnasium's environments, among them the paper's Ant and HalfCheetah."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import (
-    Compose,
-    DoubleToFloat,
-    EnvBase,
-    GymEnv,
-    ObservationNorm,
-    ParallelEnv,
-    SerialEnv,
-    Transform,
-    TransformedEnv,
-)
+from torch.nn.functional import interpolate
+from torchrl.envs import EnvBase, GymEnv, TransformedEnv
 from torchrl.record import PixelRenderTransform
 
-from torchrl_metra._checks import check_integer
 from torchrl_metra._extras import require
-from torchrl_metra.envs.envpool import EnvPoolEnv
-from torchrl_metra.envs.pixels import PixelOptions, stack_frames
-from torchrl_metra.envs.rendering import Renderer
+from torchrl_metra.envs.envpool import make_envpool
+from torchrl_metra.envs.pixels import PixelOptions
+from torchrl_metra.envs.registry import EnvEntry, find_env, register_env
+from torchrl_metra.envs.rendering import Renderer, following_camera
 
-__all__ = [
-    "HURDLES",
-    "HURDLE_COURSE",
-    "TASKS",
-    "Backend",
-    "MujocoTask",
-    "ReadPosition",
-    "make_mujoco_env",
-]
-
-Backend = Literal["envpool", "serial", "parallel"]
+__all__ = ["EPISODE_STEPS", "HURDLES", "DrawnGymEnv", "gymnasium_entry", "make_gymnasium"]
 
 EPISODE_STEPS = 200
 
-
-@dataclass(frozen=True)
-class MujocoTask:
-    """One locomotion task: gymnasium's model, seen and ended as in the paper (Appendix F).
-
-    Attributes:
-        task_id (str): name in gymnasium and in EnvPool.
-        position_size (int): number of leading entries of the observation that are
-            the position in the plane, in metres.
-        loc (tuple of float): mean of each entry of the observation.
-        scale (tuple of float): standard deviation of each entry.
-        gymnasium_options (mapping): options of the task in gymnasium.
-        envpool_options (mapping): the same options in EnvPool's spelling.
-        hurdles (tuple of float): where bars lie across the way, x in metres. EnvPool has
-            none.
-    """
-
-    task_id: str
-    position_size: int
-    loc: tuple[float, ...]
-    scale: tuple[float, ...]
-    gymnasium_options: Mapping[str, Any] = field(default_factory=dict)
-    envpool_options: Mapping[str, Any] = field(default_factory=dict)
-    hurdles: tuple[float, ...] = ()
-
-
-class ReadPosition(Transform):
-    """Copies the position in the plane out of the observation, in metres.
-
-    Evaluation reads the entry ``"position"``; no network does. Append it before
-    any normalisation.
-
-    Args:
-        size (int): number of leading entries of the observation to copy.
-
-    Raises:
-        TypeError: if ``size`` is no integer.
-        ValueError: if it is not positive, or larger than the observation.
-
-    Examples:
-        >>> from torchrl.envs import GymEnv, TransformedEnv
-        >>> env = TransformedEnv(GymEnv("Pendulum-v1"), ReadPosition(2))
-        >>> env.reset()["position"].shape
-        torch.Size([2])
-    """
-
-    def __init__(self, size: int) -> None:
-        check_integer("size", size)
-        super().__init__(in_keys=["observation"], out_keys=["position"])
-        self.size = size
-
-    def _apply_transform(self, obs: Tensor) -> Tensor:
-        return obs[..., : self.size]
-
-    def _reset(self, tensordict: Any, tensordict_reset: Any) -> Any:
-        return self._call(tensordict_reset)
-
-    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        """Add the position's spec."""
-        source = observation_spec["observation"]
-        if source.shape[-1] < self.size:
-            raise ValueError(
-                f"ReadPosition(size={self.size}) reads the first entries of an observation that "
-                f"has only {source.shape[-1]}."
-            )
-        observation_spec["position"] = Unbounded(
-            shape=(*source.shape[:-1], self.size), dtype=source.dtype, device=source.device
-        )
-        return observation_spec
+# What tasks whose observation begins by the place of the body call leaving it out.
+EXCLUDES = "exclude_current_positions_from_observation"
+TERMINATES = "terminate_when_unhealthy"
 
 
 class DrawnGymEnv(GymEnv):
-    """A MuJoCo task of gymnasium whose ``render`` is this package's renderer.
+    """A task of gymnasium whose ``render`` returns pictures of the size that is asked for.
 
-    It follows the robot, needs no ``MUJOCO_GL`` to be set and draws faster than gymnasium's.
+    Those of MuJoCo are drawn by this package's renderer. It follows the robot, needs no
+    ``MUJOCO_GL`` to be set and draws faster than gymnasium's.
 
     Args:
         task_id (str): name in gymnasium.
@@ -133,88 +50,121 @@ class DrawnGymEnv(GymEnv):
     """
 
     def __init__(self, task_id: str, *, pixels: PixelOptions, **options: Any) -> None:
-        super().__init__(task_id, **options)
-        size = pixels.resolution
-        model = self._env.unwrapped.model
-        self._renderer = Renderer(model, size, size, "track", quality=pixels.quality)
+        super().__init__(task_id, render_mode="rgb_array", **options)
+        self._size = size = pixels.resolution
+        self._renderer: Renderer | None = None
+        mujoco = sys.modules.get("mujoco")
+        model = getattr(self._env.unwrapped, "model", None)
+        if mujoco is not None and isinstance(model, mujoco.MjModel):
+            camera = following_camera(model)
+            self._renderer = Renderer(model, size, size, camera, quality=pixels.quality)
 
     def render(self) -> NDArray[np.uint8]:
         """The present state, ``uint8`` of shape ``[3, resolution, resolution]``."""
-        picture = self._renderer.render(self._env.unwrapped.data)
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+        if self._renderer is not None:
+            picture = self._renderer.render(self._env.unwrapped.data)
+            return np.ascontiguousarray(picture.transpose(2, 0, 1))
+        drawn = torch.as_tensor(self._env.render()).permute(2, 0, 1)[None].float()
+        size = (self._size, self._size)
+        return interpolate(drawn, size, mode="area").round().to(torch.uint8)[0].numpy()
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the OpenGL context and close the environment."""
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
         super().close(raise_if_closed=raise_if_closed)
 
 
-def make_mujoco_env(
-    task: MujocoTask,
-    num_envs: int | None,
-    backend: Backend,
+def make_gymnasium(
+    task_id: str,
     *,
     pixels: PixelOptions | None = None,
-    normalize: bool = True,
-) -> TransformedEnv:
-    """Build a task on one of its backends; see :func:`~torchrl_metra.envs.make_env`."""
-    transforms: list[Transform] = [
-        DoubleToFloat(in_keys=["observation"]),
-        ReadPosition(task.position_size),
-    ]
-    if backend == "envpool":
-        if num_envs is None:
-            raise ValueError("backend 'envpool' is always batched: give num_envs.")
-        if task.hurdles:
-            raise ValueError("EnvPool has no hurdles: choose backend 'serial' or 'parallel'.")
-        if pixels is not None:
-            raise ValueError("EnvPool renders no pixels: choose backend 'serial' or 'parallel'.")
-        env: EnvBase = EnvPoolEnv(
-            task.task_id, num_envs, max_episode_steps=EPISODE_STEPS, **task.envpool_options
-        )
-        transforms = transforms[1:]
-    elif num_envs is None:
-        env = _gymnasium_env(task, pixels)
-        if pixels is not None:
-            transforms.insert(0, PixelRenderTransform())
-    else:
-        batched = SerialEnv if backend == "serial" else ParallelEnv
-        env = batched(num_envs, partial(_worker, task, pixels))
-    if normalize:
-        transforms.append(
-            ObservationNorm(
-                loc=torch.tensor(task.loc),
-                scale=torch.tensor(task.scale),
-                in_keys=["observation"],
-                standard_normal=True,
+    max_steps: int | None = None,
+    terminate: bool | None = None,
+    **options: Any,
+) -> EnvBase:
+    """Build one task of gymnasium; see :func:`~torchrl_metra.make_env`."""
+    spec = _gymnasium_spec(task_id)
+    if max_steps is not None:
+        options["max_episode_steps"] = max_steps
+    if terminate is not None:
+        if TERMINATES not in _parameters(spec):
+            raise ValueError(
+                f"gymnasium's {task_id} has no {TERMINATES}, but terminate={terminate} was given: "
+                "leave it out."
             )
-        )
-    if pixels is not None:
-        transforms.append(stack_frames(pixels.frames))
-    return TransformedEnv(env, Compose(*transforms))
+        options[TERMINATES] = terminate
+    if pixels is None:
+        return GymEnv(task_id, **options)
+    return TransformedEnv(DrawnGymEnv(task_id, pixels=pixels, **options), PixelRenderTransform())
 
 
-def _worker(task: MujocoTask, pixels: PixelOptions | None) -> EnvBase:
-    env = _gymnasium_env(task, pixels)
-    return env if pixels is None else TransformedEnv(env, PixelRenderTransform())
+def gymnasium_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
+    """What is known about a task of gymnasium.
+
+    Raises:
+        ImportError: if gymnasium is not installed; names the extra.
+        ValueError: if it has no such task.
+    """
+    spec = _gymnasium_spec(task_id)
+    make, position = partial(make_gymnasium, task_id), None
+    if EXCLUDES in _parameters(spec) and EXCLUDES not in options:
+        make = partial(make, **{EXCLUDES: False})
+        position = tuple(range(_excluded(task_id))) or None
+    return EnvEntry(
+        name=f"gym:{task_id}",
+        make=make,
+        summary=f"gymnasium's {task_id}.",
+        extra="mujoco",
+        position=position,
+        max_steps=spec.max_episode_steps,
+    )
 
 
-def _gymnasium_env(task: MujocoTask, pixels: PixelOptions | None = None) -> GymEnv:
-    require("mujoco", "mujoco")
-    require("gymnasium", "mujoco")
-    make = GymEnv if pixels is None else partial(DrawnGymEnv, pixels=pixels)
-    build = partial(make, task.task_id, max_episode_steps=EPISODE_STEPS, **task.gymnasium_options)
-    return _with_hurdles(build, task.hurdles) if task.hurdles else build()
+def _gymnasium_spec(task_id: str) -> Any:
+    gymnasium = require("gymnasium", "mujoco")
+    module, _, _ = task_id.rpartition(":")
+    try:
+        if module:  # Registers its tasks when it is imported.
+            importlib.import_module(module)
+        spec = gymnasium.spec(task_id.rpartition(":")[2])
+    except (ImportError, gymnasium.error.Error) as err:
+        raise ValueError(f"gymnasium has no task {task_id!r}: {err}") from err
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        require("mujoco", "mujoco")
+    return spec
 
 
-def _with_hurdles(build: Callable[..., GymEnv], hurdles: tuple[float, ...]) -> GymEnv:
-    plain = build()
-    model = _add_hurdles(plain._env.unwrapped.fullpath, hurdles)
+def _parameters(spec: Any) -> Mapping[str, Any]:
+    registration = require("gymnasium.envs.registration", "mujoco")
+    creator = spec.entry_point
+    if isinstance(creator, str):
+        creator = registration.load_env_creator(creator)
+    return inspect.signature(creator).parameters
+
+
+@functools.cache
+def _excluded(task_id: str) -> int:
+    """How many coordinates a task leaves out of its observation, if it tells."""
+    env = require("gymnasium", "mujoco").make(task_id, disable_env_checker=True)
+    structure = getattr(env.unwrapped, "observation_structure", {})
+    env.close()
+    return structure.get("skipped_qpos", 0)
+
+
+def make_hurdle_course(
+    *, pixels: PixelOptions | None = None, max_steps: int | None = None, **options: Any
+) -> EnvBase:
+    """Build HalfCheetah with bars across its way."""
+    plain = make_gymnasium("HalfCheetah-v5")
+    model = _add_hurdles(plain.unwrapped.fullpath, HURDLES)
     plain.close()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "hurdles.xml"
         path.write_text(model)
-        return build(xml_file=str(path))
+        return make_gymnasium(
+            "HalfCheetah-v5", pixels=pixels, max_steps=max_steps, xml_file=str(path), **options
+        )
 
 
 def _add_hurdles(model: str, hurdles: tuple[float, ...]) -> str:
@@ -229,13 +179,32 @@ def _add_hurdles(model: str, hurdles: tuple[float, ...]) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+# The bars of HalfCheetahHurdle, along x.
+HURDLES = (-15.0, -13.0, -9.0, -5.0, -1.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 27.0)
+
 # The mean and standard deviation of each entry were measured by
 # `python benchmarks/observation_statistics.py`: 10 000 episodes of 50 uniformly random actions.
-TASKS: dict[str, MujocoTask] = {
-    "ant": MujocoTask(
-        task_id="Ant-v5",
-        position_size=2,
-        loc=(
+register_env(
+    "ant",
+    partial(
+        make_gymnasium,
+        "Ant-v5",
+        terminate=False,
+        include_cfrc_ext_in_observation=False,
+        exclude_current_positions_from_observation=False,
+    ),
+    make_envpool=partial(
+        make_envpool,
+        "Ant-v5",
+        terminate=False,
+        use_contact_force=False,
+        exclude_current_positions_from_observation=False,
+    ),
+    summary="gymnasium's Ant, observed by coordinates and velocities.",
+    extra="mujoco",
+    position=(0, 1),
+    observation_norm={
+        "loc": (
             0.0001859,
             -0.009999,
             0.712,
@@ -266,7 +235,7 @@ TASKS: dict[str, MujocoTask] = {
             -0.002499,
             0.2737,
         ),
-        scale=(
+        "scale": (
             0.6269,
             0.6273,
             0.171,
@@ -297,21 +266,22 @@ TASKS: dict[str, MujocoTask] = {
             4.505,
             4.381,
         ),
-        gymnasium_options={
-            "exclude_current_positions_from_observation": False,
-            "include_cfrc_ext_in_observation": False,
-            "terminate_when_unhealthy": False,
-        },
-        envpool_options={
-            "exclude_current_positions_from_observation": False,
-            "use_contact_force": False,
-            "terminate_when_unhealthy": False,
-        },
+    },
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goal_extent=50.0,
+)
+register_env(
+    "half_cheetah",
+    partial(make_gymnasium, "HalfCheetah-v5", exclude_current_positions_from_observation=False),
+    make_envpool=partial(
+        make_envpool, "HalfCheetah-v5", exclude_current_positions_from_observation=False
     ),
-    "half_cheetah": MujocoTask(
-        task_id="HalfCheetah-v5",
-        position_size=1,
-        loc=(
+    summary="gymnasium's HalfCheetah, observed by coordinates and velocities.",
+    extra="mujoco",
+    position=(0,),
+    observation_norm={
+        "loc": (
             -0.06537,
             -0.08641,
             0.0906,
@@ -331,7 +301,7 @@ TASKS: dict[str, MujocoTask] = {
             0.01456,
             -0.01142,
         ),
-        scale=(
+        "scale": (
             0.3991,
             0.07635,
             0.2411,
@@ -351,11 +321,20 @@ TASKS: dict[str, MujocoTask] = {
             6.426,
             5.957,
         ),
-        gymnasium_options={"exclude_current_positions_from_observation": False},
-        envpool_options={"exclude_current_positions_from_observation": False},
-    ),
-}
-
-# The bars of HalfCheetahHurdle, along x.
-HURDLES = (-15.0, -13.0, -9.0, -5.0, -1.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 27.0)
-HURDLE_COURSE = replace(TASKS["half_cheetah"], hurdles=HURDLES)
+    },
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goal_extent=100.0,
+)
+_CHEETAH = find_env("half_cheetah")
+register_env(
+    "hurdle_course",
+    partial(make_hurdle_course, exclude_current_positions_from_observation=False),
+    summary="HalfCheetah with bars across its way.",
+    extra="mujoco",
+    position=_CHEETAH.position,
+    observation_norm=_CHEETAH.observation_norm,
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goal_extent=_CHEETAH.goal_extent,
+)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase, Transform
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from torchrl_metra._checks import check_device, check_integer
+from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
+from torchrl_metra.envs.places import draw_positions
+from torchrl_metra.envs.registry import register_env
 
-__all__ = ["DrawPoint", "PointEnv", "WindyPointEnv"]
+__all__ = ["DrawPoint", "PointEnv", "WindyPointEnv", "make_point"]
+
+EPISODE_STEPS = 200
 
 
 class PointEnv(EnvBase):
@@ -49,7 +55,7 @@ class PointEnv(EnvBase):
         self,
         num_envs: int | None = None,
         *,
-        max_steps: int = 200,
+        max_steps: int = EPISODE_STEPS,
         device: torch.device | str | None = None,
     ) -> None:
         if num_envs is not None:
@@ -195,3 +201,64 @@ class DrawPoint(Transform):
             0, 255, shape=shape, dtype=torch.uint8, device=observation_spec.device
         )
         return observation_spec
+
+
+def make_point(
+    kind: type[PointEnv],
+    num_envs: int | None = None,
+    *,
+    max_steps: int = EPISODE_STEPS,
+    device: torch.device | str | None = None,
+    pixels: PixelOptions | None = None,
+) -> EnvBase:
+    """Build points, drawn from above with ``pixels``."""
+    env = kind(num_envs, max_steps=max_steps, device=device)
+    return env if pixels is None else TransformedEnv(env, DrawPoint(pixels.resolution))
+
+
+def places(num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float) -> TensorDict:
+    """Points at other places."""
+    position = draw_positions(num_goals, 2, extent, seed)
+    return TensorDict({"observation": position.clone(), "position": position}, [num_goals])
+
+
+def pictures_of_places(
+    num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float
+) -> TensorDict:
+    """Points at other places, drawn."""
+    pixels = pixels or PixelOptions()
+    goals = places(num_goals, seed=seed, pixels=None, extent=extent).select("position")
+    drawn = DrawPoint(pixels.resolution)(goals)["pixels"]
+    return goals.set("pixels", repeat_frames(drawn, pixels))
+
+
+register_env(
+    "point",
+    partial(make_point, PointEnv),
+    summary="A point in the plane, moved by its action.",
+    observation_norm=False,
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goals=places,
+    goal_extent=20.0,
+)
+register_env(
+    "windy_point",
+    partial(make_point, WindyPointEnv),
+    summary="A point in the plane in a constant wind.",
+    observation_norm=False,
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goals=places,
+    goal_extent=20.0,
+)
+register_env(
+    "point_pixels",
+    partial(make_point, PointEnv),
+    summary="A point in the plane, seen from above.",
+    observes="pixels",
+    max_steps=EPISODE_STEPS,
+    terminates=False,
+    goals=pictures_of_places,
+    goal_extent=20.0,
+)

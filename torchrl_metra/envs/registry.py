@@ -1,22 +1,207 @@
-from types import SimpleNamespace as S
+"""The environments that have a name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, Transform
+
+from torchrl_metra._checks import check_choice, check_integer, check_positive, check_type
+
+__all__ = ["EnvEntry", "Position", "find_env", "register_env", "registered_envs"]
+
+Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 
 
-def registered_envs():
-    return {
-        n: S(summary=n, goals=None)
-        for n in [
-            "point",
-            "windy_point",
-            "point_pixels",
-            "ant",
-            "half_cheetah",
-            "quadruped",
-            "humanoid",
-            "kitchen",
-            "half_cheetah_goal",
-            "point_goal",
-        ]
-    }
+@dataclass(frozen=True)
+class EnvEntry:
+    """What is known about an environment; :func:`register_env` explains the fields."""
+
+    name: str
+    make: Callable[..., Any] | str
+    summary: str
+    extra: str | None = None
+    position: Position | None = None
+    observation_norm: Mapping[str, Any] | Literal[False] | None = None
+    observes: Literal["state", "pixels"] = "state"
+    max_steps: int | None = None
+    terminates: bool = True
+    goals: Callable[..., TensorDictBase] | None = None
+    goal_extent: float | None = None
+    transform: Callable[[], Transform] | None = None
+    make_envpool: Callable[..., EnvBase] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can be no environment."""
+        check_type("name", self.name, str, "a string")
+        check_type("summary", self.summary, str, "a string")
+        if not callable(self.make):
+            check_type("make", self.make, str, "a function or the name of an environment")
+        check_choice("observes", self.observes, ("state", "pixels"))
+        if self.max_steps is not None:
+            check_integer("max_steps", self.max_steps)
+        if self.goal_extent is not None:
+            check_positive("goal_extent", self.goal_extent)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether :func:`~torchrl_metra.sample_goals` needs no ``extent``."""
+        return self.goals is not None or self.goal_extent is not None
+
+    def on_top_of(self, base: EnvEntry) -> EnvEntry:
+        """The entry of another environment, but for what this one says."""
+        own = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.default is MISSING or getattr(self, field.name) != field.default
+        }
+        return replace(base, **{**own, "make": base.make})
 
 
-def register_env(): ...
+_ENTRIES: dict[str, EnvEntry] = {}
+
+
+def register_env(
+    name: str,
+    make: Callable[..., Any] | str,
+    *,
+    summary: str,
+    extra: str | None = None,
+    position: Position | None = None,
+    observation_norm: Mapping[str, Sequence[float] | Tensor] | Literal[False] | None = None,
+    observes: Literal["state", "pixels"] = "state",
+    max_steps: int | None = None,
+    terminates: bool = True,
+    goals: Callable[..., TensorDictBase] | None = None,
+    goal_extent: float | None = None,
+    transform: Callable[[], Transform] | None = None,
+    make_envpool: Callable[..., EnvBase] | None = None,
+    replace: bool = False,
+) -> EnvEntry:
+    """Give an environment a name, by which :func:`~torchrl_metra.make_env` builds it.
+
+    The environments of the paper are registered by this function too. Nothing is built or
+    imported here.
+
+    Args:
+        name (str): name of the environment.
+        make (callable or str): builds one environment, a TorchRL
+            :class:`~torchrl.envs.EnvBase` or a ``gymnasium.Env``. Of ``num_envs``, ``device``,
+            ``pixels``, ``max_steps`` and ``terminate`` it is given those that are among its
+            parameters, and besides them ``options``; with a parameter ``num_envs`` it builds
+            the whole batch. Or what ``make_env`` takes: the name of another environment,
+            ``"gym:Walker2d-v5"``, ``"package.module:function"``. Then this entry says only
+            what is different.
+
+    Keyword Args:
+        summary (str): what it is, in one line.
+        extra (str, optional): extra of this package that installs it.
+        position (optional): where ``"position"`` is, see ``make_env``. ``None`` (default) for
+            an environment that has this entry itself, or none.
+        observation_norm (mapping, optional): ``"loc"`` and ``"scale"``, mean and standard
+            deviation of each entry of the observation. ``False``: observations stay as they
+            are. Defaults to ``None``: measured when the environment is built.
+        observes (str, optional): ``"state"`` (default), or ``"pixels"`` for a task that is
+            observed by pictures only.
+        max_steps (int, optional): length of an episode, if it is known.
+        terminates (bool, optional): ``False`` where episodes end by truncation only.
+        goals (callable, optional): builds goals, ``goals(num_goals, extent=, seed=, pixels=)``,
+            as :func:`~torchrl_metra.sample_goals` returns them. Defaults to states after a
+            reset, moved to another position.
+        goal_extent (float, optional): how far goals lie from the origin along each axis, in
+            units of the position.
+        transform (callable, optional): builds a transform that is appended last, such as one
+            that makes a task of the environment.
+        make_envpool (callable, optional): builds a batch of the same environment in EnvPool,
+            given ``num_envs`` and what ``make`` is given.
+        replace (bool, optional): whether it may replace an environment of that name.
+
+    Returns:
+        The entry.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if the name is taken or is none that ``make_env`` can tell from a function's.
+
+    Examples:
+        >>> from torchrl_metra import PointEnv, make_env
+        >>> entry = register_env(
+        ...     "short_point", PointEnv, summary="A point with 10 steps.", max_steps=10
+        ... )
+        >>> make_env("short_point", 3, normalize=False).rollout(100).shape
+        torch.Size([3, 10])
+    """
+    entry = EnvEntry(
+        name=name,
+        make=make,
+        summary=summary,
+        extra=extra,
+        position=position,
+        observation_norm=observation_norm and _plain(observation_norm),
+        observes=observes,
+        max_steps=max_steps,
+        terminates=terminates,
+        goals=goals,
+        goal_extent=goal_extent,
+        transform=transform,
+        make_envpool=make_envpool,
+    )
+    if not name or ":" in name:
+        raise ValueError(f"an environment's name has no colon, got {name!r}.")
+    if isinstance(make, str) and ":" not in make:
+        entry = entry.on_top_of(find_env(make))
+    if not replace and _ENTRIES.get(name, entry) != entry:
+        raise ValueError(
+            f"there is an environment {name!r} already: {_ENTRIES[name].summary} Choose another "
+            "name, or say replace=True."
+        )
+    _ENTRIES[name] = entry
+    return entry
+
+
+def find_env(name: str) -> EnvEntry:
+    """The entry of a registered environment.
+
+    Raises:
+        TypeError: if the name is no string.
+        ValueError: if there is none of this name; names those that there are.
+
+    Examples:
+        >>> find_env("half_cheetah").goal_extent
+        100.0
+    """
+    check_type("name", name, str, "a string")
+    if name in _ENTRIES:
+        return _ENTRIES[name]
+    similar = difflib.get_close_matches(name, _ENTRIES, n=1)
+    raise ValueError(
+        f"unknown environment {name!r}."
+        + (f" Did you mean {similar[0]!r}?" if similar else "")
+        + f" Registered are {sorted(_ENTRIES)}. Any other is named by its source, such as "
+        "'gym:Walker2d-v5', 'dm_control:walker-run', 'envpool:Ant-v5' or "
+        "'package.module:function'."
+    )
+
+
+def registered_envs() -> Mapping[str, EnvEntry]:
+    """All registered environments by their names.
+
+    Examples:
+        >>> registered_envs()["ant"].summary
+        "gymnasium's Ant, observed by coordinates and velocities."
+    """
+    return MappingProxyType(_ENTRIES)
+
+
+def _plain(norm: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    check_type("observation_norm", norm, Mapping, "a mapping with 'loc' and 'scale', or False")
+    if set(norm) != {"loc", "scale"}:
+        raise ValueError(f"observation_norm has 'loc' and 'scale', got {sorted(norm)}.")
+    # Comparable, and without a device.
+    return {key: tuple(float(value) for value in values) for key, values in norm.items()}

@@ -23,7 +23,14 @@ from torchrl_metra._extras import require
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["FreeCamera", "GLBackend", "Quality", "Renderer", "rendering_available"]
+__all__ = [
+    "FreeCamera",
+    "GLBackend",
+    "Quality",
+    "Renderer",
+    "following_camera",
+    "rendering_available",
+]
 
 Quality = Literal["fast", "full"]
 GLBackend = Literal["egl", "osmesa", "glfw", "cgl"]
@@ -263,6 +270,24 @@ def rendering_available() -> bool:
         return False
     renderer.close()
     return True
+
+
+def following_camera(model: mujoco.MjModel) -> int | FreeCamera:
+    """The first camera that follows a body, else the first, else one that sees all."""
+    mujoco = require("mujoco", "mujoco")
+    modes = (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
+    for camera, mode in enumerate(model.cam_mode):
+        if mode in modes:
+            return camera
+    if model.ncam:
+        return 0
+    view = model.vis.global_
+    return FreeCamera(
+        distance=1.5 * model.stat.extent,
+        lookat=tuple(model.stat.center),
+        azimuth=view.azimuth,
+        elevation=view.elevation,
+    )
 
 
 def _camera_id(model: mujoco.MjModel, camera: str | int) -> int:

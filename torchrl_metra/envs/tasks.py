@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -14,9 +13,10 @@ from torchrl.envs import Transform
 
 from torchrl_metra._checks import check_integer, check_number, check_positive, check_type
 from torchrl_metra.envs.mujoco import HURDLES
+from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.transforms.primer import where_reset
 
-__all__ = ["DOWNSTREAM", "PassHurdles", "ReachGoals"]
+__all__ = ["PassHurdles", "ReachGoals"]
 
 
 class ReachGoals(Transform):
@@ -184,25 +184,39 @@ class PassHurdles(Transform):
         return observation_spec
 
 
-class DownstreamTask(NamedTuple):
-    """What makes a task of an environment.
-
-    Attributes:
-        base (str): environment, as :func:`~torchrl_metra.make_env` knows it.
-        transform (callable): builds the transform that brings goals and rewards.
-    """
-
-    base: str
-    transform: Callable[[], Transform]
-
-
-DOWNSTREAM: dict[str, DownstreamTask] = {
-    "point_goal": DownstreamTask("point", partial(ReachGoals, 20.0, radius=3.0)),
-    "ant_multi_goals": DownstreamTask(
-        "ant", partial(ReachGoals, 7.5, radius=3.0, steps_per_goal=50)
-    ),
-    "half_cheetah_goal": DownstreamTask("half_cheetah", partial(ReachGoals, 100.0, radius=3.0)),
-    "half_cheetah_hurdle": DownstreamTask("hurdle_course", PassHurdles),
-    "quadruped_goal": DownstreamTask("quadruped", partial(ReachGoals, 7.5, radius=1.5)),
-    "humanoid_goal": DownstreamTask("humanoid", partial(ReachGoals, 5.0, radius=1.5)),
-}
+register_env(
+    "point_goal",
+    "point",
+    summary="A goal for the point, within 20 m.",
+    transform=partial(ReachGoals, 20.0, radius=3.0),
+)
+register_env(
+    "ant_multi_goals",
+    "ant",
+    summary="A goal after another for Ant, each within 7.5 m of the one before.",
+    transform=partial(ReachGoals, 7.5, radius=3.0, steps_per_goal=50),
+)
+register_env(
+    "half_cheetah_goal",
+    "half_cheetah",
+    summary="A goal for HalfCheetah, within 100 m.",
+    transform=partial(ReachGoals, 100.0, radius=3.0),
+)
+register_env(
+    "half_cheetah_hurdle",
+    "hurdle_course",
+    summary="Hurdles for HalfCheetah to pass.",
+    transform=PassHurdles,
+)
+register_env(
+    "quadruped_goal",
+    "quadruped",
+    summary="A goal for Quadruped, within 7.5 m.",
+    transform=partial(ReachGoals, 7.5, radius=1.5),
+)
+register_env(
+    "humanoid_goal",
+    "humanoid",
+    summary="A goal for Humanoid, within 5 m.",
+    transform=partial(ReachGoals, 5.0, radius=1.5),
+)

@@ -79,8 +79,8 @@ class SACNetworks:
         critics (list of ValueOperator): twin critics Q(s, z, a), as ``SACLoss`` takes them.
         encoder (TensorDictModule, optional): φ(s), from ``"observation"`` to ``"latent"``;
             ``None`` for an objective that has none.
-        architecture (Recipe, optional): what it takes to build them again; of networks of one's
-            own, ``None``.
+        architecture (Recipe, optional): what it takes to build them again; ``None`` if one of
+            them is of your own.
         shared_encoder (TensorDictModule, optional): the part of φ whose features
             actor and critics read, if they share one.
     """
@@ -88,7 +88,7 @@ class SACNetworks:
     actor: SkillConditionedActor
     critics: list[ValueOperator]
     encoder: TensorDictModuleBase | None
-    architecture: Recipe | None = None
+    architecture: Recipe | None
     shared_encoder: TensorDictModule | None = None
 
     @property

@@ -73,9 +73,16 @@ def run_app(name: str, arguments: Sequence[str]) -> None:
         config_name=register_app(name, app.settings, app.env, arguments),
     )
     def task(config: DictConfig) -> None:
-        app.run(_in_own_folder(_to_settings(app, config)))
+        try:
+            app.run(_in_own_folder(_to_settings(app, config)))
+        except ImportError as error:
+            # It names the extra to install, all that there is to say.
+            raise SystemExit(str(error)) from None
 
-    sys.argv = [f"metra {name}", *arguments]
+    # Overrides may stand before options, after them, or between.
+    overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
+    options = [item for item in arguments if item not in overrides]
+    sys.argv = [f"metra {name}", *options, *overrides]
     with suggest_names():
         task()
 

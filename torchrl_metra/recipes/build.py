@@ -94,10 +94,10 @@ def make_metra(
 
     Args:
         env (EnvBase, str, mapping, EnvSettings or callable): a name for
-            :func:`~torchrl_metra.make_env`, a mapping ``{"name": ..., "max_steps": ...}`` of it and
-            of :class:`~torchrl_metra.recipes.EnvSettings`, a function that builds one environment, or
-            an environment as it is, to which a :class:`~torchrl_metra.SkillPrimer` is
-            appended if it has none.
+            :func:`~torchrl_metra.make_env`; a function that builds one environment;
+            :class:`~torchrl_metra.recipes.EnvSettings`, or a mapping of them such as
+            ``{"name": "gym:Walker2d-v5", "max_steps": 200}``; or an environment as it is, to
+            which a :class:`~torchrl_metra.SkillPrimer` is appended if it has none.
         prior (SkillPrior, optional): distribution of the skills. By default what the setting
             ``skill`` says.
 
@@ -184,13 +184,18 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     """Everything that trains, from settings and what is there already."""
     parts = Parts() if parts is None else parts
     torch.manual_seed(settings.seed)
-    prior = make_prior(settings) if parts.prior is None else parts.prior
-    if parts.prior is not None:
+    env, prior = parts.env, parts.prior
+    if env is not None:
+        primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
+        if primers and prior is None:
+            prior = primers[-1].prior
+    if prior is None:
+        prior = make_prior(settings)
+    else:
         settings = replace(settings, skill=update(settings.skill, prior.to_config(), "skill."))
-    env = parts.env
     if env is None:
         env = make_skill_env(settings, settings.num_envs, settings.seed, parts.normalize)
-    elif not any(isinstance(part, SkillPrimer) for part in transforms_of(env)):
+    elif not primers:
         env = env.append_transform(SkillPrimer(prior))
 
     # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
@@ -199,13 +204,15 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
         networks = make_networks(settings, env, prior)
     if networks is not None:
         networks.to(settings.device)
-    if skill_loss is None:
-        skill_loss = make_skill_loss(settings, env, networks.encoder, prior)
-    if sac_loss is None:
-        sac_loss = make_policy_loss(settings, env, networks, prior)
-    policy = networks.policy if parts.loss_module is None else sac_loss.actor_network
-    shared_encoder = None if networks is None else networks.shared_encoder
-    skill_policy = _remains(settings, parts, env, prior, networks, skill_loss, policy)
+        encoder: Any = networks.encoder
+        skill_loss = skill_loss or make_skill_loss(settings, env, encoder, prior)
+        sac_loss = sac_loss or make_policy_loss(settings, env, networks, prior)
+    assert skill_loss is not None
+    assert sac_loss is not None
+    policy, shared_encoder = sac_loss.actor_network, None
+    if networks is not None and (parts.networks is not None or parts.loss_module is None):
+        policy, shared_encoder = networks.policy, networks.shared_encoder
+    skill_policy = _what_remains(settings, parts, env, prior, networks, skill_loss, policy)
 
     # The algorithm.
     stepper = METRAOptimizationStepper(
@@ -217,17 +224,19 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
         autocast=getattr(torch, settings.autocast) if settings.autocast else None,
         shared_encoder=shared_encoder,
     )
-    collector = parts.collector
+    collector, replay_buffer = parts.collector, parts.replay_buffer
     if collector is None:
-        normalize = skill_policy.env_options and skill_policy.env_options["normalize"]
+        normalize = (skill_policy.env_options or {}).get("normalize")
         collector = make_collector(settings, env, policy, normalize)
+    if replay_buffer is None:
+        replay_buffer = make_replay_buffer(settings, env)
     trainer = METRATrainer(
         collector=collector,
         total_frames=settings.total_frames,
         optim_steps_per_batch=settings.optim_steps_per_batch,
         loss_module=sac_loss,
         skill_loss=skill_loss,
-        replay_buffer=parts.replay_buffer or make_replay_buffer(settings, env),
+        replay_buffer=replay_buffer,
         optimization_stepper=stepper,
         min_buffer_size=settings.min_buffer_size,
         logger=parts.logger or make_logger(settings),
@@ -242,7 +251,7 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     return trainer
 
 
-def _remains(
+def _what_remains(
     settings: Settings,
     parts: Parts,
     env: EnvBase,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ def build_env(
     env: EnvSettings,
     num_envs: int,
     *,
-    backend: str | None = None,
+    backend: Any = None,
     pixels: PixelSettings | None = None,
     normalize: Any = None,
 ) -> TransformedEnv:
@@ -59,14 +59,10 @@ def build_env(
     options = asdict(env)
     if env.normalize is None:
         options["normalize"] = normalize
-    has_pixels = pixels is not None and pixels.resolution is not None
-    return make_env(
-        options.pop("name"),
-        num_envs,
-        backend=backend,
-        pixels=PixelOptions(**asdict(pixels)) if has_pixels else None,
-        **options,
-    )
+    pictures = None
+    if pixels is not None and pixels.resolution is not None:
+        pictures = PixelOptions(**asdict(pixels))
+    return make_env(options.pop("name"), num_envs, backend=backend, pixels=pictures, **options)
 
 
 def make_skill_env(
@@ -133,6 +129,11 @@ def make_collector(
     }
     kind = settings.distributed.kind
     if kind is not None:
+        if settings.env.name is None:
+            raise ValueError(
+                f"distributed.kind={kind} builds environments in other processes, but one "
+                "environment was given: give its name, or a function that builds one."
+            )
         env.close()
         makers = [
             partial(make_worker_env, settings, normalize, worker)
@@ -159,7 +160,7 @@ def make_collector(
 
 def make_ray_collector(
     settings: Settings,
-    makers: list[Callable[[], EnvBase]],
+    makers: Sequence[Callable[[], EnvBase]],
     policy: nn.Module,
     options: dict[str, Any],
 ) -> BaseCollector:
@@ -170,7 +171,7 @@ def make_ray_collector(
     if settings.distributed.address is not None:
         join_cluster(settings)
     collector = RayCollector(
-        makers,
+        list(makers),
         policy,
         sync=True,
         remote_configs={"num_cpus": 1},
@@ -256,6 +257,7 @@ def join_cluster(settings: Settings) -> None:
     needed, found = num_ray_cpus(settings), int(ray.cluster_resources().get("CPU", 0))
     if found < needed:
         raise ValueError(
-            f"{settings.distributed.workers} workers need {needed} CPUs in all, but the Ray cluster "
-            f"has {found}: lower distributed.workers, or add machines with `ray start --address`."
+            f"{settings.distributed.workers} workers need {needed} CPUs in all, but the Ray "
+            f"cluster has {found}: lower distributed.workers, or add machines with "
+            "`ray start --address`."
         )

@@ -81,13 +81,18 @@ def _goals(
     options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
 ) -> TensorDictBase | None:
     entry = registered_envs().get(name)
-    if not options.goals or entry is None or entry.goals is None:
+    if not options.goals or not (options.extent or (entry is not None and entry.has_goals)):
         return None
     if policy.encoder is None:
         print("The policy has no encoder to point skills to goals: the report is without goals.")
         return None
     return sample_goals(
-        name, options.goals, extent=options.extent, pixels=pixels, seed=options.seed
+        name,
+        options.goals,
+        extent=options.extent,
+        pixels=pixels,
+        seed=options.seed,
+        env_options=policy.env_options,
     )
 
 

@@ -70,6 +70,10 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
         evaluation_env = make_task(
             settings, skills, skill, settings.evaluation_episodes, settings.seed + 1_000
         )
+    if skills.architecture is None:
+        raise ValueError(
+            f"{settings.skill_policy} holds networks that were not built by this package."
+        )
     networks = skills.architecture.build(skills.prior)
     if settings.pretrained:
         networks.policy.load_state_dict(skills.actor.state_dict())

@@ -210,7 +210,7 @@ def train_task(
     settings: TaskSettings, trainer: Trainer, env: EnvBase, policy: TensorDictModuleBase
 ) -> dict[str, Any]:
     """Train, evaluating in ``env``; writes the curve, its picture and a summary."""
-    output = Path(settings.output)
+    output = Path(settings.output or "")
     returns = ReturnCurve(env, policy, settings.evaluation_interval, output / "returns.csv")
     trainer.register_op("post_steps_log", returns)
     trainer.register_module("return_curve", returns)

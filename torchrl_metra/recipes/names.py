@@ -30,7 +30,7 @@ def suggest_names() -> Iterator[None]:
 
     Examples:
         >>> from hydra import compose, initialize
-        >>> from torchrl_metra.recipes import suggest_names
+        >>> from torchrl_metra.recipes.names import suggest_names
         >>> with initialize(version_base="1.3"), suggest_names():
         ...     compose(overrides=["+loss=metra", "loss.slak=0.1"])
         Traceback (most recent call last):

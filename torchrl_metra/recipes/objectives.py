@@ -245,8 +245,9 @@ def _observation_size(env: EnvBase) -> int:
 def _position_entries(env: EnvBase) -> tuple[int, ...]:
     """Which entries of the observation are the position."""
     for part in transforms_of(env):
-        if isinstance(part, ReadPosition):
-            return part.indices
+        if isinstance(part, ReadPosition) and not callable(part.entries):
+            entries = part.entries
+            return tuple(range(entries) if isinstance(entries, int) else entries)
     raise ValueError(
         "policy.position=false needs to know which entries of the observation are the position: "
         "set env.position to their indices, such as [0,1]."

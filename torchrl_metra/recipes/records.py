@@ -144,7 +144,7 @@ def stop_on_signal(trainer: Trainer) -> Iterator[None]:
     def request_stop(number: int, frame: Any) -> None:
         received.append(signal.Signals(number))
         trainer.request_stop(received[-1].name)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[received[-1]])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in numbers}

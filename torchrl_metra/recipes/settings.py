@@ -53,10 +53,10 @@ def setting(default: Any, help: str) -> Any:
 class EnvSettings:
     """The environment, see :func:`~torchrl_metra.make_env`."""
 
-    name: str | None = setting(
+    name: Any = setting(
         None,
         "a name that `metra envs` lists, gym:ID, dm_control:DOMAIN-TASK, envpool:ID, or "
-        "package.module:function",
+        "package.module:function; in Python the function itself, too",
     )
     max_steps: int | None = setting(
         None, "steps after which an episode is truncated; null: as the environment has it"
@@ -339,7 +339,7 @@ def update(settings: _Settings, values: Mapping[str, Any], prefix: str = "") -> 
         Traceback (most recent call last):
         ValueError: unknown setting 'num_env': did you mean 'num_envs'?
     """
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:

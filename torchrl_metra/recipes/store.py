@@ -1,7 +1,7 @@
 """Settings and presets in Hydra's ``ConfigStore``, for the command ``metra`` and for files.
 
-Hydra's config groups refuse a choice that they do not know, but any environment can be trained. So the
-choices of ``env`` are made from what a command line names, and the preset of each beside it.
+Hydra's config groups refuse a choice that they do not know, but any environment can be trained. So
+the choices of ``env`` are made from what a command line names, and the preset of each beside it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_metra._extras import require
 from torchrl_metra.evaluation import (
     encode_trajectories,
     measure_skills,
@@ -66,17 +67,19 @@ def train(settings: Settings) -> dict[str, Any]:
     """
     if settings.output is None:
         raise ValueError("a run needs a folder: set output.")
+    require("matplotlib", extra="run")
     run_record()
     clear_folder(settings)
     parts = Parts(normalize=_constants_of(settings))
     with shielded_from_ctrl_c():
         trainer = build(settings, parts)
+        skill_policy = trainer.skill_policy
+        assert skill_policy is not None
         num_envs = settings.evaluation_num_envs or settings.evaluation_episodes
-        options = trainer.skill_policy.env_options
-        seed = settings.seed + 1_000
-        evaluation_env = make_skill_env(settings, num_envs, seed, options["normalize"])
+        normalize = (skill_policy.env_options or {}).get("normalize")
+        evaluation_env = make_skill_env(settings, num_envs, settings.seed + 1_000, normalize)
     try:
-        return _run(settings, trainer, evaluation_env)
+        return _run(settings, trainer, skill_policy, evaluation_env)
     finally:
         evaluation_env.close(raise_if_closed=False)
         trainer.replay_buffer.shutdown()
@@ -86,16 +89,20 @@ def _constants_of(settings: Settings) -> Any:
     """The normalisation of a run that goes on, which is not measured anew."""
     if settings.resume is None:
         return None
-    folder = Path(settings.output if settings.resume == "auto" else settings.resume).resolve()
-    for place in (folder, *folder.parents[:2]):
-        if (place / "skill_policy.pt").exists():
-            return SkillPolicy.load(place / "skill_policy.pt").env_options["normalize"] or None
-    return None
+    # A checkpoint lies in the folder of its run, under checkpoints/.
+    is_auto = settings.resume == "auto"
+    folder = Path(settings.output or "") if is_auto else Path(settings.resume).resolve().parents[1]
+    path = folder / "skill_policy.pt"
+    if not path.exists():
+        return None
+    return (SkillPolicy.load(path).env_options or {}).get("normalize")
 
 
-def _run(settings: Settings, trainer: METRATrainer, evaluation_env: EnvBase) -> dict[str, Any]:
+def _run(
+    settings: Settings, trainer: METRATrainer, skill_policy: SkillPolicy, evaluation_env: EnvBase
+) -> dict[str, Any]:
     """What :func:`train` does with the parts."""
-    skill_policy, output = trainer.skill_policy, Path(settings.output)
+    output = Path(settings.output or "")
     policy, encoder, prior = skill_policy.actor, skill_policy.encoder, skill_policy.prior
 
     # What to look at while it trains.
@@ -110,7 +117,9 @@ def _run(settings: Settings, trainer: METRATrainer, evaluation_env: EnvBase) -> 
         return measure_skills(rollouts, encode(rollouts), prior, norm=norm)
 
     def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
-        curve.append(frames, len(visited(rollouts).unique(dim=0)))
+        places = visited(rollouts)
+        # An environment that does not say where the body is has no coverage.
+        curve.append(frames, 0 if places is None else len(places.unique(dim=0)))
         skill_policy.save(output / "skill_policy.pt")
 
     evaluation = SkillEvaluation(
@@ -132,7 +141,7 @@ def _run(settings: Settings, trainer: METRATrainer, evaluation_env: EnvBase) -> 
     # What became of it.
     rollouts = rollout_skills(evaluation_env, policy, skills)
     on_evaluation(trainer.collected_frames, rollouts)
-    results = measure(rollouts)
+    results: dict[str, Any] = measure(rollouts)
     # Of an even grid, to look at.
     skills = prior.grid(settings.evaluation_episodes)
     rollouts = rollout_skills(evaluation_env, policy, skills)

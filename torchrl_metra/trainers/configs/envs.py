@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 
-@configures(PointEnv, group="env", name="point")
+@configures(PointEnv, group="env", name="point_env")
 class PointEnvConfig(EnvConfig):
     """Fields of :class:`~torchrl_metra.PointEnv`."""
 
 
 @configures(make_env, group="env", name="make_env")
 class MakeEnvConfig(EnvConfig):
-    """Fields of :func:`~torchrl_metra.make_env`, which builds every environment of the paper."""
+    """Fields of :func:`~torchrl_metra.make_env`, which builds any environment."""
 
 
 @configures(PixelOptions, group="pixels", name="options")
