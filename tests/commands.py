@@ -33,17 +33,16 @@ def metra(arguments: list[str]) -> None:
 
 
 def compose(name: str, arguments: list[str]) -> None:
-    """The settings of a run; of several, with each value of each setting."""
+    """The settings of a run; of several, with each value once."""
     app = pytest.importorskip("torchrl_metra.recipes.app")
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    jobs = [[item for item in arguments if item != "--multirun"]]
+    overrides = re.sub("--(multirun|help|cfg job)", "", " ".join(arguments)).split()
+    values = {item: [item] for item in overrides}
     if "--multirun" in arguments:
-        overrides = OverridesParser.create().parse_overrides(jobs[0])
-        jobs = [job for jobs in BasicSweeper.split_arguments(overrides, None) for job in jobs]
-    for job in jobs:
-        settings = app.compose(name, job)
+        for item in filter(lambda item: "[" not in item, overrides):
+            key, _, given = item.partition("=")
+            values[item] = [f"{key}={value}" for value in given.split(",")]
+    for job in range(max(map(len, values.values()), default=1)):
+        settings = app.compose(name, [each[min(job, len(each) - 1)] for each in values.values()])
         assert getattr(settings, "objective", "metra") in OBJECTIVES
 
 
