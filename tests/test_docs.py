@@ -7,9 +7,11 @@ import importlib.util
 import inspect
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +44,7 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.envs import rendering_available
+from torchrl_metra.recipes.settings import Settings, describe
 
 Names = dict[str, Any]
 EXAMPLES = ROOT / "examples"
@@ -56,7 +59,7 @@ def with_blocks(*languages: str) -> list[str]:
     return [name for name in PAGES if Page(name).code(*languages)]
 
 
-# test_configs.py runs this one, as the file that it is.
+# test_the_configuration_files runs that one, as the script that it is.
 @pytest.mark.parametrize(
     "name", [name for name in with_blocks("python") if name != "docs/guides/configuration.md"]
 )
@@ -216,9 +219,9 @@ def extending() -> Iterator[Names]:
 
 @contextmanager
 def reliability() -> Iterator[Names]:
-    names: Names = {"parts": trainer_parts(sac_script(make_env("point", 4)))}
+    names: Names = {}
     yield names
-    assert names["trainer"].collected_frames == 160
+    assert names["trainer"].collected_frames == 3_200
     assert list(Path("run/checkpoints").iterdir())
 
 
@@ -261,6 +264,31 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
 }
 
 
+def test_the_configuration_files(tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
+    page = Page("docs/guides/configuration.md")
+    (tmp_path / "metra.yaml").write_text(page.code("yaml")[0].code)
+    (tmp_path / "train.py").write_text(page.code("python")[0].code)
+    command = [sys.executable, "train.py", "trainer.total_frames=1_600"]
+    run = partial(subprocess.run, cwd=tmp_path, text=True, capture_output=True)
+    trained = run([*command, "trainer.num_cells=[16]", "trainer.progress_bar=false"])
+    assert re.search(r"1600 frames, \d+ cells visited", trained.stdout), trained.stderr
+    refused = run([*command, "trainer.metra.slak=0.01"])
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1] in page.text
+
+
+def test_the_table_of_settings() -> None:
+    words = {None: "null", True: "true", False: "false"}
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for name, value, comment in describe(Settings()):
+        value = words[value] if value is None or isinstance(value, bool) else value
+        comment = comment.replace("|", "\\|")
+        rows.append(f"| `{name}` | `{value}` | {comment} |")
+    table = "\n".join(rows)
+    assert table in Page("docs/guides/configuration.md").text, f"the table should be\n{table}"
+
+
 # Commands: understood, not run.
 
 
@@ -270,11 +298,11 @@ def test_commands(name: str) -> None:
     for block in page.code("sh"):
         check_commands(block.code)
     ours = (
-        r"(make [a-z]|pip install .*(torchrl-metra|\.\[)"
-        r"|python (-m torchrl_metra\S+ |(examples|benchmarks|docs)/)).*"
+        r"(make [a-z]|pip install .*(torchrl-metra|\.\[)|python (examples|benchmarks)/"
+        r"|metra (train|evaluate|downstream|finetune|summarize) .).*"
     )
     for code in page.inline_code:
-        if re.fullmatch(ours, code):
+        if re.fullmatch(ours, code) and not code.endswith("..."):
             check_commands(code)
 
 
@@ -344,7 +372,16 @@ def test_files_that_are_named_exist(name: str) -> None:
             assert (ROOT / code).exists() or BUILT & set(Path(code).parts), code
 
 
-ROOMS = ["data", "envs", "modules", "objectives", "objectives.functional", "trainers", "evaluation"]
+ROOMS = [
+    "data",
+    "envs",
+    "modules",
+    "objectives",
+    "objectives.functional",
+    "trainers",
+    "recipes",
+    "evaluation",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -25,21 +25,10 @@ from pathlib import Path
 import torch
 import torchrl
 from tensordict import TensorDict
-from torchrl.collectors import Collector
-from torchrl.data import Bounded, Composite, LazyTensorStorage, ReplayBuffer, Unbounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, StepCounter, TransformedEnv, check_env_specs
 
-from torchrl_metra import (
-    BatchedSACLoss,
-    METRALoss,
-    METRAOptimizationStepper,
-    METRATrainer,
-    SkillPolicy,
-    SkillPrimer,
-    UnitSphere,
-    make_metra_optimizers,
-    make_sac_networks,
-)
+from torchrl_metra import SkillPolicy, SkillPrimer, UnitSphere, make_metra
 from torchrl_metra.evaluation import (
     encode_trajectories,
     measure_skills,
@@ -130,33 +119,17 @@ def skill_env(num_envs):
 # Training
 # --------
 #
-# :func:`~torchrl_metra.make_sac_networks` builds policy, critics and φ for a vector of four
-# numbers. :class:`~torchrl_metra.METRATrainer` is the whole algorithm, in the authors' order of
-# updates.
-torch.manual_seed(0)
-env = skill_env(16)
-networks = make_sac_networks(4, env.action_spec, prior, num_cells=[64, 64])
-metra_loss = METRALoss(networks.encoder, prior, dual_init=10.0)
-sac_loss = BatchedSACLoss(
-    networks.actor, networks.critics, loss_function="l2", alpha_init=0.01, target_entropy=-1.0
-)
-total_frames = 48_000
-trainer = METRATrainer(
-    collector=Collector(
-        env,
-        networks.actor,
-        frames_per_batch=1_600,
-        total_frames=total_frames,
-        auto_register_policy_transforms=False,
-    ),
-    total_frames=total_frames,
-    optim_steps_per_batch=50,
-    loss_module=sac_loss,
-    skill_loss=metra_loss,
-    replay_buffer=ReplayBuffer(storage=LazyTensorStorage(total_frames), batch_size=256),
-    optimization_stepper=METRAOptimizationStepper(
-        metra_loss, make_metra_optimizers(metra_loss, sac_loss, lr=2e-3)
-    ),
+# :func:`~torchrl_metra.make_metra` builds the rest: policy, critics and φ, their losses and
+# optimisers, a collector and a replay buffer, and a :class:`~torchrl_metra.METRATrainer` that owns
+# them. What the paper has for large robots is made smaller by settings.
+trainer = make_metra(
+    skill_env(16),
+    prior,
+    num_cells=[64, 64],
+    learning_rate={"lr": 2e-3},
+    metra={"dual_init": 10.0},
+    total_frames=48_000,
+    min_buffer_size=0,
     progress_bar=False,
 )
 
@@ -180,7 +153,7 @@ def measure(policy):
     return rollouts, latents, numbers
 
 
-policy = SkillPolicy.from_networks(networks, prior, env)
+policy = trainer.skill_policy
 *_, before = measure(policy)
 trainer.train()
 rollouts, latents, after = measure(policy)
