@@ -1,7 +1,6 @@
 """Quadruped from pixels: an encoder φ of your own beside the paper's policy and critics.
 
-    python examples/quadruped.py                  # the paper's settings; wants a GPU
-    python examples/quadruped.py --preset debug   # all of it, in two minutes
+    python examples/quadruped.py --preset debug   # without it, the paper's, which wants a GPU
 
 What you learn: how networks are put together. Skills differ in what φ sees and in nothing else.
 """
@@ -18,8 +17,9 @@ from torchrl_metra import UnitSphere, make_metra, make_pixel_sac_networks
 
 
 class NewestPicture(nn.Sequential):
+    """φ of the newest of three pictures, which tells the place and not the speed."""
+
     def forward(self, pixels: Tensor) -> Tensor:
-        """φ of the newest of three pictures, which tells the place and not the speed."""
         return super().forward(pixels[..., -3:, :, :] / 255)
 
 

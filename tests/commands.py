@@ -54,9 +54,10 @@ def parse(main: Callable[[Sequence[str]], object], arguments: list[str]) -> None
         original(parser, given)
         raise Parsed
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        main(arguments)
+        with pytest.raises(Parsed):
+            main(arguments)
 
 
 class Parsed(Exception):
