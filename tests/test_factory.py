@@ -37,10 +37,6 @@ SMALL = {
 }  # fmt: skip
 
 
-# To be taken off once make_env builds any environment.
-NOT_YET = pytest.mark.xfail(strict=False, reason="make_env takes names and no options yet")
-
-
 def make(env: Any = "point", *args: Any, **given: Any) -> METRATrainer:
     return make_metra(env, *args, **{**SMALL, **given})
 
@@ -57,13 +53,22 @@ def make_point(**options: Any) -> PointEnv:
     ("env", "max_steps"),
     [
         ("point", 200),
-        pytest.param({"name": "point", "max_steps": 20}, 20, marks=NOT_YET),
-        pytest.param(EnvSettings("point", max_steps=20), 20, marks=NOT_YET),
-        pytest.param(make_point, 200, marks=NOT_YET),
+        ({"name": "point", "max_steps": 20}, 20),
+        (EnvSettings("point", max_steps=20), 20),
+        (make_point, 200),
+        ({"name": make_point, "max_steps": 20}, 20),
         (PointEnv(4, max_steps=20), 20),
         (PointEnv(4, max_steps=20).append_transform(SkillPrimer(PRIOR)), 20),
     ],
-    ids=["name", "mapping", "settings", "function", "environment", "with primer"],
+    ids=[
+        "name",
+        "mapping",
+        "settings",
+        "function",
+        "function and settings",
+        "environment",
+        "with primer",
+    ],
 )
 def test_each_way_to_give_an_environment(
     env: Any, max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -226,10 +226,6 @@ def test_a_run_that_goes_on_does_not_measure_its_observations_anew(tmp_path: Pat
     """The constants of an unknown environment are those that the file of its skills has."""
     pytest.importorskip("gymnasium")
     env, path = "gym:Pendulum-v1", tmp_path / "skill_policy.pt"
-    try:
-        make_env(env, 1)
-    except ValueError:
-        pytest.skip("make_env builds named environments only yet; to be taken off with that")
     small = {"total_frames": 800, "checkpoint": {"interval": 400}}
     run(env, tmp_path, **small)
     policy = SkillPolicy.load(path)
