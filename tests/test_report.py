@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import ExcludeTransform, TransformedEnv
-from torchrl_metra.recipes.evaluate import main
 
 from torchrl_metra import (
     PixelOptions,
@@ -24,6 +23,7 @@ from torchrl_metra import (
 )
 from torchrl_metra._record import describe_run
 from torchrl_metra.evaluation import evaluate, rollout_skills, sector_coverage
+from torchrl_metra.recipes.evaluate import main
 
 pytest.importorskip("matplotlib")
 PRIOR = UnitSphere(2)
