@@ -146,8 +146,9 @@ class TestRegistry:
         assert register_env("mine", PointEnv, summary="Mine.") == entry
         with pytest.raises(ValueError, match="'mine' already"):
             register_env("mine", Drift, summary="Mine.")
-        register_env("mine", Drift, summary="Mine.", replace=True)
-        assert find_env("mine").make is Drift
+        measured = make_env("mine").transform[-1].loc
+        register_env("mine", Drift, summary="Another.", max_steps=9, replace=True)
+        assert make_env("mine").transform[-1].loc.shape != measured.shape
         with pytest.raises(ValueError, match="no colon"):
             register_env("my:env", PointEnv, summary="Mine.")
 
