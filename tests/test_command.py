@@ -21,8 +21,9 @@ pytest.importorskip("hydra")
 Metra = Callable[..., SimpleNamespace]
 #: A run of the point in no time.
 TINY = [
-    "env=point", "preset=debug", "total_frames=400", "evaluation_episodes=2", "num_cells=[8]",
-    "optim_steps_per_batch=1", "progress_bar=false", "checkpoint.interval=null",
+    "env=point", "env.max_steps=20", "preset=debug", "total_frames=400", "num_cells=[8]",
+    "evaluation_episodes=2", "optim_steps_per_batch=1", "progress_bar=false",
+    "checkpoint.interval=null",
 ]  # fmt: skip
 
 

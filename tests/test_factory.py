@@ -41,12 +41,12 @@ def make(env: Any = "point", *args: Any, **given: Any) -> METRATrainer:
     return make_metra(env, *args, **{**SMALL, **given})
 
 
-def networks(size: int = 2) -> Any:
-    return make_sac_networks(size, make_env("point").action_spec, PRIOR, num_cells=[8])
+def networks(prior: Any = PRIOR) -> Any:
+    return make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[8])
 
 
-def make_point(**options: Any) -> PointEnv:
-    return PointEnv(**options)
+def make_point(num_envs: int | None = None, max_steps: int = 200) -> PointEnv:
+    return PointEnv(num_envs, max_steps=max_steps)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,15 @@ def test_a_setting_of_the_environment_reaches_it() -> None:
         make(total_frame=3)
 
 
-@pytest.mark.parametrize("prior", [OneHot(3), StandardNormal(3)])
-def test_skills_of_ones_own(prior: Any) -> None:
-    trainer = make("point", prior)
+@pytest.mark.parametrize("given", ["prior", "skill_loss", "env"])
+@pytest.mark.parametrize("prior", [OneHot(3), StandardNormal(3)], ids=repr)
+def test_skills_of_ones_own(prior: Any, given: str) -> None:
+    if given == "prior":
+        trainer = make("point", prior)
+    elif given == "env":
+        trainer = make(PointEnv(4).append_transform(SkillPrimer(prior)))
+    else:
+        trainer = make(skill_loss=METRALoss(networks(prior).encoder, prior))
     assert trainer.skill_loss.prior is prior
     assert trainer.skill_policy.prior is prior
     trainer.train()

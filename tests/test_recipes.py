@@ -46,7 +46,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(env: str, output: Path, **settings: Any) -> dict[str, Any]:
+def run(name: str, output: Path, **settings: Any) -> dict[str, Any]:
+    env = {"name": name, "max_steps": 50}
     return train(make_settings(env, output=str(output), **SMALL | settings))
 
 
@@ -68,7 +69,7 @@ def test_a_run_leaves_pictures_curve_policy_and_record(tmp_path: Path) -> None:
     assert {"command", "commit", "hardware", "torch"} <= summary.keys()
     policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
     assert (policy.env_name, policy.constraint_norm) == ("point", "l2")
-    env = make_env("point", 48).append_transform(SkillPrimer(policy.prior))
+    env = make_env("point", 48, max_steps=50).append_transform(SkillPrimer(policy.prior))
     rollouts = rollout_skills(env, policy.actor, policy.prior.evaluation_skills(48))
     assert coverage(rollouts["next", "position"]) == results["coverage_after"]
 
@@ -226,13 +227,13 @@ def test_a_run_that_goes_on_does_not_measure_its_observations_anew(tmp_path: Pat
     """The constants of an unknown environment are those that the file of its skills has."""
     pytest.importorskip("gymnasium")
     env, path = "gym:Pendulum-v1", tmp_path / "skill_policy.pt"
-    small = {"total_frames": 800, "checkpoint": {"interval": 400}}
+    small = {"total_frames": 400, "checkpoint": {"interval": 300}}
     run(env, tmp_path, **small)
     policy = SkillPolicy.load(path)
     constants = policy.env_options["normalize"]
     constants["loc"] = constants["loc"] + 1.0
     policy.save(path)
-    run(env, tmp_path, **small | {"total_frames": 1_200, "resume": "auto"})
+    run(env, tmp_path, **small | {"total_frames": 800, "resume": "auto"})
     gone_on = SkillPolicy.load(path).env_options["normalize"]
     assert gone_on["loc"].equal(constants["loc"])
     assert gone_on["scale"].equal(constants["scale"])

@@ -185,6 +185,8 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
     parts = Parts() if parts is None else parts
     torch.manual_seed(settings.seed)
     env, prior = parts.env, parts.prior
+    if prior is None and parts.skill_loss is not None:
+        prior = parts.skill_loss.prior
     if env is not None:
         primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
         if primers and prior is None:
