@@ -23,9 +23,21 @@ from torchrl.envs import EnvBase
 
 from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
 from torchrl_metra._extras import require
-from torchrl_metra.envs.mujoco import EPISODE_STEPS, TASKS, MujocoTask
 
 ROUNDS = 5
+EPISODE_STEPS = 200
+# What bare simulators are given: a name, options of gymnasium, options of EnvPool.
+X = {"exclude_current_positions_from_observation": False}
+ALIVE = {"terminate_when_unhealthy": False}
+TASKS = {
+    "ant": (
+        "Ant-v5",
+        {**X, **ALIVE, "include_cfrc_ext_in_observation": False},
+        {**X, **ALIVE, "use_contact_force": False},
+    ),
+    "half_cheetah": ("HalfCheetah-v5", X, X),
+}
+Task = tuple[str, dict[str, Any], dict[str, Any]]
 # EnvPool spreads the price of Python over many environments; the authors run 8 episodes side by
 # side, which is what the other backends are measured with.
 NUM_ENVS = {
@@ -144,10 +156,10 @@ WORKER_COLLECTORS: dict[str, Callable[..., BaseCollector]] = {
 }
 
 
-def simulate_envpool(task: MujocoTask, num_envs: int) -> tuple[Any, Callable[[], object]]:
+def simulate_envpool(task: Task, num_envs: int) -> tuple[Any, Callable[[], object]]:
     """EnvPool alone."""
     env = require("envpool", "envpool").make_gymnasium(
-        task.task_id, num_envs=num_envs, max_episode_steps=EPISODE_STEPS, **task.envpool_options
+        task[0], num_envs=num_envs, max_episode_steps=EPISODE_STEPS, **task[2]
     )
     env.reset()
     low, high = env.action_space.low, env.action_space.high
@@ -156,11 +168,11 @@ def simulate_envpool(task: MujocoTask, num_envs: int) -> tuple[Any, Callable[[],
 
 
 def simulate_gymnasium(
-    task: MujocoTask, num_envs: int, *, kind: type[VectorEnv]
+    task: Task, num_envs: int, *, kind: type[VectorEnv]
 ) -> tuple[Any, Callable[[], object]]:
     """Gymnasium's own vector environments."""
-    options = {"max_episode_steps": EPISODE_STEPS, **task.gymnasium_options}
-    env = kind([partial(gymnasium.make, task.task_id, **options)] * num_envs)
+    options = {"max_episode_steps": EPISODE_STEPS, **task[1]}
+    env = kind([partial(gymnasium.make, task[0], **options)] * num_envs)
     env.reset()
     return env, lambda: env.step(env.action_space.sample())
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -33,16 +32,6 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _no_config_groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts run without TorchRL's config groups, in which `logger=csv` would be a choice."""
-    module = sys.modules.get("hydra.core.config_store")
-    if module is not None and request.path.name != "test_configs.py":
-        store = module.ConfigStore.instance()
-        own = {name: node for name, node in store.repo.items() if name.startswith(("hydra", "_"))}
-        monkeypatch.setattr(store, "repo", own)
 
 
 class SelfResettingPoint(PointEnv):

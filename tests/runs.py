@@ -1,16 +1,12 @@
-"""Runs to stop and to compare: of a trainer in this process, of an example in its own."""
+"""Runs to stop and to compare: of a trainer in this process, of the command in its own."""
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
-import os
 import sys
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torchrl.checkpoint import CheckpointRotation
 from torchrl.collectors import Collector
@@ -29,6 +25,7 @@ from torchrl_metra import (
     make_metra_optimizers,
     make_sac_networks,
 )
+from torchrl_metra.recipes import make_settings, train
 
 
 def make_trainer(
@@ -85,44 +82,32 @@ def state(trainer: METRATrainer) -> dict[str, Any]:
     )
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 #: PointEnv in 30 rounds of a fifth of a second, with a checkpoint after every second one.
-SMALL = (
-    "num_envs=4",
-    "num_cells=[32,32]",
-    "total_frames=12_000",
-    "frames_per_batch=400",
-    "optim_steps_per_batch=20",
-    "batch_size=64",
-    "buffer_size=6000",
-    "min_buffer_size=800",
-    "evaluation_interval=3000",
-    "evaluation_episodes=8",
-    "checkpoint.interval=600",
-)
+SMALL = {
+    "num_envs": 4,
+    "num_cells": [32, 32],
+    "total_frames": 12_000,
+    "frames_per_batch": 400,
+    "optim_steps_per_batch": 20,
+    "batch_size": 64,
+    "buffer_size": 6_000,
+    "min_buffer_size": 800,
+    "evaluation_interval": 3_000,
+    "evaluation_episodes": 8,
+    "checkpoint": {"interval": 600},
+}
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def start(output: Path, *overrides: str) -> Any:
-    """Begin a run of ``point.py``; returns its process.
+def start(output: Path, **settings: Any) -> Any:
+    """Begin a run of the point; returns its process.
 
     It is forked from one that has imported everything, so that it starts in no time.
     """
-    _preload()
-    process = _CONTEXT.Process(target=_run, args=[output, *overrides])
+    _CONTEXT.set_forkserver_preload(["torchrl_metra.recipes"])
+    process = _CONTEXT.Process(target=_run, args=[output, settings])
     process.start()
     return process
-
-
-@functools.cache
-def _preload() -> None:
-    folders = [str(EXAMPLES), str(Path(__file__).parent)]
-    sys.path[:0] = folders
-    _CONTEXT.set_forkserver_preload(["training"])
-    # It does not get this process's path, as others do.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
-        forkserver.ensure_running()
 
 
 def printed(output: Path) -> str:
@@ -130,15 +115,10 @@ def printed(output: Path) -> str:
     return output.with_suffix(".out").read_text()
 
 
-def _run(output: Path, *overrides: str) -> None:
-    import hydra
-    from training import train
-
+def _run(output: Path, settings: dict[str, Any]) -> None:
     sys.stdout = output.with_suffix(".out").open("w")
     torch.set_num_threads(1)
-    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        config = hydra.compose("point", overrides=[*SMALL, f"output={output}", *overrides])
-    train(config)
+    train(make_settings("point", output=str(output), **SMALL | settings))
 
 
 def results(output: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
@@ -17,15 +18,10 @@ from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
 from torchrl_metra.envs import WindyPointEnv
 from torchrl_metra.recipes import summarize
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield __import__
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+def benchmark() -> Any:
+    return importlib.import_module
 
 
 def test_the_bare_loop_trains_every_part_as_the_package_does(benchmark: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -15,13 +14,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_losses
-from pages import ROOT, Page
+from pages import Page
 from tensordict import TensorDict
 from torchrl.envs import TransformedEnv
 from torchrl.modules import MLP
 from torchrl.objectives import SACLoss
-from torchrl.objectives.utils import SoftUpdate
-from torchrl.trainers import Trainer
 from torchrl.trainers.algorithms.configs import (
     HookConfig,
     LossConfig,
@@ -34,7 +31,6 @@ import torchrl_metra.trainers
 from torchrl_metra import (
     BatchedSACLoss,
     CSDLoss,
-    CSFLoss,
     METRALoss,
     METRATrainer,
     SACNetworks,
@@ -52,15 +48,17 @@ from torchrl_metra import (
 hydra = pytest.importorskip("hydra")
 instantiate = hydra.utils.instantiate
 from hydra.core.config_store import ConfigStore  # noqa: E402
-from hydra.errors import ConfigCompositionException, InstantiationException  # noqa: E402
+from hydra.errors import ConfigCompositionException  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from torchrl_metra.trainers import configs  # noqa: E402
 from torchrl_metra.trainers.configs import suggest_names  # noqa: E402
 
-EXAMPLES = ROOT / "examples"
 PAGE = Page("docs/guides/configuration.md")
-CONFIGS = [name for name in configs.__all__ if name.endswith("Config")]
+# That of the trainer has the settings as its fields: test_settings.py.
+CONFIGS = [
+    name for name in configs.__all__ if name.endswith("Config") and name != "METRATrainerConfig"
+]
 
 # Functions, whose configs are called after what they make.
 FUNCTIONS = {
@@ -75,11 +73,13 @@ FUNCTIONS = {
 PASSED_ON = {
     BatchedSACLoss: SACLoss,
     CSDLoss: METRALoss,
-    METRATrainer: Trainer,
     SuccessorFeatureSACLoss: BatchedSACLoss,
 }
 # Components without a config, and why.
 EXCEPTIONS = {
+    "METRATrainer": "built by make_metra",
+    "make_metra": "METRATrainerConfig",
+    "register_env": "environments have names",
     "EncoderLoss": "abstract",
     "SkillLoss": "abstract",
     "SkillPrior": "abstract",
@@ -123,8 +123,6 @@ def test_fields_are_those_of_the_constructor(name: str) -> None:
         del expected["actor_network"], expected["qvalue_network"]
     if name == "METRAOptimizersConfig":
         expected["lrs"] = {}
-    if name == "METRATrainerConfig":
-        expected |= {"networks": None, "optimizers": None, "hooks": None, "frame_skip": 1}
     assert fields_of(getattr(configs, name)) == expected
 
 
@@ -155,13 +153,14 @@ def registered() -> dict[str, str]:
         for group, entries in ConfigStore.instance().repo.items()
         if isinstance(entries, dict)
         for entry, node in entries.items()
-        if getattr(node, "provider", None) == "torchrl_metra"
+        # Presets and choices of the command are mappings.
+        if getattr(node, "provider", None) == "torchrl_metra" and "_target_" in node.node
     }
 
 
 def test_names_beside_torchrls() -> None:
     names = registered()
-    assert set(names) == set(CONFIGS)
+    assert set(names) == {*CONFIGS, "METRATrainerConfig"}
     assert names["METRATrainerConfig"] == "trainer=metra"
     assert names["METRALossConfig"] == "loss=metra"
     assert names["SkillPrimerConfig"] == "transform=skill_primer"
@@ -266,13 +265,9 @@ MADE = {
 }
 
 
-# The trainer has tests of its own below.
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"METRATrainerConfig"}))
+@pytest.mark.parametrize("name", CONFIGS)
 def test_builds_what_it_is_named_after(name: str, tmp_path: Path) -> None:
-    choice = registered()[name]
-    with hydra.initialize(version_base="1.3"):
-        config = hydra.compose(overrides=[f"+{choice}"])[choice.partition("=")[0]]
-    made = instantiate(config, **arguments(tmp_path)[name])
+    made = instantiate(getattr(configs, name)(), **arguments(tmp_path)[name])
     assert type(made) is MADE.get(name, constructor_of(name))
 
 
@@ -299,226 +294,62 @@ def test_lists_and_dicts_are_plain() -> None:
     assert instantiate(config).in_keys[0] == ("agent", "observation")
 
 
-def block(language: str) -> str:
-    (found,) = PAGE.code(language)
-    return found.code
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The page's two files."""
-    (tmp_path / "metra.yaml").write_text(block("yaml"))
-    (tmp_path / "train.py").write_text(block("python"))
-    return tmp_path
-
-
-SMALL = [
-    "trainer.total_frames=480", "collector.frames_per_batch=160", "trainer.min_buffer_size=160",
-    "trainer.optim_steps_per_batch=2", "trainer.progress_bar=false", "replay_buffer.batch_size=16",
-    "trainer.log_interval=0", "networks.num_cells=[16]",
-]  # fmt: skip
-
-
-def compose(folder: Path, *overrides: str) -> Any:
-    overrides = (*SMALL, f"logger.log_dir={folder}", *overrides)
-    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-        return hydra.compose("metra", overrides=list(overrides))
-
-
-def build(folder: Path, *overrides: str) -> METRATrainer:
-    return instantiate(compose(folder, *overrides).trainer)
-
-
-def test_the_pages_file_trains(folder: Path) -> None:
-    trainer = build(folder)
-    stepper, sac_loss = trainer.optimization_stepper, trainer.loss_module
+def test_a_file_of_parts_and_one_of_the_trainer(tmp_path: Path) -> None:
+    """Both kinds in one file, and the trainer with parts of its own."""
+    (tmp_path / "metra.yaml").write_text(
+        """
+        defaults:
+          - trainer: metra
+          - metra_preset@trainer: ant.laptop
+          - skill_prior@trainer.prior: unit_sphere
+          - logger@trainer.logger: csv
+          - _self_
+        trainer:
+          env: {name: point}
+          prior: {dim: 3}
+          logger: {exp_name: metra}
+          total_frames: 160
+          num_envs: 2
+          num_cells: [8]
+          frames_per_batch: 80
+          optim_steps_per_batch: 1
+          batch_size: 16
+          buffer_size: 200
+          min_buffer_size: 80
+          progress_bar: false
+          output: null
+        """
+    )
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        config = hydra.compose("metra", overrides=[f"trainer.logger.log_dir={tmp_path}"])
+    trainer = instantiate(config.trainer)
     assert type(trainer) is METRATrainer
-    assert isinstance(sac_loss, BatchedSACLoss)
+    assert trainer.skill_loss.prior == UnitSphere(3)
+    # Of the preset.
+    assert trainer.skill_loss.constraint_norm == "rms"
+    (group,) = trainer.optimization_stepper.optimizers["encoder"].param_groups
+    assert group["lr"] == 3e-4
+    trainer.train()
+    assert trainer.collected_frames == 160
+    assert list(tmp_path.rglob("*.csv"))
+
+
+def test_an_environment_of_a_config() -> None:
+    config = configs.METRATrainerConfig(
+        env=configs.PointEnvConfig(num_envs=2), num_cells=[8], buffer_size=100
+    )
+    trainer = instantiate(config)
+    assert trainer.collector.env.batch_size == (2,)
     assert trainer.skill_loss.prior == UnitSphere(2)
-    # One and the same networks and losses wherever they are used.
-    assert trainer.collector.policy is sac_loss.actor_network
-    assert stepper.skill_loss is trainer.skill_loss
-    (encoder,) = stepper.optimizers["encoder"].param_groups
-    assert encoder["params"][0] is next(trainer.skill_loss.encoder_params.parameters())
-    assert encoder["lr"] == 2e-3
-    assert isinstance(stepper.target_net_updater, SoftUpdate)
-    weights = [*trainer.skill_loss.parameters(), *sac_loss.parameters()]
-    before = [weight.detach().clone() for weight in weights]
-    trainer.train()
-    assert trainer.collected_frames == 480
-    assert len(trainer.log_coverage.total) > 0
-    assert all(
-        not old.equal(new)
-        for old, new in zip(before, weights, strict=True)
-        if new.requires_grad
-    )  # fmt: skip
-    assert list(folder.rglob("*.csv"))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "skill_loss", "policy_loss"),
-    [
-        (["loss=lsd"], torchrl_metra.LSDLoss, BatchedSACLoss),
-        (["loss@policy_loss=sac"], METRALoss, SACLoss),
-        (
-            ["loss=csf", "loss@policy_loss=successor_sac", "networks.value_size=2",
-             "policy_loss.prior=${skill_prior}"],
-            CSFLoss,
-            SuccessorFeatureSACLoss,
-        ),
-    ],
-    ids=["lsd", "TorchRL's SAC", "csf"],
-)  # fmt: skip
-def test_other_parts(folder: Path, overrides: list[str], skill_loss: Any, policy_loss: Any) -> None:
-    trainer = build(folder, *overrides)
-    assert type(trainer.skill_loss) is skill_loss
-    assert type(trainer.loss_module) is policy_loss
-    trainer.train()
-
-
-def test_pictures_and_a_shared_encoder(folder: Path) -> None:
-    trainer = build(
-        folder, "network@networks=pixel_sac", "networks.channels=2", "networks.num_cells=[8]",
-        "networks.shared_encoder=true", "env@env.base_env=make_env", "env.base_env.num_envs=2",
-        "env.base_env.name=point_pixels", "storage=frame_stack", "storage.max_size=500",
-        "trainer.total_frames=160", "trainer.optim_steps_per_batch=1",
-    )  # fmt: skip
-    assert trainer.optimization_stepper.shared_encoder is not None
-    trainer.train()
-
-
-def test_a_collector_in_another_process(folder: Path) -> None:
-    trainer = build(folder, "collector=multi_async", "collector.create_env_fn=[${env}]")
-    (make,) = trainer.collector.create_env_fn
-    trainer.train()
-    trainer.collector.shutdown()
-    assert trainer.collected_frames >= 480
-    assert isinstance(make(), TransformedEnv)
-
-
-def test_hooks(folder: Path) -> None:
-    config = compose(folder)
-    evaluation = {
-        "_target_": configs.SkillEvaluationConfig._target_,
-        "env": "${env}",
-        "policy": None,
-        "skills": {"_target_": "torchrl_metra.UnitSphere.grid", "_args_": ["${skill_prior}", 16]},
-        "interval": 100,
-    }
-    config.trainer.hooks = [evaluation]
-    trainer = instantiate(config.trainer)
-    trainer.train()
-    logged = {path.stem for path in folder.rglob("*.csv")}
-    assert "policy_coverage" in logged
-
-
-def test_plain_settings_stay_plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no config of a part reaches the trainer without a trace of OmegaConf."""
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(METRATrainer, "__init__", lambda self, **given: seen.update(given))
-    config = compose(folder)
-    config.trainer.learner_backend_options = {"resources": [1, 2]}
-    instantiate(config.trainer)
-    assert type(seen["learner_backend_options"]) is dict
-    assert type(seen["learner_backend_options"]["resources"]) is list
-
-
-def test_networks_of_ones_own(folder: Path) -> None:
-    """Parts that are given stay as they are."""
-    encoder = {
-        "_target_": "torchrl.modules.MLP", "in_features": 2, "out_features": 2, "num_cells": [5],
-    }  # fmt: skip
-    config = compose(folder)
-    config.loss.encoder = encoder
-    trainer = instantiate(config.trainer)
-    weights = trainer.skill_loss.encoder_params.parameters()
-    assert {len(weight) for weight in weights} == {5, 2}
-    config.loss.prior = "???"
-    with pytest.raises(InstantiationException, match=r"METRALoss.* argument: 'prior'"):
-        instantiate(config.trainer)
-
-
-def test_the_pages_script(folder: Path) -> None:
-    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "train.py", *overrides], cwd=folder, text=True, capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
-
-    trained = run(*SMALL)
-    assert trained.returncode == 0, trained.stderr
-    assert re.search(r"480 frames, \d+ cells visited", trained.stdout)
-    refused = run("loss.slak=0.01")
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1] in PAGE.text
-    assert "Traceback" not in refused.stderr
-
-
-SCRIPTS = [
-    "ant", "downstream", "finetune", "half_cheetah", "humanoid", "kitchen", "point",
-    "point_pixels", "quadruped", "windy_point",
-]  # fmt: skip
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, capsys: Any, script: str, *given: str) -> str:
-    """What a script says of a wrong name as it exits."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    # Imported, a script looks for its settings elsewhere.
-    settings = ["--config-path", str(EXAMPLES / "conf")]
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *settings, *given])
-    with pytest.raises(SystemExit) as error:
-        importlib.import_module(script).main()
-    assert error.value.code == 1
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message.splitlines()[-1]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_names_the_right_setting(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, script: str
-) -> None:
-    message = refuse(monkeypatch, capsys, script, "total_frame=10")
-    assert message == "Unknown name 'total_frame': did you mean 'total_frames'?"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["gama=0.9"], "'gama': did you mean 'gamma'?"),
-        (["metra.slak=1"], "'metra.slak': did you mean 'metra.slack'?"),
-        (["metr.slack=1"], "'metr': did you mean 'metra'?"),
-        (["+experiment=quikstart"], "did you mean 'experiment/quickstart'?"),
-        (["-m", "gama=1,2"], "'gama': did you mean 'gamma'?"),
-        (["gama=1", "--cfg", "job"], "'gama': did you mean 'gamma'?"),
-        (["sac.zzzzz=1"], "'sac.zzzzz', expected one of ['alpha_init', 'fixed_alpha']."),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistyped_names(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, given: list[str], message: str
-) -> None:
-    assert refuse(monkeypatch, capsys, "point", *given).endswith(message)
-
-
-def test_right_names_work_as_ever() -> None:
-    """In a process of its own: a script's `logger` and `storage` are no groups of TorchRL."""
-    names = ["gamma=0.9", "metra.slack=1", "logger=wandb", "storage=folder", "env=windy_point"]
-    for switch in ("--help", "--cfg=job"):
-        shown = subprocess.run(
-            [sys.executable, str(EXAMPLES / "point.py"), *names, switch],
-            check=True, text=True, capture_output=True,
-        ).stdout  # fmt: skip
-        assert "gamma: 0.9" in shown
-        assert "logger: wandb" in shown
 
 
 @pytest.mark.parametrize(
     ("defaults", "overrides", "message"),
     [
         ("loss: metra", ["loss.slak=1"], "'loss.slak': did you mean 'loss.slack'?"),
-        ("loss: metra", ["loss=metro"], "'loss/metro': did you mean 'loss/metra'?"),
+        ("loss: metra", ["loss=metro"], "'loss=metro': did you mean 'loss=metra'?"),
         ("los: metra", [], "'los': did you mean 'loss'?"),
+        ("trainer: metra", ["trainer.gama=1"], "did you mean 'trainer.gamma'?"),
     ],
 )
 def test_mistyped_names_in_a_composition(
@@ -545,12 +376,12 @@ def test_a_mistyped_key_in_a_file(tmp_path: Path) -> None:
 
 
 def test_hydra_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys, torchrl_metra.trainers; assert 'hydra' not in sys.modules"
+    code = "import sys, torchrl_metra.recipes.command; assert 'hydra' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    for name in ("torchrl_metra.trainers.configs", "torchrl_metra.trainers.names"):
+    for name in ("torchrl_metra.trainers.configs", "torchrl_metra.recipes.names"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "hydra", None)
             patch.setitem(sys.modules, "hydra.errors", None)
             patch.delitem(sys.modules, name)
-            with pytest.raises(ImportError, match=r"torchrl-metra\[examples\]"):
+            with pytest.raises(ImportError, match=r"torchrl-metra\[run\]"):
                 importlib.import_module(name)

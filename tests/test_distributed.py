@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_examples import EXAMPLES, compose
 
-from torchrl_metra import VerifiedCheckpoint
+from torchrl_metra import METRATrainer, VerifiedCheckpoint, make_metra
+from torchrl_metra.recipes import make_settings
+from torchrl_metra.recipes.collect import make_worker_env
 from torchrl_metra.trainers import TrainingStoppedError
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return __import__("training")
-
-
-def settings(output: Path, *overrides: str) -> Any:
-    return compose(
-        "point", "num_envs=8", "optim_steps_per_batch=5", "min_buffer_size=0",
-        f"output={output}", "checkpoint.interval=null", *overrides,
+def make_trainer(kind: str, total_frames: int = 1_000_000, **settings: Any) -> METRATrainer:
+    return make_metra(
+        "point", distributed={"kind": kind}, num_envs=8, optim_steps_per_batch=5,
+        min_buffer_size=0, total_frames=total_frames, progress_bar=False, **settings,
     )  # fmt: skip
 
 
-def test_several_processes_on_one_machine(training: Any, tmp_path: Path) -> None:
-    config = settings(tmp_path, "distributed=multi_sync", "total_frames=4800")
-    parts = training.build(config)
-    seen = []
-    parts.trainer.register_op("post_steps_log", lambda batch: seen.append(batch.clone()))
-    parts.trainer.train()
+def test_several_processes_on_one_machine() -> None:
+    trainer, seen = make_trainer("multi_sync", 4_800), []
+    trainer.register_op("post_steps_log", lambda batch: seen.append(batch.clone()))
+    trainer.train()
     assert [batch.shape for batch in seen] == [(2, 8, 100)] * 3
     for key in ("skill", "action"):
         assert not seen[0][key][0].equal(seen[0][key][1])
-    assert len(parts.trainer.replay_buffer) == 4_800
+    assert len(trainer.replay_buffer) == 4_800
 
 
-def test_seeding_a_worker_again_changes_its_skills(training: Any, tmp_path: Path) -> None:
-    config = settings(tmp_path, "distributed=multi_sync")
-    env = sys.modules["collectors"].make_worker_env(config, 0)
+def test_seeding_a_worker_again_changes_its_skills() -> None:
+    env = make_worker_env(make_settings("point"), None, 0)
     skills = []
     for seed in (5, 6, 5):
         env.set_seed(seed)
@@ -54,11 +45,8 @@ def test_seeding_a_worker_again_changes_its_skills(training: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["multi_sync", "multi_async"])
-def test_a_worker_killed_while_the_learner_learns(training: Any, tmp_path: Path, kind: str) -> None:
-    config = settings(
-        tmp_path, f"distributed={kind}", "distributed.workers=2", "total_frames=1_000_000"
-    )
-    trainer = training.build(config).trainer
+def test_a_worker_killed_while_the_learner_learns(kind: str) -> None:
+    trainer = make_trainer(kind)
     workers = [process.pid for process in trainer.collector.procs]
     struck = []
 
@@ -80,14 +68,8 @@ def test_a_worker_killed_while_the_learner_learns(training: Any, tmp_path: Path,
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("kind", ["multi_sync", "multi_async"])
-def test_a_worker_that_hangs(training: Any, tmp_path: Path, kind: str) -> None:
-    config = settings(
-        tmp_path, f"distributed={kind}", "distributed.workers=2", "total_frames=1_000_000"
-    )
-    config.collection_timeout = 4
-    config.checkpoint.interval = 500_000
-    trainer = training.build(config).trainer
+def test_a_worker_that_hangs(tmp_path: Path) -> None:
+    trainer = make_trainer("multi_async", collection_timeout=4, output=str(tmp_path), logging=None)
     workers = [process.pid for process in trainer.collector.procs]
 
     def strike(batch: Any) -> None:

@@ -401,7 +401,9 @@ ROOMS = [
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_is_in_the_reference(room: str) -> None:
     pages = (path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
-    listed = set(re.findall(r"^(?:   |\.\. (?:auto)?data:: )(\w+)$", "\n".join(pages), re.MULTILINE))
+    listed = set(
+        re.findall(r"^(?:   |\.\. (?:auto)?data:: )(\w+)$", "\n".join(pages), re.MULTILINE)
+    )
     names = set(importlib.import_module(f"torchrl_metra.{room}").__all__)
     assert names - listed <= {"ConstraintNorm"}  # a type
 

@@ -143,50 +143,16 @@ def test_without_checkpoints_an_error_is_what_it_was(tmp_path: Path) -> None:
         trainer.train()
 
 
-FILL_THE_DISK = """
-import sys, warnings
-from pathlib import Path
-import runs
-from torchrl.checkpoint import CheckpointError
-from torchrl_metra import VerifiedCheckpoint
-from torchrl_metra.trainers import resume
-
-folder = Path(sys.argv[1])
-trainer = runs.make_trainer(folder)
-def fill():
-    if trainer.collected_frames == 400:
-        try:
-            (folder / "ballast").write_bytes(bytes(1 << 20))
-        except OSError:
-            pass
-    if trainer.collected_frames == float(sys.argv[2]):
-        (folder / "ballast").unlink()
-trainer.register_op("post_steps", fill)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    try:
-        trainer.train()
-    except CheckpointError as error:
-        print("stopped:", error)
-print("warned:", [str(w.message) for w in caught if "could not be written" in str(w.message)])
-print("frames:", trainer.collected_frames)
-print("names:", sorted(path.name for path in folder.iterdir()))
-for path in folder.glob("checkpoint-*"):
-    VerifiedCheckpoint.verify(path)
-"""
-
-
 @pytest.mark.parametrize("freed_after", [560, -1])
 def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path, freed_after: int) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("a small disk is mounted with unshare, of Linux")
     mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
-    script = tmp_path.with_suffix(".py")
-    script.write_text(FILL_THE_DISK)
+    script = Path(__file__).with_name("full_disk.py")
     run = f"{sys.executable} {script} {tmp_path} {freed_after}"
     answer = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {run}"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -204,9 +170,9 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path, freed_after: 
         assert "checkpoint-000000000320" in lines["names"]
 
 
-def started(output: Path, *overrides: str) -> Any:
-    """A run of the example that has written its first checkpoint."""
-    process = runs.start(output, *overrides)
+def started(output: Path) -> Any:
+    """A run of the point that has written its first checkpoint."""
+    process = runs.start(output)
     while process.is_alive() and not any((output / "checkpoints").glob("checkpoint-*")):
         time.sleep(0.01)
     return process
@@ -226,7 +192,7 @@ def test_a_signal_ends_a_run_after_its_round_and_it_goes_on(
     assert not (tmp_path / "summary.json").exists()
     frames = int(max((tmp_path / "checkpoints").glob("checkpoint-*")).name.partition("-")[2])
     assert f"after {frames:,} frames" in output
-    process = runs.start(tmp_path, "resume=auto")
+    process = runs.start(tmp_path, resume="auto")
     process.join()
     assert process.exitcode == 0
     assert f"after {frames:,} frames" in runs.printed(tmp_path)
@@ -237,12 +203,13 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(tmp_path: Path) -> None
     """It goes to all processes of the group, but only the one that trains may act on it."""
     pytest.importorskip("mujoco")
     overrides = [
-        f"output={tmp_path}", "backend=parallel", "num_envs=2", "evaluation_episodes=2",
-        "num_cells=[16]", "frames_per_batch=100", "min_buffer_size=100", "checkpoint.interval=100",
-        "optim_steps_per_batch=1", "total_frames=1_000_000", "evaluation_interval=1_000_000",
+        "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=2",
+        "evaluation_episodes=2", "num_cells=[16]", "frames_per_batch=100", "min_buffer_size=100",
+        "checkpoint.interval=100", "optim_steps_per_batch=1", "total_frames=1_000_000",
+        "evaluation_interval=1_000_000",
     ]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, str(runs.EXAMPLES / "half_cheetah.py"), *overrides],
+        [sys.executable, "-m", "torchrl_metra", "train", *overrides],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

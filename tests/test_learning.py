@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,6 @@ from torchrl_metra.evaluation import (
 from torchrl_metra.modules import SACNetworks
 from torchrl_metra.objectives import functional as F
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 PRIOR = UnitSphere(2)
 TOTAL_FRAMES = 60_000
 
@@ -213,17 +213,17 @@ def test_learns_the_fan_from_pixels() -> None:
 
 
 class TestAddMETRAToSAC:
-    source = (EXAMPLES / "add_metra_to_sac.py").read_text()
+    script = Path(__file__).parents[1] / "examples" / "add_metra_to_sac.py"
+    source = script.read_text()
 
     def test_at_most_15_marked_lines(self) -> None:
         assert 5 < self.source.count("# METRA\n") <= 15
 
-    def test_learns_the_fan(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        script = __import__("add_metra_to_sac")
+    def test_learns_the_fan(self) -> None:
+        train = runpy.run_path(str(self.script))["train"]
         reference = build()
         untrained = evaluate(reference.networks.actor, reference.metra_loss)
-        parts = script.train(total_frames=TOTAL_FRAMES)
+        parts = train(total_frames=TOTAL_FRAMES)
         assert_learned_the_fan(evaluate(parts["actor"], parts["metra_loss"]), untrained)
 
     def test_is_plain_sac_without_the_marked_lines(self) -> None:

@@ -1,4 +1,4 @@
-"""Collection and learning on a real local Ray with two workers, through the examples."""
+"""Collection and learning on a real local Ray with two workers, through the recipes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from test_examples import EXAMPLES, compose
 from test_learning import assert_learned_the_fan, evaluate
 
-from torchrl_metra import METRAOptimizationStepper, SkillPolicy
+from torchrl_metra import METRAOptimizationStepper, SkillPolicy, make_env
+from torchrl_metra.recipes import Settings, make_settings
+from torchrl_metra.recipes.build import build
+from torchrl_metra.recipes.checkpoints import resume_run
+from torchrl_metra.recipes.collect import make_replay_buffer
 from torchrl_metra.trainers import (
     CollectionTimeoutError,
     TrainingStoppedError,
@@ -44,18 +47,10 @@ def address() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return __import__("training")
-
-
-def settings(output: Path, *overrides: str) -> Any:
+def settings(learner: str = "local", address: str | None = None, **others: Any) -> Settings:
     """Two workers with eight environments each: the point's 16 environments in all."""
-    return compose(
-        "point", "distributed=ray", "num_envs=8", f"output={output}", "checkpoint.interval=null",
-        *overrides,
-    )  # fmt: skip
+    distributed = {"kind": "ray", "learner": learner, "address": address}
+    return make_settings("point", distributed=distributed, num_envs=8, progress_bar=False, **others)
 
 
 def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:
@@ -77,9 +72,9 @@ def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:
 
 
 @pytest.mark.nightly
-def test_metra_learns_the_fan(training: Any, tmp_path: Path, address: str) -> None:
-    parts = training.build(settings(tmp_path, "total_frames=28_000"))
-    trainer, policy = parts.trainer, parts.networks.policy
+def test_metra_learns_the_fan(address: str) -> None:
+    trainer = build(settings(total_frames=28_000))
+    policy = trainer.skill_policy.actor
     untrained = evaluate(policy, trainer.skill_loss)
     differences = watch_workers(trainer, policy)
     trainer.train()
@@ -87,13 +82,13 @@ def test_metra_learns_the_fan(training: Any, tmp_path: Path, address: str) -> No
     assert_learned_the_fan(evaluate(policy, trainer.skill_loss), untrained)
 
 
-def test_the_learner_on_ray_learns_and_goes_on(training: Any, tmp_path: Path, address: str) -> None:
+def test_the_learner_on_ray_learns_and_goes_on(tmp_path: Path, address: str) -> None:
     config = settings(
-        tmp_path, "distributed.learner=ray", "total_frames=24_000", "min_buffer_size=3000",
-        "checkpoint.interval=100_000", "resume=auto",
+        "ray", total_frames=24_000, min_buffer_size=3_000, checkpoint={"interval": 100_000},
+        output=str(tmp_path), resume="auto",
     )  # fmt: skip
-    parts = training.build(config)
-    trainer, policy = parts.trainer, parts.networks.policy
+    trainer = build(config)
+    policy = trainer.skill_policy.actor
     untrained = evaluate(policy, trainer.skill_loss)
     losses = {"skill": trainer.skill_loss, "sac": trainer.loss_module}
     before = {name: loss.state_dict() for name, loss in losses.items()}
@@ -122,8 +117,8 @@ def test_the_learner_on_ray_learns_and_goes_on(training: Any, tmp_path: Path, ad
     assert result.alignment >= 0.6 > untrained.alignment + 0.3, (result, untrained)
 
     # The checkpoint of its end holds what the learner has.
-    resumed = training.build(config).trainer
-    assert training.go_on(resumed, config)
+    resumed = build(config)
+    assert resume_run(resumed, config)
     for loss, again in (("skill_loss", resumed.skill_loss), ("loss_module", resumed.loss_module)):
         states = getattr(trainer, loss).state_dict(), again.state_dict()
         assert all(states[0][key].equal(states[1][key]) for key in states[0]), loss
@@ -142,11 +137,11 @@ def test_the_learner_on_ray_learns_and_goes_on(training: Any, tmp_path: Path, ad
     ids=["killed", "hanging"],
 )
 def test_a_lost_worker_stops_the_run_saved(
-    training: Any, tmp_path: Path, address: str, number: signal.Signals, cause: type
+    tmp_path: Path, address: str, number: signal.Signals, cause: type
 ) -> None:
-    config = settings(tmp_path, "total_frames=1_000_000", "checkpoint.interval=500_000")
-    config.collection_timeout = 8
-    trainer = training.build(config).trainer
+    trainer = build(
+        settings(total_frames=1_000_000, collection_timeout=8, output=str(tmp_path), logging=None)
+    )
     workers = ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in actors(trainer)])
     struck = []
 
@@ -179,7 +174,7 @@ def wait_for_the_end_of(pids: list[int]) -> None:
 def test_a_script_joins_a_cluster_from_anywhere(tmp_path: Path, address: str) -> None:
     subprocess.run(
         [
-            sys.executable, EXAMPLES / "point.py", "distributed=ray",
+            sys.executable, "-m", "torchrl_metra", "train", "env=point", "distributed=ray",
             f"distributed.address={address}", "num_envs=8", "total_frames=3200", "output=run",
             "evaluation_episodes=4", "optim_steps_per_batch=5", "checkpoint.interval=null",
         ],
@@ -190,24 +185,23 @@ def test_a_script_joins_a_cluster_from_anywhere(tmp_path: Path, address: str) ->
     assert ray.cluster_resources()["CPU"] == 4
 
 
-def test_a_cluster_that_is_too_small(training: Any, tmp_path: Path, address: str) -> None:
-    config = settings(tmp_path, f"distributed.address={address}", "distributed.workers=5")
+def test_a_cluster_that_is_too_small(address: str) -> None:
+    config = settings(address=address)
+    config.distributed.workers = 5
     with pytest.raises(ValueError, match=r"5 workers need 5 CPUs.*has 4.*distributed\.workers"):
-        training.build(config)
+        build(config)
 
 
-def test_missing_ray_names_the_extra(
-    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"ray.*torchrl-metra\[ray\]"):
-        training.build(settings(tmp_path))
+        build(settings())
 
 
-def test_remote_replay_buffers_have_no_gpu(training: Any, tmp_path: Path) -> None:
-    config = settings(tmp_path, "distributed.learner=ray", "storage=cuda")
-    with pytest.raises(ValueError, match=r"storage=cuda.*set storage=cpu"):
-        __import__("collectors").make_replay_buffer(config)
+def test_remote_replay_buffers_have_no_gpu() -> None:
+    config = settings("ray", buffer_device="cuda")
+    with pytest.raises(ValueError, match=r"buffer_device=cuda.*set buffer_device=cpu"):
+        make_replay_buffer(config, make_env("point"))
 
 
 def test_learners_that_cannot_be_remote() -> None:

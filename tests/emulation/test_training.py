@@ -1,7 +1,8 @@
-"""Training on the device: rounds, replay memory, checkpoints, the examples."""
+"""Training on the device: rounds, replay memory, checkpoints, whole runs."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,12 @@ from torchrl_metra import (
 )
 from torchrl_metra.envs import rendering_available
 from torchrl_metra.evaluation import rollout_skills
-from torchrl_metra.trainers import UpdateGraph, hooks, resume
+from torchrl_metra.recipes import make_settings, train
+from torchrl_metra.trainers import UpdateGraph, resume
 from torchrl_metra.trainers.checkpoint import load_optimizer
 
 from .device import Record, watch
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 CPU = torch.device("cpu")
 
 
@@ -214,33 +215,32 @@ def test_graphs_want_learning_rates_on_the_device(
     assert set(entered) == {cuda}
 
 
-SMALL = [
-    "device=cuda", "num_envs=2", "num_cells=[8]", "total_frames=80", "frames_per_batch=40",
-    "optim_steps_per_batch=2", "batch_size=16", "buffer_size=100", "min_buffer_size=40",
-    "evaluation_interval=40", "evaluation_episodes=2", "checkpoint.interval=40",
-    "collection_timeout=null",
-]  # fmt: skip
-TINY = ["pixels.resolution=32", "encoder.channels=2", "backend=serial"]
+SMALL = {
+    "device": "cuda", "num_envs": 2, "num_cells": [8], "total_frames": 80, "frames_per_batch": 40,
+    "optim_steps_per_batch": 2, "batch_size": 16, "buffer_size": 100, "min_buffer_size": 40,
+    "evaluation_interval": 40, "evaluation_episodes": 2, "checkpoint": {"interval": 40},
+    "collection_timeout": None,
+}  # fmt: skip
+TINY = {"pixels": {"resolution": 32}, "encoder": {"channels": 2}, "backend": "serial"}
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
+    ("name", "others"),
     [
-        ("point", []),
-        ("point", ["objective=cic", "storage=cpu"]),
-        ("half_cheetah", []),
+        ("point", {}),
+        ("point", {"objective": "cic", "buffer_device": "cpu"}),
+        ("half_cheetah", {}),
         ("quadruped", TINY),
     ],
     ids=["point", "cic", "half_cheetah", "quadruped"],
 )
-def test_an_example_from_first_to_last_line(
+def test_a_run_from_first_to_last_line(
     cuda: torch.device,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
-    overrides: list[str],
+    others: dict[str, Any],
 ) -> None:
-    hydra = pytest.importorskip("hydra")
     pytest.importorskip("matplotlib")
     if name == "quadruped":
         pytest.importorskip("dm_control")
@@ -249,13 +249,10 @@ def test_an_example_from_first_to_last_line(
             pytest.skip("MuJoCo cannot draw on this machine")
     elif name == "half_cheetah":
         pytest.importorskip("mujoco")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    training = __import__("training")
-    for module in (training, hooks):
-        monkeypatch.setattr(module, "rollout_skills", partial(rollout_skills, max_steps=8))
-    with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        config = hydra.compose(name, overrides=[*SMALL, f"output={tmp_path}", *overrides])
-    results = training.train(config)
+    for module in ("torchrl_metra.recipes.train", "torchrl_metra.trainers.hooks"):
+        short = partial(rollout_skills, max_steps=8)
+        monkeypatch.setattr(sys.modules[module], "rollout_skills", short)
+    results = train(make_settings(name, output=str(tmp_path), **SMALL | others))
     assert results["frames"] == 80
     assert results["policy_coverage"] > 0
     assert (tmp_path / "skills.png").exists()

@@ -155,32 +155,33 @@ class SuiteEnv(SimulatedTask):
         limit = self._env._step_limit
         return None if np.isinf(limit) else int(np.ceil(limit))
 
+    @functools.cached_property
+    def _root(self) -> list[int]:
+        return root_coordinates(self._env.physics.model.ptr)
+
     def _read_state(self, observations: Any) -> dict[str, Tensor]:
-        root = self._simulation().qpos[root_coordinates(self._env.physics.model.ptr)]
+        root = self._simulation().qpos[self._root]
         state = np.concatenate([root, *map(np.ravel, observations.values())])
         return {"observation": torch.as_tensor(state, dtype=torch.float32)}
 
     def _state_spec(self) -> dict[str, Any]:
-        size = len(root_coordinates(self._env.physics.model.ptr))
-        size += sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        specs = self._env.observation_spec().values()
+        size = len(self._root) + sum(int(np.prod(spec.shape)) for spec in specs)
         return {"observation": Unbounded(shape=(size,))}
 
 
 def root_coordinates(model: mujoco.MjModel) -> list[int]:
     """Which entries of ``qpos`` say where a robot is: x and y, in a planar model x alone."""
+    kinds = require("mujoco", "dm-control").mjtJoint
     found = []
     for joint in map(model.joint, range(model.njnt)):
-        # Of a free joint, the first two of seven. As sliding joints, "rooty" of planar robots is
-        # a hinge.
-        if joint.name == "root" and joint.type == FREE:
-            found += [int(joint.qposadr[0]), int(joint.qposadr[0]) + 1]
-        elif joint.name in ("rootx", "rooty") and joint.type == SLIDE:
-            found.append(int(joint.qposadr[0]))
+        start = int(joint.qposadr[0])
+        if joint.name == "root" and joint.type[0] == kinds.mjJNT_FREE:
+            found += [start, start + 1]
+        # The "rooty" of planar robots is a hinge.
+        elif joint.name in ("rootx", "rooty") and joint.type[0] == kinds.mjJNT_SLIDE:
+            found.append(start)
     return found
-
-
-# mujoco.mjtJoint's.
-FREE, SLIDE = 0, 2
 
 
 def make_suite(
@@ -195,8 +196,7 @@ def make_suite(
     if pixels is None:
         return SuiteEnv(env, None)
     model = env.physics.model.ptr
-    if _has_floor(model):
-        recolour_floor(model)
+    recolour_floor(model)
     size = pixels.resolution
     return SuiteEnv(
         env, Renderer(model, size, size, following_camera(model), quality=pixels.quality)
@@ -241,12 +241,6 @@ def _suite() -> Any:
         return require("dm_control.suite", "dm-control")
 
 
-def _has_floor(model: mujoco.MjModel) -> bool:
-    textures = {model.tex(index).name for index in range(model.ntex)}
-    geoms = map(model.geom, range(model.ngeom))
-    return "grid" in textures and any(geom.name == "floor" and geom.matid[0] >= 0 for geom in geoms)
-
-
 def make_locomotion(
     task: Locomotion, pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS
 ) -> LocomotionPixelEnv:
@@ -282,14 +276,18 @@ def recolour_floor(model: mujoco.MjModel) -> None:
     """Give each place of the floor a colour of its own, so that pictures tell the position.
 
     The floor becomes a plane of 30 m by 30 m around the origin, and nothing is drawn beyond
-    it. Its texture changes in red along one axis and in green along the other.
+    it. Its texture changes in red along one axis and in green along the other. To the
+    simulation it has no bounds. A model without a floor stays as it is.
 
     Args:
         model (mujoco.MjModel): a model of the suite, changed in place; before a renderer
             has uploaded its textures.
     """
-    floor = model.geom("floor").id
+    floor = _floor(model)
+    if floor is None:
+        return
     model.geom_size[floor, :2] = FLOOR_HALF_SIZE
+    model.geom_pos[floor, :2] = 0.0  # Planar robots' begins where they do.
     material = model.geom_matid[floor]
     # One copy of the texture over the whole plane, not one per metre.
     model.mat_texuniform[material] = False
@@ -302,6 +300,18 @@ def recolour_floor(model: mujoco.MjModel) -> None:
     )
     start = model.tex_adr[texture]
     model.tex_data[start : start + colours.size] = colours.astype(np.uint8).ravel()
+
+
+def _floor(model: mujoco.MjModel) -> int | None:
+    """The plane with the suite's chequered texture."""
+    plane = require("mujoco", "dm-control").mjtGeom.mjGEOM_PLANE
+    textures = [model.tex(index).name for index in range(model.ntex)]
+    for geom, material in enumerate(model.geom_matid):
+        if model.geom_type[geom] == plane and material >= 0:
+            names = [textures[index] for index in model.mat_texid[material].ravel() if index >= 0]
+            if "grid" in names:
+                return geom
+    return None
 
 
 def pictures_of_places(

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from tensordict import unravel_key
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
@@ -21,6 +22,7 @@ from torchrl.envs import (
     Compose,
     DoubleToFloat,
     EnvBase,
+    ExcludeTransform,
     GymWrapper,
     ObservationNorm,
     ParallelEnv,
@@ -79,10 +81,11 @@ def make_env(
       ``"to_goal"`` and replace the reward, see :class:`~torchrl_metra.envs.ReachGoals`;
     - ``"gym:Walker2d-v5"``, any environment of gymnasium; ``"dm_control:walker-run"``, domain and
       task of DeepMind's control suite; ``"envpool:Ant-v5"``;
-    - ``"package.module:function"``, a function of yours, or the function itself. It builds one
-      environment anew at each call, TorchRL's or gymnasium's, and is given those of
-      ``num_envs``, ``device``, ``pixels``, ``max_steps`` and ``terminate`` that are among its
-      parameters; with ``num_envs`` it builds the whole batch.
+    - ``"package.module:function"``, a function of yours, of an installed package or a file in
+      the current folder, or the function itself. It builds one environment anew at each call,
+      TorchRL's or gymnasium's. Of ``num_envs``, ``device``, ``pixels``, ``max_steps`` and
+      ``terminate`` it is given what was asked for and is among its parameters; with
+      ``num_envs`` it builds the whole batch.
 
     All of them come out alike: ``float32`` actions, in [-1, 1] where they have bounds; the state
     as one normalised ``float32`` vector, ``"observation"``; and, for evaluation, the raw
@@ -162,19 +165,35 @@ def make_env(
     if normalize is not None and normalize is not False:
         check_type("normalize", normalize, Mapping, "False, or a mapping with 'loc' and 'scale'")
     check_type("options", options, Mapping | None, "a mapping or None")
-    plan = _plan(env, device, pixels, max_steps, terminate, position, dict(options or {}))
-    norm = plan.entry.observation_norm if normalize is None else normalize
-    if plan.entry.observes == "pixels":
+    options = dict(options or {})
+    entry = resolve(env, options)
+    if pixels is None and entry.observes == "pixels":
+        pixels = PixelOptions()
+    plan = _Plan(
+        env,
+        entry,
+        device,
+        pixels,
+        max_steps=entry.max_steps if max_steps is None else max_steps,
+        terminate=None if terminate is False and not entry.terminates else terminate,
+        position=entry.position if position is None else position,
+        options=options,
+    )
+    norm = entry.observation_norm if normalize is None else normalize
+    if entry.observes == "pixels":
         norm = False
     if norm is None:
         norm = plan.measure().norm or False
     if plan.max_steps is None and not plan.ends():
         raise ValueError(
-            f"the episodes of {plan.entry.name!r} have no time limit, and a skill lasts for one "
+            f"the episodes of {entry.name!r} have no time limit, and a skill lasts for one "
             "episode: give max_steps=200, or another number (on the command line "
             "env.max_steps=200)."
         )
-    return plan.build(num_envs, backend, norm)
+    built = plan.build(num_envs, backend, norm)
+    if position is not None:
+        built.observation_spec  # noqa: B018 Refuses entries that are not there, before a reset.
+    return built
 
 
 def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEntry:
@@ -193,29 +212,6 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
     return EnvEntry(name=env, make=env, summary="")
 
 
-def _plan(
-    env: str | Callable[..., Any],
-    device: torch.device | str | None,
-    pixels: PixelOptions | None,
-    max_steps: int | None,
-    terminate: bool | None,
-    position: Position | None,
-    options: dict[str, Any],
-) -> _Plan:
-    entry = resolve(env, options)
-    if pixels is None and entry.observes == "pixels":
-        pixels = PixelOptions()
-    return _Plan(
-        entry,
-        device,
-        pixels,
-        entry.max_steps if max_steps is None else max_steps,
-        None if terminate is False and not entry.terminates else terminate,
-        entry.position if position is None else position,
-        options,
-    )
-
-
 class _Measured(NamedTuple):
     norm: dict[str, Tensor] | None
     truncates: bool
@@ -229,6 +225,7 @@ _MEASURED: dict[tuple[Any, ...], _Measured] = {}
 class _Plan:
     """An environment, and all that was asked of a single one."""
 
+    env: str | Callable[..., Any]
     entry: EnvEntry
     device: torch.device | str | None
     pixels: PixelOptions | None
@@ -260,9 +257,11 @@ class _Plan:
         """What random steps show of the observation and of the ends of episodes."""
         # Drawing is slow, and changes neither.
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
-        key = (plan.entry.make, plan.max_steps, plan.terminate, repr(plan.options))
+        key = (plan.env, plan.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
-            with same_random_state(), closing(plan.build(NUM_ENVS, None, norm=False)) as env:
+            draws_one = plan.pixels is not None and "num_envs" not in _parameters(plan.entry.make)
+            backend: Backend | None = "serial" if draws_one else None  # No processes for this.
+            with same_random_state(), closing(plan.build(NUM_ENVS, backend, norm=False)) as env:
                 observations, truncates = random_steps(env)
             norm = None if observations is None else constants_of(observations)
             _MEASURED[key] = _Measured(norm, truncates)
@@ -271,9 +270,8 @@ class _Plan:
     def ends(self) -> bool:
         """Whether episodes have a time limit, as far as can be told."""
         with same_random_state(), closing(self.build(None, None, norm=False)) as env:
-            if _declares_limit(env):
-                return True
-        return self.measure().truncates
+            has_limit = _has_limit(env)
+        return self.measure().truncates if has_limit is None else has_limit
 
     def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
         name, make, make_envpool = self.entry.name, self.entry.make, self.entry.make_envpool
@@ -360,10 +358,9 @@ class _Plan:
                 f"{sorted(map(str, leaves))}."
             )
         if state and state != ["observation"]:
-            scalars = [key for key in state if leaves[key].ndim == env.batch_dims]
-            if scalars:
-                found.append(UnsqueezeTransform(dim=-1, in_keys=scalars))
-            found.append(CatTensors(state, "observation", sort=False))
+            found += _concatenate(state, leaves, env.batch_dims)
+            if "position" in state and self.position is None:
+                found.append(ExcludeTransform("position"))  # A state, and no place.
         if self.position is not None:
             position = self.position
             if isinstance(position, str):
@@ -388,19 +385,18 @@ _ANY = "**"
 
 def _parameters(function: Callable[..., Any] | str) -> list[str]:
     """Names by which a function takes arguments; ``"**"`` if it takes any."""
-    function = import_object(function) if isinstance(function, str) else function
+    if isinstance(function, str):
+        return _parameters(import_object(function))
     if isinstance(function, partial):
         # Those that stand by position are taken.
         return _parameters(function.func)[len(function.args) :]
-    if inspect.isclass(function):
-        # Not the signature of the class: TorchRL's metaclass hides it.
-        names = list(inspect.signature(function.__init__).parameters.values())[1:]
-    else:
-        names = list(inspect.signature(function).parameters.values())
+    # Not the signature of a class: TorchRL's metaclass hides it.
+    is_class = inspect.isclass(function)
+    signature = inspect.signature(function.__init__ if is_class else function)
     kinds = inspect.Parameter
     return [
         _ANY if parameter.kind is kinds.VAR_KEYWORD else parameter.name
-        for parameter in names
+        for parameter in list(signature.parameters.values())[is_class:]
         if parameter.kind is not kinds.VAR_POSITIONAL
     ]
 
@@ -429,16 +425,16 @@ def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, An
     return env
 
 
-def _declares_limit(env: EnvBase) -> bool:
+def _has_limit(env: EnvBase) -> bool | None:
+    """What an environment says about its time limit, ``None`` if it says nothing."""
     counters = (t for t in transforms_of(env) if isinstance(t, StepCounter))
     if any(counter.max_steps is not None for counter in counters):
         return True
     base = base_of(env)
+    if hasattr(base, "max_steps"):
+        return base.max_steps is not None
     spec = getattr(base, "spec", None)  # gymnasium's
-    return any(
-        limit is not None
-        for limit in (getattr(base, "max_steps", None), getattr(spec, "max_episode_steps", None))
-    )
+    return getattr(spec, "max_episode_steps", None) is not None or None
 
 
 def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:
@@ -460,6 +456,20 @@ def _state_keys(leaves: dict[NestedKey, TensorSpec], batch_dims: int) -> list[Ne
     if "observation" in keys or (keys == ["position"] and "pixels" in leaves):
         keys = [key for key in keys if key != "position"]
     return keys
+
+
+def _concatenate(
+    state: list[NestedKey], leaves: dict[NestedKey, TensorSpec], batch_dims: int
+) -> list[Transform]:
+    """The state in one vector. Its parts stay: an environment may read them in the next step."""
+    numbers = [key for key in state if leaves[key].ndim == batch_dims]
+    vector_of = {key: unravel_key(("vectors", key)) for key in numbers}
+    whole = CatTensors(
+        [vector_of.get(key, key) for key in state], "observation", del_keys=False, sort=False
+    )
+    if not numbers:
+        return [whole]
+    return [UnsqueezeTransform(-1, in_keys=numbers, out_keys=list(vector_of.values())), whole]
 
 
 def _is_bounded(spec: TensorSpec, name: str) -> bool:

@@ -76,13 +76,12 @@ def run_app(name: str, arguments: Sequence[str]) -> None:
         try:
             app.run(_in_own_folder(_to_settings(app, config)))
         except ImportError as error:
-            # It names the extra to install, all that there is to say.
+            # A missing extra: Hydra would hide the line that installs it below a traceback.
             raise SystemExit(str(error)) from None
 
-    # Overrides may stand before options, after them, or between.
-    overrides = [item for item in arguments if "=" in item and not item.startswith("-")]
-    options = [item for item in arguments if item not in overrides]
-    sys.argv = [f"metra {name}", *options, *overrides]
+    # Hydra wants all overrides before the first option, or all after the last.
+    ordered = sorted(arguments, key=lambda given: given.startswith("-") or "=" not in given)
+    sys.argv = [f"metra {name}", *ordered]
     with suggest_names():
         task()
 
@@ -105,7 +104,7 @@ def compose(name: str, overrides: Sequence[str]) -> Any:
 
 
 def _to_settings(app: App, config: DictConfig) -> Any:
-    return update(app.settings(), OmegaConf.to_container(config, resolve=True))  # type: ignore
+    return update(app.settings(), OmegaConf.to_container(config, resolve=True))
 
 
 def _in_own_folder(settings: Any) -> Any:
@@ -123,14 +122,25 @@ def _print_help(name: str, arguments: Sequence[str]) -> None:
         settings = update(settings, {"env": {"name": env}})
     if name == "train":
         preset = (named(arguments, "preset") or ["paper"])[0]
-        values = preset_values(str(settings.env.name), preset)
+        try:
+            values = preset_values(str(settings.env.name), preset)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         settings = update(settings, {**values, "preset": preset})
     print(f"metra {name} NAME=VALUE ...\n\nfor instance: metra {name} {app.example}\n")
-    words = {None: "null", True: "true", False: "false"}
     for key, value, comment in describe(settings):
-        shown = words[value] if value is None or isinstance(value, bool) else value
-        print(f"  {f'{key}={shown}':38} {comment}")
+        print(f"  {f'{key}={_typed(value)}':38}  {comment}")
     print(
         "\nOptions of Hydra: --multirun runs all combinations of values such as seed=0,1,2; "
         "--cfg job prints the settings that would be used."
     )
+
+
+def _typed(value: Any) -> str:
+    """A value as the command takes it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_typed(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

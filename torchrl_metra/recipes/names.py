@@ -30,6 +30,7 @@ def suggest_names() -> Iterator[None]:
 
     Examples:
         >>> from hydra import compose, initialize
+        >>> import torchrl_metra.trainers.configs
         >>> from torchrl_metra.recipes.names import suggest_names
         >>> with initialize(version_base="1.3"), suggest_names():
         ...     compose(overrides=["+loss=metra", "loss.slak=0.1"])

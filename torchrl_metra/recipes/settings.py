@@ -320,12 +320,13 @@ class FinetuneSettings:
     )
 
 
-def update(settings: _Settings, values: Mapping[str, Any], prefix: str = "") -> _Settings:
+def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
     """A copy of settings with some of them changed, sections by their parts.
 
     Args:
         settings (dataclass): such as ``Settings()``.
-        values (mapping): new values by name; mappings, or other settings, for sections.
+        values (mapping or dataclass): new values by name; mappings, or other settings, for
+            sections.
         prefix (str, optional): how errors call the section.
 
     Raises:
@@ -341,13 +342,15 @@ def update(settings: _Settings, values: Mapping[str, Any], prefix: str = "") -> 
     """
     hints = _hints(type(settings))  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
+    if not isinstance(values, Mapping):
+        values = _fields(values)
     for name, value in values.items():
         if name not in hints:
             known = [f"{prefix}{known}" for known in hints]
             raise ValueError(unknown("setting", f"{prefix}{name}", known))
         old = getattr(settings, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+            value = _fields(value)
         if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
             changed[name] = update(old, value, f"{prefix}{name}.")
         elif isinstance(old, dict) and isinstance(value, Mapping):
@@ -355,6 +358,10 @@ def update(settings: _Settings, values: Mapping[str, Any], prefix: str = "") -> 
         else:
             changed[name] = _checked(f"{prefix}{name}", value, hints[name])
     return dataclasses.replace(settings, **changed)  # type: ignore[type-var]
+
+
+def _fields(settings: Any) -> dict[str, Any]:
+    return {part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)}
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

@@ -74,7 +74,8 @@ def register_presets(envs: Iterable[str] = ()) -> None:
 def named(arguments: Iterable[str], key: str) -> list[str]:
     """The values that overrides give to a key."""
     found = [item.removeprefix(f"{key}=") for item in arguments if item.startswith(f"{key}=")]
-    return [value for values in found for value in values.split(",")]
+    # Hydra's sweeper writes a colon as `\:`.
+    return [value.replace("\\", "") for values in found for value in values.split(",")]
 
 
 def _add(node: Any, name: str, group: str | None = None, package: str | None = None) -> None:

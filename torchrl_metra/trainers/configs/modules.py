@@ -11,7 +11,7 @@ from torchrl_metra import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.trainers.configs.common import PlainConfig, configures
+from torchrl_metra.trainers.configs.common import configures
 
 __all__ = [
     "GoalReachingPolicyConfig",
@@ -42,6 +42,6 @@ class GoalReachingPolicyConfig(NetworkConfig):
     """Fields of :class:`~torchrl_metra.GoalReachingPolicy`."""
 
 
-@configures(SkillPolicy.load, group="skill_policy", name="load")
-class SkillPolicyConfig(PlainConfig):
+@configures(SkillPolicy.load, group="network", name="skill_policy")
+class SkillPolicyConfig(NetworkConfig):
     """Fields of :meth:`SkillPolicy.load <torchrl_metra.SkillPolicy.load>`: skills from a file."""

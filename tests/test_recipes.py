@@ -1,0 +1,238 @@
+"""Training runs from the first to the last line, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torchrl_metra import (
+    CICLoss,
+    CSDLoss,
+    CSFLoss,
+    DADSLoss,
+    DIAYNLoss,
+    LSDLoss,
+    METRALoss,
+    OneHot,
+    RNDBaseline,
+    SkillPolicy,
+    SkillPrimer,
+    StandardNormal,
+    UnitSphere,
+    make_env,
+    make_metra,
+)
+from torchrl_metra.envs import rendering_available
+from torchrl_metra.evaluation import coverage, rollout_skills
+from torchrl_metra.recipes import make_settings, train
+from torchrl_metra.recipes.objectives import make_prior
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "total_frames": 1_600, "frames_per_batch": 400, "min_buffer_size": 400,
+    "optim_steps_per_batch": 1, "evaluation_episodes": 3, "num_envs": 4, "batch_size": 16,
+    "num_cells": [8], "buffer_size": 1_500, "progress_bar": False,
+}  # fmt: skip
+
+
+def run(env: str, output: Path, **settings: Any) -> dict[str, Any]:
+    return train(make_settings(env, output=str(output), **SMALL | settings))
+
+
+def test_a_run_leaves_pictures_curve_policy_and_record(tmp_path: Path) -> None:
+    results = run("point", tmp_path, evaluation_episodes=48, seed=3)
+    for name in ("skills.png", "coverage.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    curve = (tmp_path / "coverage.csv").read_text().splitlines()
+    assert curve[0] == "frames,seconds,policy_coverage"
+    assert curve[1].startswith("0,")
+    assert curve[-1].startswith("1600,")
+    explained = (ROOT / "docs" / "metrics.md").read_text()
+    logged = {path.stem for path in (tmp_path / "log" / "scalars").iterdir()}
+    assert {"dual", "loss_qvalue", "total_coverage"} <= logged
+    assert {name for name in logged if f"`{name}`" not in explained} == set()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["config"]["seed"] == 3
+    assert summary["coverage_after"] == results["coverage_after"]
+    assert {"command", "commit", "hardware", "torch"} <= summary.keys()
+    policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
+    assert (policy.env_name, policy.constraint_norm) == ("point", "l2")
+    env = make_env("point", 48).append_transform(SkillPrimer(policy.prior))
+    rollouts = rollout_skills(env, policy.actor, policy.prior.evaluation_skills(48))
+    assert coverage(rollouts["next", "position"]) == results["coverage_after"]
+
+
+def test_a_run_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="set output"):
+        train(make_settings("point"))
+
+
+def test_without_checkpoints_an_interrupted_run_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    collected = threading.Event()
+
+    def interrupt() -> None:
+        collected.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    log_scalar = sys.modules["torchrl_metra.recipes.records"].RunLogger.log_scalar
+
+    def notice(*args: Any, **kwargs: Any) -> None:
+        collected.set()
+        log_scalar(*args, **kwargs)
+
+    monkeypatch.setattr("torchrl_metra.recipes.records.RunLogger.log_scalar", notice)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    results = run("point", tmp_path, total_frames=1_000_000, checkpoint={"interval": None})
+    thread.join()
+    assert 0 < results["frames"] < 1_000_000
+    assert (tmp_path / "skills.png").exists()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_same_seed_same_result() -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        trainer = make_metra("point", **SMALL, seed=seed)
+        trainer.train()
+        parameters = trainer.skill_policy.actor.parameters()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert weights[0].equal(weights[1])
+    assert not weights[0].equal(weights[2])
+
+
+OBJECTIVES = {
+    "metra": METRALoss,
+    "l2": METRALoss,
+    "csd": CSDLoss,
+    "lsd": LSDLoss,
+    "diayn": DIAYNLoss,
+    "dads": DADSLoss,
+    "cic": CICLoss,
+    "csf": CSFLoss,
+    "rnd": RNDBaseline,
+}
+
+
+@pytest.mark.parametrize("kind", ["UnitSphere", "OneHot"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(objective: str, kind: str) -> None:
+    small = SMALL | {"total_frames": 800}
+    trainer = make_metra("point", objective=objective, skill={"kind": kind}, **small)
+    skill_loss = trainer.skill_loss
+    assert type(skill_loss) is OBJECTIVES[objective]
+    assert isinstance(skill_loss.prior, OneHot) == (kind == "OneHot")
+    before = [parameter.clone() for parameter in skill_loss.parameters()]
+    trainer.train()
+    after = skill_loss.parameters()
+    assert any(not old.equal(new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["csd", "dads"])
+def test_a_run_of_another_objective_is_recorded(tmp_path: Path, objective: str) -> None:
+    """Without φ or without the temporal constraint, a run shows what there is to show."""
+    results = run("point", tmp_path, objective=objective, total_frames=800)
+    assert (tmp_path / "skills.png").stat().st_size > 10_000
+    assert results["coverage_after"] > 0
+    assert results["total_coverage"] > 0
+    assert ("skill_alignment" in results) == (objective != "dads")
+
+
+def test_normal_skills_for_those_that_want_them() -> None:
+    assert make_prior(make_settings("point", objective="diayn")) == StandardNormal(2)
+    assert make_prior(make_settings("point", objective="lsd")) == UnitSphere(2)
+    assert make_prior(make_settings("half_cheetah", objective="dads")) == OneHot(16)
+
+
+def test_objectives_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="unknown objective 'mettra': did you mean 'metra'"):
+        make_metra("point", objective="mettra")
+    with pytest.raises(ValueError, match=r"objective=dads models vectors.*pictures.*'metra'"):
+        make_metra("point_pixels", objective="dads", **SMALL)
+
+
+def test_missing_logger_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"wandb.*torchrl-metra\[logging\]"):
+        run("point", tmp_path, logging="wandb")
+
+
+def test_the_switches_of_the_stepper(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The graph is what matters here; a compiler would take half a minute for it.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trainer = make_metra("point", autocast="bfloat16", compile=True, **SMALL)
+    assert trainer.optimization_stepper.autocast is torch.bfloat16
+    trainer.train()
+    assert trainer.collected_frames == 1_600
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"buffer_device": "cpu", "pixels": {"frames": 1, "resolution": 32}},
+        {
+            "buffer_device": "disk",
+            "pixels": {"resolution": 32},
+            "encoder": {"shared_encoder": True, "channels": 2},
+        },
+    ],
+    ids=["in memory", "on disk, shared encoder"],
+)
+def test_a_run_from_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: dict[str, Any]
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.chdir(tmp_path)
+    assert run("point_pixels", tmp_path, **switches)["frames"] == 1_600
+    for name in ("skills.png", "coverage.png", "skills.mp4"):
+        assert (tmp_path / name).stat().st_size > 1_000
+    on_disk = switches["buffer_device"] == "disk"
+    assert any((tmp_path / "disk").rglob("*.memmap")) == on_disk
+    policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
+    assert policy.architecture.shared_encoder == on_disk
+
+
+@pytest.mark.parametrize("name", ["quadruped", "kitchen"])
+def test_debug_run_of_a_simulator(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip({"quadruped": "dm_control", "kitchen": "gymnasium_robotics"}[name])
+    if not rendering_available():
+        pytest.skip("MuJoCo cannot draw on this machine")
+    settings = make_settings(
+        {"name": name, "max_steps": 25}, preset="debug", output=str(tmp_path), backend="serial",
+        total_frames=100, frames_per_batch=50, min_buffer_size=50, evaluation_episodes=2,
+        progress_bar=False,
+    )  # fmt: skip
+    assert train(settings)["frames"] == 100
+    assert (tmp_path / "skills.mp4").stat().st_size > 1_000
+    assert (tmp_path / "skills.png").exists()
+
+
+def test_a_run_that_goes_on_does_not_measure_its_observations_anew(tmp_path: Path) -> None:
+    """The constants of an unknown environment are those that the file of its skills has."""
+    pytest.importorskip("gymnasium")
+    env, path = "gym:Pendulum-v1", tmp_path / "skill_policy.pt"
+    small = {"total_frames": 800, "checkpoint": {"interval": 400}}
+    run(env, tmp_path, **small)
+    policy = SkillPolicy.load(path)
+    constants = policy.env_options["normalize"]
+    constants["loc"] = constants["loc"] + 1.0
+    policy.save(path)
+    run(env, tmp_path, **small | {"total_frames": 1_200, "resume": "auto"})
+    gone_on = SkillPolicy.load(path).env_options["normalize"]
+    assert gone_on["loc"].equal(constants["loc"])
+    assert gone_on["scale"].equal(constants["scale"])
