@@ -161,8 +161,8 @@ for name, (mean, share) in results.items():
 # Above skills, SAC explores by walking in one direction for ten steps at a time, and comes across
 # goals that single random actions hardly reach. On raw actions the return rises too, later.
 #
-# A high level is as good as its skills. These are of seed 1. With those of seed 0 it ends at 51, and
-# zero-shot at 75; with those of seed 2, at 98 and 100. Their skills do not all turn around, see
+# A high level is as good as its skills. These are of seed 1. With those of seed 0 it ends at 51
+# and zero-shot at 75, with those of seed 2 at 98 and 100. Their skills do not all turn around, see
 # :doc:`/auto_tutorials/reaching_goals`. Records of HalfCheetah and Ant, three seeds each, are in
 # :doc:`/guides/downstream`.
 #

@@ -104,7 +104,8 @@ def skill_env(num_envs):
 
 # %%
 # Most environments need none of this. ``make_metra("gym:HalfCheetah-v5")`` builds them ready for
-# METRA and normalised, and takes a function that builds one as well: :doc:`/guides/your_environment`.
+# METRA and normalised, and takes a function that builds one as well, see
+# :doc:`/guides/your_environment`.
 #
 # Training
 # --------
