@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from unittest.mock import patch
 
 import pytest
 from pages import ROOT
@@ -54,10 +56,9 @@ def parse(main: Callable[[Sequence[str]], object], arguments: list[str]) -> None
         original(parser, given)
         raise Parsed
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        with pytest.raises(Parsed):
-            main(arguments)
+    with patch.object(argparse.ArgumentParser, "parse_args", parse_args), suppress(Parsed):
+        main(arguments)
+        raise AssertionError("it parses no arguments")
 
 
 class Parsed(Exception):
@@ -70,9 +71,8 @@ def python(arguments: list[str]) -> None:
     if "argparse" not in path.read_text():
         assert not given, f"{script} takes no arguments"
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments)
-        patch.syspath_prepend(str(path.parent))
+    folders = [str(path.parent), *sys.path]
+    with patch.object(sys, "argv", arguments), patch.object(sys, "path", folders):
         parse(lambda _: runpy.run_path(str(path), run_name="__main__"), given)
 
 
@@ -87,9 +87,7 @@ def make(arguments: list[str]) -> None:
 def pip(arguments: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    known = " ".join(
-        [*project["dependencies"], *(line for each in extras.values() for line in each)]
-    )
+    known = " ".join(sum(extras.values(), project["dependencies"]))
     for argument in re.sub(r"--\S*index-url \S+|-e\b|-U\b", "", " ".join(arguments[1:])).split():
         package, chosen = re.fullmatch(r"([\w.-]+)(?:\[(.*)\])?", argument).groups()
         assert package == "." or package in known, f"not in pyproject.toml: {package}"

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -44,6 +45,8 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.envs import rendering_available
+from torchrl_metra.envs.registry import _ENTRIES
+from torchrl_metra.recipes import OBJECTIVES
 from torchrl_metra.recipes.settings import Settings, describe
 
 Names = dict[str, Any]
@@ -72,7 +75,9 @@ def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names = vars(main)
     try:
         save_quickstart(page)
-        with AROUND[name]() if name in AROUND else nothing() as given:
+        around = AROUND[name]() if name in AROUND else nothing()
+        # Names that pages register are theirs alone.
+        with patch.dict(OBJECTIVES), patch.dict(_ENTRIES), around as given:
             names.update(given)
             for block in page.code("python"):
                 block.run(names)
@@ -178,6 +183,14 @@ def objectives() -> Iterator[Names]:
 
 
 @contextmanager
+def your_environment() -> Iterator[Names]:
+    names: Names = {}
+    yield names
+    assert names["count"]() > names["before"]
+    assert SkillPolicy.load("car.pt").env_options["max_steps"] == 200
+
+
+@contextmanager
 def ablations() -> Iterator[Names]:
     yield {"encoder": MLP(2, 2, num_cells=[16]), "prior": PRIOR, "observation_size": 2}
 
@@ -232,10 +245,10 @@ def scaling() -> Iterator[Names]:
     for name in ("collector", "replay_buffer", "total_frames"):
         del names["parts"][name]
     names.update(make_env_0=None, make_env_1=None, policy=None, stepper=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchrl.collectors.distributed, "RayCollector", stand_in(RayCollector))
-        patch.setattr(torchrl.data, "ReplayBuffer", stand_in(ReplayBuffer))
-        patch.setattr(torchrl_metra, "METRATrainer", stand_in(METRATrainer, Trainer))
+    with pytest.MonkeyPatch.context() as stand:
+        stand.setattr(torchrl.collectors.distributed, "RayCollector", stand_in(RayCollector))
+        stand.setattr(torchrl.data, "ReplayBuffer", stand_in(ReplayBuffer))
+        stand.setattr(torchrl_metra, "METRATrainer", stand_in(METRATrainer, Trainer))
         yield names
 
 
@@ -259,6 +272,7 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
     "docs/guides/extending.md": extending,
     "docs/guides/reliability.md": reliability,
     "docs/guides/scaling.md": scaling,
+    "docs/guides/your_environment.md": your_environment,
     "docs/results/ablations.md": ablations,
     "docs/results/performance.md": performance,
 }
@@ -302,7 +316,7 @@ def test_commands(name: str) -> None:
         r"|metra (train|evaluate|downstream|finetune|summarize) .).*"
     )
     for code in page.inline_code:
-        if re.fullmatch(ours, code) and not code.endswith("..."):
+        if re.fullmatch(ours, code) and "..." not in code:
             check_commands(code)
 
 
@@ -387,7 +401,9 @@ ROOMS = [
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_is_in_the_reference(room: str) -> None:
     pages = (path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
-    listed = set(re.findall(r"^(?:   |\.\. autodata:: )(\w+)$", "\n".join(pages), re.MULTILINE))
+    listed = set(
+        re.findall(r"^(?:   |\.\. (?:auto)?data:: )(\w+)$", "\n".join(pages), re.MULTILINE)
+    )
     names = set(importlib.import_module(f"torchrl_metra.{room}").__all__)
     assert names - listed <= {"ConstraintNorm"}  # a type
 

@@ -4,7 +4,7 @@ Skills for a robot of your own
 
 This tutorial writes an environment that the package does not have, a robot on two wheels, and has
 METRA learn skills for it. One learns what METRA asks of an environment, how to give it to
-:class:`~torchrl_metra.METRATrainer`, how to say what "where" means for evaluation, and how to keep
+:func:`~torchrl_metra.make_metra`, how to say what "where" means for evaluation, and how to keep
 the result in a file.
 """
 
@@ -103,18 +103,9 @@ def skill_env(num_envs):
 
 
 # %%
-# The same goes for an environment of gymnasium, which TorchRL wraps. ``DoubleToFloat`` is for
-# those that give ``float64``, as MuJoCo's do:
-#
-# .. code-block:: python
-#
-#     from torchrl.envs import DoubleToFloat, GymEnv, SerialEnv
-#
-#     options = {"exclude_current_positions_from_observation": False}
-#     env = SerialEnv(8, lambda: GymEnv("HalfCheetah-v5", **options))
-#     env = TransformedEnv(env, Compose(DoubleToFloat(), SkillPrimer(prior)))
-#
-# The option adds x to the observation: φ can spread only over what it sees.
+# Most environments need none of this. ``make_metra("gym:HalfCheetah-v5")`` builds them ready for
+# METRA and normalised, and takes a function that builds one as well, see
+# :doc:`/guides/your_environment`.
 #
 # Training
 # --------
