@@ -67,6 +67,7 @@ def register_presets(envs: Iterable[str] = ()) -> None:
     for env in {*registered_envs(), *envs}:
         for preset in preset_names():
             values = {**preset_values(env, preset), "preset": preset}
+            values["env"] = {"name": env, **values.get("env", {})}
             values["output"] = _folder(env, preset)
             _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
 
