@@ -83,7 +83,6 @@ EXCEPTIONS = {
     "EncoderLoss": "abstract",
     "SkillLoss": "abstract",
     "SkillPrior": "abstract",
-    "register_env": "its entries are functions",
     "VerifiedCheckpoint": "its components are objects that the trainer registers",
 }
 
