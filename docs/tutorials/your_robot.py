@@ -91,8 +91,8 @@ check_env_specs(TwoWheels(3))
 # * **Actions within bounds**, best within ±1, and ``float32`` throughout.
 # * **Observations with steps that φ can see.** METRA brings φ's step from a state to the next to
 #   one, and the smaller the step of the observation, the further φ's weights have to grow. Here a
-#   step is up to 0.2, in metres. With positions divided by 10, the same training ended at 596
-#   cells of coverage, divided by 100 at 877, in place of 1750 (one seed each). An angle is shown
+#   step is up to 0.2, in metres. With positions divided by 10, the same training ended at 546
+#   cells of coverage, divided by 100 at 147, in place of 1066 (one seed each). An angle is shown
 #   by its cosine and sine, which do not jump at ±180°. What an environment gives in other units,
 #   TorchRL's ``ObservationNorm`` scales.
 prior = UnitSphere(2)
