@@ -47,7 +47,7 @@ from torchrl_metra import (
 from torchrl_metra.envs import rendering_available
 from torchrl_metra.envs.registry import _ENTRIES
 from torchrl_metra.recipes import OBJECTIVES
-from torchrl_metra.recipes.settings import Settings, describe
+from torchrl_metra.recipes.settings import Settings, describe, shown
 
 Names = dict[str, Any]
 EXAMPLES = ROOT / "examples"
@@ -293,12 +293,10 @@ def test_the_configuration_files(tmp_path: Path) -> None:
 
 
 def test_the_table_of_settings() -> None:
-    words = {None: "null", True: "true", False: "false"}
     rows = ["| setting | default | |", "|---|---|---|"]
     for name, value, comment in describe(Settings()):
-        value = words[value] if value is None or isinstance(value, bool) else value
         comment = comment.replace("|", "\\|")
-        rows.append(f"| `{name}` | `{value}` | {comment} |")
+        rows.append(f"| `{name}` | `{shown(value)}` | {comment} |")
     table = "\n".join(rows)
     assert table in Page("docs/guides/configuration.md").text, f"the table should be\n{table}"
 
