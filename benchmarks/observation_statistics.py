@@ -22,6 +22,7 @@ def measure(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each entry of the observation, in float64."""
     env = make_env(name, NUM_ENVS, backend="envpool", normalize=False)
     env.set_seed(seed)
+    torch.manual_seed(seed)  # of the actions
     total = squares = 0.0
     for _ in range(EPISODES // NUM_ENVS):
         observation = env.rollout(STEPS)["observation"].double().flatten(0, -2)

@@ -26,6 +26,7 @@ ROOMS = [
     "torchrl_metra.objectives",
     "torchrl_metra.objectives.functional",
     "torchrl_metra.trainers",
+    "torchrl_metra.recipes",
     "torchrl_metra.evaluation",
 ]
 

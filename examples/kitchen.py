@@ -7,17 +7,14 @@ What you learn: how to write a hook. Coverage here is the number of tasks that w
 """
 
 import argparse
-from typing import Any
 
 from tensordict import TensorDictBase
-from torchrl.trainers import Trainer
-from torchrl.trainers.trainers import TrainerHookBase
 
 from torchrl_metra import make_metra
 from torchrl_metra.envs import KITCHEN_TASKS
 
 
-class CountTasks(TrainerHookBase):
+class CountTasks:
     """Logs for each task in how many of the steps of a batch it was solved."""
 
     def __call__(self, batch: TensorDictBase) -> dict[str, float]:
@@ -25,15 +22,11 @@ class CountTasks(TrainerHookBase):
         self.rates = dict(zip(KITCHEN_TASKS, solved, strict=True))
         return {f"solved/{task}": rate for task, rate in self.rates.items()}
 
-    def register(self, trainer: Trainer, name: str = "count_tasks") -> None:
-        trainer.register_op("post_steps_log", self)
 
-
-def main(preset: str = "paper", **settings: Any) -> None:
+def main(preset: str = "paper", **settings: object) -> None:
     """Train, and count."""
     trainer = make_metra("kitchen", preset=preset, output="outputs/kitchen", **settings)
-    hook = CountTasks()
-    hook.register(trainer)
+    trainer.register_op("post_steps_log", hook := CountTasks())
     trainer.train()
     print("solved at least once:", len(trainer.log_coverage.total), "tasks; of late:", hook.rates)
 

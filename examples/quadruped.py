@@ -1,14 +1,12 @@
 """Quadruped from pixels: an encoder φ of your own beside the paper's policy and critics.
 
-    python examples/quadruped.py                  # the paper's settings; wants a GPU
-    python examples/quadruped.py --preset debug   # all of it, in two minutes
+    python examples/quadruped.py --preset debug   # without it, the paper's, which wants a GPU
 
 What you learn: how networks are put together. Skills differ in what φ sees and in nothing else.
 """
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -19,13 +17,13 @@ from torchrl_metra import UnitSphere, make_metra, make_pixel_sac_networks
 
 
 class NewestPicture(nn.Sequential):
-    """φ of the newest of three pictures: it sees where the robot is, not how fast it moves."""
+    """φ of the newest of three pictures, which tells the place and not the speed."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return super().forward(pixels[..., -3:, :, :] / 255)
 
 
-def main(preset: str = "paper", **settings: Any) -> None:
+def main(preset: str = "paper", **settings: object) -> None:
     """Train with networks of one's own."""
     prior, actions = UnitSphere(4), Bounded(-1.0, 1.0, (12,))
     networks = make_pixel_sac_networks((9, 64, 64), actions, prior, channels=16)

@@ -3,7 +3,7 @@
     python examples/your_robot.py
 
 What you learn: any environment of gymnasium or TorchRL will do. METRA needs a function that builds
-one, a time limit and, to count what skills cover, where the robot is. It takes about a minute.
+one, a time limit and, to count what skills cover, where the robot is. It takes a minute or two.
 Needs ``pip install 'torchrl-metra[run,mujoco]'``.
 """
 

@@ -3,24 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 import runpy
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+import tomllib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from unittest.mock import patch
 
 import pytest
 from pages import ROOT
-from torchrl_metra.evaluation.__main__ import _parse as parse_evaluation
 
-import torchrl_metra
-from torchrl_metra import SkillPrior
-from torchrl_metra.envs import registered_envs
+from torchrl_metra.recipes import OBJECTIVES, evaluate, summarize
 
-EXAMPLES = ROOT / "examples"
+Command = Callable[[list[str]], None]
+
+
+def metra(arguments: list[str]) -> None:
+    from torchrl_metra.recipes.command import COMMANDS as known
+
+    name, *given = arguments
+    assert name in known
+    if name in ("train", "downstream", "finetune"):
+        compose(name, given)
+    elif name in ("evaluate", "summarize"):
+        parse({"evaluate": evaluate.main, "summarize": summarize.main}[name], given)
+    else:
+        assert not given
+
+
+def compose(name: str, arguments: list[str]) -> None:
+    """The settings of a run; of several, with each value once."""
+    app = pytest.importorskip("torchrl_metra.recipes.app")
+    overrides = re.sub("--(multirun|help|cfg job)", "", " ".join(arguments)).split()
+    values = {item: [item] for item in overrides}
+    if "--multirun" in arguments:
+        for item in filter(lambda item: "[" not in item, overrides):
+            key, _, given = item.partition("=")
+            values[item] = [f"{key}={value}" for value in given.split(",")]
+    for job in range(max(map(len, values.values()), default=1)):
+        settings = app.compose(name, [each[min(job, len(each) - 1)] for each in values.values()])
+        assert getattr(settings, "objective", "metra") in OBJECTIVES
+
+
+def parse(main: Callable[[Sequence[str]], object], arguments: list[str]) -> None:
+    """A command, until it has parsed its arguments."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser: argparse.ArgumentParser, given: Sequence[str] | None = None) -> None:
+        original(parser, given)
+        raise Parsed
+
+    with patch.object(argparse.ArgumentParser, "parse_args", parse_args), suppress(Parsed):
+        main(arguments)
+        raise AssertionError("it parses no arguments")
+
+
+class Parsed(Exception):
+    pass
+
+
+def python(arguments: list[str]) -> None:
+    script, *given = arguments
+    path = ROOT / script
+    if "argparse" not in path.read_text():
+        assert not given, f"{script} takes no arguments"
+        return
+    folders = [str(path.parent), *sys.path]
+    with patch.object(sys, "argv", arguments), patch.object(sys, "path", folders):
+        parse(lambda _: runpy.run_path(str(path), run_name="__main__"), given)
 
 
 def make(arguments: list[str]) -> None:
@@ -32,117 +85,26 @@ def make(arguments: list[str]) -> None:
 
 
 def pip(arguments: list[str]) -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    known = set(
-        re.findall(
-            r'"([\w-]+)[^"]*"', text.partition("\ndependencies = ")[2].partition("\n[tool")[0]
-        )
-    )
-    assert arguments[0] == "install"
-    for argument in arguments[1:]:
-        option = r"--?(e|editable|U|upgrade|index-url|extra-index-url)|https://\S+"
-        if re.fullmatch(option, argument):
-            continue
-        package, chosen = re.match(r"([\w.-]+)(?:\[([\w,-]*)\])?", argument).groups()
-        assert package in known | {".", "torchrl-metra"}, f"not in pyproject.toml: {package}"
-        if package in (".", "torchrl-metra"):
-            for extra in filter(None, (chosen or "").split(",")):
-                assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"no extra {extra!r}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    known = " ".join(sum(extras.values(), project["dependencies"]))
+    for argument in re.sub(r"--\S*index-url \S+|-e\b|-U\b", "", " ".join(arguments[1:])).split():
+        package, chosen = re.fullmatch(r"([\w.-]+)(?:\[(.*)\])?", argument).groups()
+        assert package == "." or package in known, f"not in pyproject.toml: {package}"
+        assert set((chosen or "").split(",")) <= {"", *extras}, f"no such extra: {argument}"
 
 
-def python(arguments: list[str]) -> None:
-    match arguments:
-        case ["-m", "torchrl_metra.evaluation", *given]:
-            parse_evaluation(given)
-        case ["-m", "pip", *given]:
-            pip(given)
-        case [script, *given] if script.endswith(".py"):
-            source = (ROOT / script).read_text()
-            if config := re.search(r'config_name="(\w+)"', source):
-                compose(config[1], given)
-            elif "argparse" in source:
-                parse(ROOT / script, given)
-            else:
-                assert not given, f"{script} takes no arguments"
-        case _:
-            pytest.fail(f"unknown: python {shlex.join(arguments)}")
-
-
-def compose(name: str, arguments: list[str]) -> None:
-    """The settings of an example; of several values, each one."""
-    hydra = pytest.importorskip("hydra")
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    multirun = "--multirun" in arguments
-    choices = []
-    for override in OverridesParser.create().parse_overrides(
-        [argument for argument in arguments if argument != "--multirun"]
-    ):
-        key, values = override.get_key_element(), [override.get_value_string()]
-        if override.is_sweep_override():
-            assert multirun, f"{override.input_line} needs --multirun"
-            values = list(override.sweep_string_iterator())
-        choices.append([f"{key}={value}" for value in values])
-    for job in range(max(map(len, choices), default=1)):
-        overrides = [values[min(job, len(values) - 1)] for values in choices]
-        with hydra.initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-            check_settings(hydra.compose(name, overrides=overrides))
-
-
-def check_settings(config: Any) -> None:
-    """Names that Hydra does not know."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        from objectives import OBJECTIVES
-    known: dict[str, tuple[str, ...]] = {
-        "env": tuple(registered_envs()),
-        "objective": tuple(OBJECTIVES),
-        "device": ("cpu", "cuda"),
-        "logger": ("csv", "tensorboard", "wandb"),
-        "compile": (True, False),
-        "cudagraphs": (True, False),
-        "autocast": (None, "bfloat16"),
-        "backend": (None, "envpool", "serial", "parallel"),
-    }
-    for key, values in known.items():
-        if key in config:
-            assert config[key] in values, f"{key}={config[key]}"
-    if "skill" in config:
-        assert issubclass(getattr(torchrl_metra, config.skill.kind), SkillPrior)
-
-
-class Parsed(Exception):
-    pass
-
-
-def parse(script: Path, arguments: list[str]) -> None:
-    """A script, until it has parsed its arguments."""
-    original = argparse.ArgumentParser.parse_args
-
-    def parse_args(parser: argparse.ArgumentParser) -> None:
-        original(parser)
-        raise Parsed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        patch.setattr(sys, "argv", [script.name, *arguments])
-        patch.syspath_prepend(str(script.parent))
-        with pytest.raises(Parsed):
-            runpy.run_path(str(script), run_name="__main__")
-
-
-def only(*patterns: str) -> Callable[[list[str]], None]:
+def only(*patterns: str) -> Command:
     """Commands of others, with arguments of these forms."""
 
     def check(arguments: list[str]) -> None:
-        found = shlex.join(arguments)
-        assert any(re.fullmatch(pattern, found) for pattern in patterns), f"unknown: {found}"
+        assert re.fullmatch("|".join(patterns), shlex.join(arguments))
 
     return check
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Command] = {
+    "metra": metra,
     "make": make,
     "pip": pip,
     "python": python,
@@ -155,32 +117,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def read_commands(script: str) -> Iterator[list[str]]:
-    """The commands of a script; those in loops, with each value."""
-    loops: dict[str, list[str]] = {}
-    for line in script.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&")
-        lexer.whitespace_split = True
-        for is_end, words in itertools.groupby(lexer, lambda word: word in (";", "&&")):
-            match [] if is_end else list(words):
-                case [] | ["do"] | ["done"]:
-                    pass
-                case ["for", variable, "in", *values]:
-                    loops[f"${variable}"] = values
-                case [*command]:
-                    used = [name for name in loops if name in command]
-                    for values in itertools.product(*(loops[name] for name in used)):
-                        value_of = dict(zip(used, values, strict=True))
-                        yield [value_of.get(word, word) for word in command]
+def read_commands(script: str) -> list[list[str]]:
+    """The commands of a script, as bash reads it: each is a function that prints its arguments."""
+    prints = (f'{name}() {{ printf "%s\\0" {name} "$@" ""; }}' for name in COMMANDS)
+    lines = ["PATH=", "set -e", *prints, script.replace(".venv/bin/", "")]
+    bash = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert bash.returncode == 0, f"unknown command: {bash.stderr}"
+    return [command.split("\0") for command in bash.stdout.split("\0\0")[:-1]]
 
 
 def check_commands(script: str) -> None:
-    for command in read_commands(script):
-        while re.match(r"[A-Z_]+=", command[0]):  # variables of the environment
-            command = command[1:]
-        program = command[0].removeprefix(".venv/bin/")
-        assert program in COMMANDS, f"unknown: {shlex.join(command)}"
+    for name, *arguments in read_commands(script):
         try:
-            COMMANDS[program](command[1:])
+            COMMANDS[name](arguments)
         except (Exception, SystemExit) as error:
-            raise AssertionError(f"{shlex.join(command)}: {error}") from error
+            raise AssertionError(f"{shlex.join([name, *arguments])}: {error}") from error

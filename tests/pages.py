@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 #: Folders that are not in the repository: what Sphinx and runs leave.
 BUILT = {"_build", "auto_tutorials", "generated", "outputs"}
-FENCE = re.compile(r"^ *(`{3,}|~{3,}) *(.*?) *$")
+FENCE = re.compile(r"^ *(`{3,}) *(?:\{code-block\} )?(\S*) ?(.*)\n((?s:.*?))^ *\1 *$", re.MULTILINE)
 INLINE_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+LINK = re.compile(r'(?:\]\(<?|\b(?:src|href)="|<(?=https?:)|^\[[^\]]+\]: *)([^\s()<>"]+)', re.M)
 
 
 class Block(NamedTuple):
@@ -44,8 +45,18 @@ class Page:
     def __init__(self, name: str) -> None:
         self.path = ROOT / name
         self.text = self.path.read_text()
-        self.blocks, prose = _split(self.path, self.text)
-        self.prose = "\n".join(prose)
+        self.blocks = [
+            Block(
+                self.path,
+                found[2],
+                found[3],
+                dedent(found[4]),
+                self.text.count("\n", 0, found.start(4)) + 1,
+            )
+            for found in FENCE.finditer(self.text)
+        ]
+        self.prose = FENCE.sub("", self.text)
+        assert "```" not in self.prose, f"{name}: a block has no end, or no beginning."
 
     def code(self, *languages: str) -> list[Block]:
         return [block for block in self.blocks if block.language in languages]
@@ -58,28 +69,13 @@ class Page:
     @cached_property
     def links(self) -> list[str]:
         """Targets of links and pictures, in Markdown and in HTML."""
-        text = INLINE_CODE.sub("", self.prose)
-        patterns = (
-            r"\]\(\s*<?([^\s)>]+)>?(?:\s+\"[^\"]*\")?\s*\)",
-            r"^\[[^\]]+\]:\s*(\S+)",
-            r"<(?:img|a|source)\b[^>]*?\b(?:src|srcset|href)=\"([^\"]+)\"",
-            r"<(https?://[^>\s]+)>",
-        )
-        return [link for p in patterns for link in re.findall(p, text, re.MULTILINE)]
+        return LINK.findall(INLINE_CODE.sub("", self.prose))
 
     @cached_property
     def anchors(self) -> set[str]:
         """What GitHub and MyST make of the headings."""
-        anchors: set[str] = set()
-        for heading in re.findall(r"^#{1,6} +(.+?)[ #]*$", self.prose, re.MULTILINE):
-            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-            anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-            used, count = anchor, 0
-            while used in anchors:
-                count += 1
-                used = f"{anchor}-{count}"
-            anchors.add(used)
-        return anchors
+        headings = re.findall(r"^#+ +(.+)$", self.prose, re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}
 
 
 def pages() -> list[str]:
@@ -87,28 +83,3 @@ def pages() -> list[str]:
     found = (path.relative_to(ROOT) for path in sorted((ROOT / "docs").rglob("*.md")))
     docs = [path.as_posix() for path in found if not BUILT & set(path.parts)]
     return ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *docs]
-
-
-def _split(path: Path, text: str) -> tuple[list[Block], list[str]]:
-    """Blocks, and the other lines; a line of a block is an empty one there."""
-    blocks: list[Block] = []
-    prose: list[str] = []
-    fence, info, code = "", "", list[str]()
-    for number, line in enumerate(text.splitlines(), start=1):
-        mark = FENCE.match(line)
-        if not fence:
-            if mark:
-                fence, info, code = mark[1], mark[2].removeprefix("{code-block} "), []
-            prose.append("" if mark else line)
-            continue
-        prose.append("")
-        if mark and not mark[2] and mark[1].startswith(fence):
-            content = dedent("".join(f"{row}\n" for row in code))
-            language, _, argument = info.partition(" ")
-            blocks.append(Block(path, language, argument, content, number - len(code)))
-            fence = ""
-        else:
-            code.append(line)
-    if fence:
-        raise ValueError(f"{path}: a block of {info!r} has no end.")
-    return blocks, prose

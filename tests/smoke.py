@@ -121,8 +121,8 @@ def make_env():
 
 def check_commands() -> None:
     """Environments that this package has never heard of."""
-    check_run("gym:Walker2d-v5")
-    check_run("dm_control:walker-run")
+    check_run("gym:Walker2d-v5", "env.max_steps=50")
+    check_run("dm_control:walker-run", "env.max_steps=50")
     Path("my_robot.py").write_text(MY_ROBOT)
     check_run("my_robot:make_env", "env.max_steps=50", "env.position=[0]")
 

@@ -16,7 +16,7 @@ import torch
 
 from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
 from torchrl_metra.envs import WindyPointEnv
-from torchrl_metra.recipes import summarize
+from torchrl_metra.recipes import app, summarize
 
 
 @pytest.fixture
@@ -103,6 +103,38 @@ def test_every_planned_measurement_exists(benchmark: Any) -> None:
         for function, *arguments in calls:
             signature = inspect.signature(getattr(benchmark(module), function))
             assert signature.bind(*arguments).args == tuple(arguments)
+
+
+def test_what_scripts_train_is_understood(benchmark: Any, tmp_path: Path) -> None:
+    assert app.compose("train", benchmark("guard").RUNS["quickstart"]).total_frames == 500_800
+    for is_dry in (True, False):
+        for name, stage in benchmark("gpu").plan(tmp_path, 1.0, is_dry).items():
+            if "train" in stage.command:
+                given = stage.command[stage.command.index("train") + 1 :]
+                settings = app.compose("train", given)
+                assert settings.env.name == name
+                assert (settings.preset == "debug") == is_dry
+                assert stage.results.parent == Path(settings.output)
+    failures = benchmark("failures")
+    settings = failures.read_settings(failures.FAILURES["dual explodes"].case, seed=3)
+    assert settings.learning_rate == {"lr": 2e-3, "dual": 0.5}
+    assert (settings.output, settings.seed, settings.metra.slack) == (None, 3, 0.0)
+    cheetah = failures.read_settings(benchmark("diagnosis").CHEETAH, seed=0)
+    assert (cheetah.preset, cheetah.total_frames) == ("laptop", 160_000)
+
+
+def test_a_blind_policy_does_not_read_the_skill(benchmark: Any) -> None:
+    failures = benchmark("failures")
+    case = failures.Case(("num_cells=[8,8]", "num_envs=2"), blind=True, scale=(2.0, 1.0))
+    settings = failures.read_settings(case, 0)
+    prior = UnitSphere(2)
+    env = failures.make_world(case, prior, 2, seed=0)
+    networks = failures.make_blind_networks(settings, env, prior)
+    assert networks.policy.in_keys == ["observation"]
+    rollout = env.rollout(3, networks.policy)
+    torch.testing.assert_close(
+        rollout["next", "observation"], rollout["next", "position"] * torch.tensor([2.0, 1.0])
+    )
 
 
 def test_stages_that_fail_or_take_too_long_lose_no_others(benchmark: Any, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_fields_in_full() -> None:
         "slack": 1e-3, "dual_init": 30.0, "fixed_dual": False, "reduction": "mean",
     }  # fmt: skip
     fields = {field.name: field.type for field in dataclasses.fields(configs.MakeEnvConfig)}
-    assert fields["name"] is str
+    assert fields["max_steps"] == int | None
     assert fields["num_envs"] == int | None
     assert fields["backend"] == str | None
     assert fields["pixels"] is Any
@@ -222,7 +222,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
             "autocast": {"_target_": "hydra.utils.get_object", "path": "torch.bfloat16"},
         },
         "METRAOptimizersConfig": {**losses, "lr": 0.1, "lrs": {"dual": 0.2}},
-        "MakeEnvConfig": {"name": "point", "num_envs": 3},
+        "MakeEnvConfig": {"env": "point", "num_envs": 3},
         "OneHotConfig": {"dim": 3},
         "PixelOptionsConfig": {"resolution": 32},
         "PixelSACNetworksConfig": {
@@ -237,7 +237,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "SACNetworksConfig": {
             "observation_size": 2, "action_spec": spec, "prior": prior, "num_cells": [8],
         },
-        "SampleGoalsConfig": {"name": "point", "num_goals": 3},
+        "SampleGoalsConfig": {"env": "point", "num_goals": 3},
         "SkillActionConfig": {"policy": networks.actor, "prior": prior},
         "SkillConditionedActorConfig": {
             "network": network(4, 8), "num_features": 8, "action_spec": spec,

@@ -7,12 +7,15 @@ import importlib.util
 import inspect
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -42,6 +45,9 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.envs import rendering_available
+from torchrl_metra.envs.registry import _ENTRIES
+from torchrl_metra.recipes import OBJECTIVES
+from torchrl_metra.recipes.settings import Settings, describe, shown
 
 Names = dict[str, Any]
 EXAMPLES = ROOT / "examples"
@@ -56,7 +62,7 @@ def with_blocks(*languages: str) -> list[str]:
     return [name for name in PAGES if Page(name).code(*languages)]
 
 
-# test_configs.py runs this one, as the file that it is.
+# test_the_configuration_files runs that one, as the script that it is.
 @pytest.mark.parametrize(
     "name", [name for name in with_blocks("python") if name != "docs/guides/configuration.md"]
 )
@@ -69,7 +75,9 @@ def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names = vars(main)
     try:
         save_quickstart(page)
-        with AROUND[name]() if name in AROUND else nothing() as given:
+        around = AROUND[name]() if name in AROUND else nothing()
+        # Names that pages register are theirs alone.
+        with patch.dict(OBJECTIVES), patch.dict(_ENTRIES), around as given:
             names.update(given)
             for block in page.code("python"):
                 block.run(names)
@@ -175,6 +183,14 @@ def objectives() -> Iterator[Names]:
 
 
 @contextmanager
+def your_environment() -> Iterator[Names]:
+    names: Names = {}
+    yield names
+    assert names["count"]() > names["before"]
+    assert SkillPolicy.load("car.pt").env_options["max_steps"] == 200
+
+
+@contextmanager
 def ablations() -> Iterator[Names]:
     yield {"encoder": MLP(2, 2, num_cells=[16]), "prior": PRIOR, "observation_size": 2}
 
@@ -216,9 +232,9 @@ def extending() -> Iterator[Names]:
 
 @contextmanager
 def reliability() -> Iterator[Names]:
-    names: Names = {"parts": trainer_parts(sac_script(make_env("point", 4)))}
+    names: Names = {}
     yield names
-    assert names["trainer"].collected_frames == 160
+    assert names["trainer"].collected_frames == 3_200
     assert list(Path("run/checkpoints").iterdir())
 
 
@@ -229,10 +245,10 @@ def scaling() -> Iterator[Names]:
     for name in ("collector", "replay_buffer", "total_frames"):
         del names["parts"][name]
     names.update(make_env_0=None, make_env_1=None, policy=None, stepper=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchrl.collectors.distributed, "RayCollector", stand_in(RayCollector))
-        patch.setattr(torchrl.data, "ReplayBuffer", stand_in(ReplayBuffer))
-        patch.setattr(torchrl_metra, "METRATrainer", stand_in(METRATrainer, Trainer))
+    with pytest.MonkeyPatch.context() as stand:
+        stand.setattr(torchrl.collectors.distributed, "RayCollector", stand_in(RayCollector))
+        stand.setattr(torchrl.data, "ReplayBuffer", stand_in(ReplayBuffer))
+        stand.setattr(torchrl_metra, "METRATrainer", stand_in(METRATrainer, Trainer))
         yield names
 
 
@@ -256,9 +272,33 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
     "docs/guides/extending.md": extending,
     "docs/guides/reliability.md": reliability,
     "docs/guides/scaling.md": scaling,
+    "docs/guides/your_environment.md": your_environment,
     "docs/results/ablations.md": ablations,
     "docs/results/performance.md": performance,
 }
+
+
+def test_the_configuration_files(tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
+    page = Page("docs/guides/configuration.md")
+    (tmp_path / "metra.yaml").write_text(page.code("yaml")[0].code)
+    (tmp_path / "train.py").write_text(page.code("python")[0].code)
+    command = [sys.executable, "train.py", "trainer.total_frames=1_600"]
+    run = partial(subprocess.run, cwd=tmp_path, text=True, capture_output=True)
+    trained = run([*command, "trainer.num_cells=[16]", "trainer.progress_bar=false"])
+    assert re.search(r"1600 frames, \d+ cells visited", trained.stdout), trained.stderr
+    refused = run([*command, "trainer.metra.slak=0.01"])
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1] in page.text
+
+
+def test_the_table_of_settings() -> None:
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for name, value, comment in describe(Settings()):
+        comment = comment.replace("|", "\\|")
+        rows.append(f"| `{name}` | `{shown(value)}` | {comment} |")
+    table = "\n".join(rows)
+    assert table in Page("docs/guides/configuration.md").text, f"the table should be\n{table}"
 
 
 # Commands: understood, not run.
@@ -270,11 +310,11 @@ def test_commands(name: str) -> None:
     for block in page.code("sh"):
         check_commands(block.code)
     ours = (
-        r"(make [a-z]|pip install .*(torchrl-metra|\.\[)"
-        r"|python (-m torchrl_metra\S+ |(examples|benchmarks|docs)/)).*"
+        r"(make [a-z]|pip install .*(torchrl-metra|\.\[)|python (examples|benchmarks)/"
+        r"|metra (train|evaluate|downstream|finetune|summarize) .).*"
     )
     for code in page.inline_code:
-        if re.fullmatch(ours, code):
+        if re.fullmatch(ours, code) and "..." not in code:
             check_commands(code)
 
 
@@ -344,13 +384,24 @@ def test_files_that_are_named_exist(name: str) -> None:
             assert (ROOT / code).exists() or BUILT & set(Path(code).parts), code
 
 
-ROOMS = ["data", "envs", "modules", "objectives", "objectives.functional", "trainers", "evaluation"]
+ROOMS = [
+    "data",
+    "envs",
+    "modules",
+    "objectives",
+    "objectives.functional",
+    "trainers",
+    "recipes",
+    "evaluation",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_is_in_the_reference(room: str) -> None:
     pages = (path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
-    listed = set(re.findall(r"^(?:   |\.\. autodata:: )(\w+)$", "\n".join(pages), re.MULTILINE))
+    listed = set(
+        re.findall(r"^(?:   |\.\. (?:auto)?data:: )(\w+)$", "\n".join(pages), re.MULTILINE)
+    )
     names = set(importlib.import_module(f"torchrl_metra.{room}").__all__)
     assert names - listed <= {"ConstraintNorm"}  # a type
 

@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import ExcludeTransform, TransformedEnv
-from torchrl_metra.evaluation.__main__ import main
 
 from torchrl_metra import (
     PixelOptions,
@@ -24,6 +23,7 @@ from torchrl_metra import (
 )
 from torchrl_metra._record import describe_run
 from torchrl_metra.evaluation import evaluate, rollout_skills, sector_coverage
+from torchrl_metra.recipes.evaluate import main
 
 pytest.importorskip("matplotlib")
 PRIOR = UnitSphere(2)
@@ -155,7 +155,10 @@ class TestCommand:
     def test_writes_a_report_beside_the_policy(
         self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torchrl_metra.evaluation.__main__.rendering_available", lambda: False)
+        def draw_nothing(*arguments: object) -> None:
+            raise RuntimeError("no OpenGL here")
+
+        monkeypatch.setattr("torchrl_metra.envs.rendering.Renderer.render", draw_nothing)
         main([str(run), "--episodes", "4", "--goals", "3"])
         report = json.loads((run / "report" / "report.json").read_text())
         assert report["episodes"] == 4

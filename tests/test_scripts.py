@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from torchrl_metra import SkillPolicy
 from torchrl_metra.envs import rendering_available
+from torchrl_metra.envs.statistics import random_steps
 from torchrl_metra.evaluation import rollouts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -50,8 +52,10 @@ def test_minimal(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"48 skills visit [1-9]\d* cells", capsys.readouterr().out)
 
 
-def test_your_robot(capsys: pytest.CaptureFixture[str]) -> None:
+def test_your_robot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     needs("gymnasium", "mujoco")
+    measure = partial(random_steps, num_steps=100)
+    monkeypatch.setattr("torchrl_metra.envs.make.random_steps", measure)
     run("your_robot", total_frames=1_600)
     assert re.search(r"[1-9]\d* cells before training, [1-9]", capsys.readouterr().out)
 

@@ -257,7 +257,9 @@ class _Plan:
         """What random steps show of the observation and of the ends of episodes."""
         # Drawing is slow, and changes neither.
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
-        key = (plan.env, plan.max_steps, plan.terminate, repr(plan.options))
+        registered = registered_envs().get(plan.env)  # type: ignore[arg-type]
+        source = plan.env if registered is None else registered.make  # A name may be given anew.
+        key = (source, plan.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
             draws_one = plan.pixels is not None and "num_envs" not in _parameters(plan.entry.make)
             backend: Backend | None = "serial" if draws_one else None  # No processes for this.

@@ -137,7 +137,8 @@ class SkillPolicy:
 
         Layers with parametrizations, such as the spectral normalisation of
         :class:`~torchrl_metra.LSDLoss`, are written as the plain weights that they stand for
-        in evaluation mode. The networks themselves are left as they are.
+        in evaluation mode. The networks themselves are left as they are. Functions among
+        ``env_options``, such as one that gives the position, are left out.
 
         Args:
             path (path): file to write; its folder is created.
@@ -145,6 +146,10 @@ class SkillPolicy:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         architecture = None if self.architecture is None else self.architecture.to_config()
+        options = self.env_options
+        if options is not None:
+            # A file executes nothing, so it can hold no functions.
+            options = {name: value for name, value in options.items() if not callable(value)}
         content = {
             "format": _FORMAT,
             "format_version": _format_version(architecture, self.encoder),
@@ -155,7 +160,7 @@ class SkillPolicy:
             "architecture": architecture,
             "observation_norm": self.observation_norm,
             "env_name": self.env_name,
-            "env_options": self.env_options,
+            "env_options": options,
             "constraint_norm": self.constraint_norm,
             "actor": _weights(self.actor),
             "encoder": None if self.encoder is None else _weights(self.encoder),

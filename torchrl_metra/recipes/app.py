@@ -21,6 +21,7 @@ from torchrl_metra.recipes.settings import (
     Settings,
     describe,
     preset_values,
+    shown,
     update,
 )
 from torchrl_metra.recipes.store import named, register_app
@@ -129,18 +130,8 @@ def _print_help(name: str, arguments: Sequence[str]) -> None:
         settings = update(settings, {**values, "preset": preset})
     print(f"metra {name} NAME=VALUE ...\n\nfor instance: metra {name} {app.example}\n")
     for key, value, comment in describe(settings):
-        print(f"  {f'{key}={_typed(value)}':38}  {comment}")
+        print(f"  {f'{key}={shown(value)}':38}  {comment}")
     print(
         "\nOptions of Hydra: --multirun runs all combinations of values such as seed=0,1,2; "
         "--cfg job prints the settings that would be used."
     )
-
-
-def _typed(value: Any) -> str:
-    """A value as the command takes it."""
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{name}:{_typed(part)}' for name, part in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)

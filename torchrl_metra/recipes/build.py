@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -157,12 +157,14 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
         >>> make_settings("ant", preset="laptop", seed=3).num_cells
         [256, 256]
     """
-    if not isinstance(env, (Mapping, EnvSettings)):
+    if isinstance(env, EnvSettings):
+        # What it leaves open is the preset's to say.
+        env = {key: value for key, value in asdict(env).items() if value not in (None, {})}
+    elif not isinstance(env, Mapping):
         env = {"name": env}
-    environment = update(EnvSettings(), env, "env.")
     preset = settings.get("preset", Settings.preset)
-    defaults = update(Settings(env=environment), preset_values(str(environment.name), preset))
-    return update(defaults, settings)
+    defaults = update(Settings(), preset_values(str(env.get("name")), preset))
+    return update(defaults, {"env": env, **settings})
 
 
 def make_configured(

@@ -103,6 +103,8 @@ def _video_env(
         return None
     try:
         env = make_env(name, pixels=VIDEO, **how)
+        # Whether a machine can draw shows in its first picture.
+        env.reset()
     except (ImportError, RuntimeError, ValueError) as error:
         print(f"The report is without videos: {error}")
         return None

@@ -34,6 +34,7 @@ __all__ = [
     "describe",
     "preset_names",
     "preset_values",
+    "shown",
     "update",
 ]
 
@@ -392,6 +393,22 @@ def _word(kind: Any) -> str:
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
+
+
+def shown(value: Any) -> str:
+    """A value as the command takes it.
+
+    Examples:
+        >>> shown({"lr": 1e-4}), shown(None), shown(48_000_000)
+        ('{lr:0.0001}', 'null', '48_000_000')
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{shown(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:_}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
 def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

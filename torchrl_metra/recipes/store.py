@@ -67,6 +67,7 @@ def register_presets(envs: Iterable[str] = ()) -> None:
     for env in {*registered_envs(), *envs}:
         for preset in preset_names():
             values = {**preset_values(env, preset), "preset": preset}
+            values["env"] = {"name": env, **values.get("env", {})}
             values["output"] = _folder(env, preset)
             _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
 
@@ -74,7 +75,8 @@ def register_presets(envs: Iterable[str] = ()) -> None:
 def named(arguments: Iterable[str], key: str) -> list[str]:
     """The values that overrides give to a key."""
     found = [item.removeprefix(f"{key}=") for item in arguments if item.startswith(f"{key}=")]
-    return [value for values in found for value in values.split(",")]
+    # Hydra's sweeper writes a colon as `\:`.
+    return [value.replace("\\", "") for values in found for value in values.split(",")]
 
 
 def _add(node: Any, name: str, group: str | None = None, package: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,6 @@ def _run(
         f"policy coverage of {settings.evaluation_episodes} episodes: {before} {unit} before "
         f"training, {after} after {trainer.collected_frames:,} frames ({curve.seconds:.0f} s).\n"
         f"Written to {output}/. For a report with videos and goals of these skills:\n"
-        f"metra evaluate {output}"
+        f"metra evaluate {shlex.quote(str(output))}"
     )
     return results
