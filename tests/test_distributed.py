@@ -69,15 +69,17 @@ def test_a_worker_killed_while_the_learner_learns(kind: str) -> None:
 
 
 def test_a_worker_that_hangs(tmp_path: Path) -> None:
-    trainer = make_trainer("multi_async", collection_timeout=4, output=str(tmp_path), logging=None)
+    trainer = make_trainer("multi_async", output=str(tmp_path), logging=None)
     workers = [process.pid for process in trainer.collector.procs]
 
     def strike(batch: Any) -> None:
         if trainer.collected_frames == 3_200:
+            # Not before: workers take their time to start.
+            trainer._collection_limit.seconds = 2
             os.kill(workers[0], signal.SIGSTOP)
 
     trainer.register_op("pre_steps_log", strike)
-    with pytest.raises(TrainingStoppedError, match="the collector did not answer for 4 s") as stop:
+    with pytest.raises(TrainingStoppedError, match="the collector did not answer for 2") as stop:
         trainer.train()
     VerifiedCheckpoint.verify(stop.value.checkpoint)
     trainer.shutdown()

@@ -139,14 +139,14 @@ def test_the_learner_on_ray_learns_and_goes_on(tmp_path: Path, address: str) -> 
 def test_a_lost_worker_stops_the_run_saved(
     tmp_path: Path, address: str, number: signal.Signals, cause: type
 ) -> None:
-    trainer = build(
-        settings(total_frames=1_000_000, collection_timeout=8, output=str(tmp_path), logging=None)
-    )
+    trainer = build(settings(total_frames=1_000_000, output=str(tmp_path), logging=None))
     workers = ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in actors(trainer)])
     struck = []
 
     def strike(batch: TensorDict) -> None:
         if trainer.collected_frames == 3_200:
+            # Not before: workers take their time to start.
+            trainer._collection_limit.seconds = 4
             os.kill(workers[0], number)
             struck.append(time.perf_counter())
 
