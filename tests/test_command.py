@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging.config
+import logging
 import os
 import subprocess
 import sys
@@ -31,8 +31,8 @@ TINY = [
 @pytest.fixture
 def metra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Metra:
     """Runs the command in this process; gives what it prints, and how it ends."""
-    # It would close the handlers of other libraries: absl's closes what pytest captures by.
-    monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
+    # Hydra closes the handlers of all libraries, and absl's closes what pytest captures with.
+    monkeypatch.setattr(logging, "shutdown", lambda *handlers: None)
 
     def run(*arguments: str) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["metra", *arguments])
