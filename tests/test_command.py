@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,8 @@ TINY = [
 @pytest.fixture
 def metra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Metra:
     """Runs the command in this process; gives what it prints, and how it ends."""
+    # Hydra closes the handlers of all libraries, and absl's closes what pytest captures with.
+    monkeypatch.setattr(logging, "shutdown", lambda *handlers: None)
 
     def run(*arguments: str) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["metra", *arguments])

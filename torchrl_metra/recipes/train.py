@@ -152,7 +152,9 @@ def _run(
     plot_skills(
         encode(rollouts), skills, output / "skills.png", position=positions(rollouts), title=title
     )
-    plot_coverage({name: curve.points()}, output / "coverage.png", title=title, unit=unit)
+    is_counted = visited(rollouts) is not None
+    if is_counted:
+        plot_coverage({name: curve.points()}, output / "coverage.png", title=title, unit=unit)
     if "pixels" in rollouts.keys():
         write_video(rollouts["pixels"], output / "skills.mp4")
     before, after = curve.rows[0][-1], curve.rows[-1][-1]
@@ -168,9 +170,15 @@ def _run(
         "curve": curve.rows,
     }
     write_summary(output / "summary.json", results, settings)
+    frames = f"{trainer.collected_frames:,} frames ({curve.seconds:.0f} s)"
+    if is_counted:
+        print(
+            f"policy coverage of {settings.evaluation_episodes} episodes: {before} {unit} before "
+            f"training, {after} after {frames}."
+        )
+    else:
+        print(f"trained for {frames}. To count what skills cover, set env.position.")
     print(
-        f"policy coverage of {settings.evaluation_episodes} episodes: {before} {unit} before "
-        f"training, {after} after {trainer.collected_frames:,} frames ({curve.seconds:.0f} s).\n"
         f"Written to {output}/. For a report with videos and goals of these skills:\n"
         f"metra evaluate {shlex.quote(str(output))}"
     )
