@@ -62,7 +62,7 @@ def test_the_command_and_the_factory_mean_the_same() -> None:
     for env, preset in product(registered_envs(), preset_names()):
         node = ConfigStore.instance().load(f"metra_preset/{env}.{preset}.yaml").node
         values = {**preset_values(env, preset), "preset": preset, "output": node.output}
-        assert node == values
+        assert node == {**values, "env": {"name": env, **values.get("env", {})}}
 
 
 def test_a_file_means_what_the_factory_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_file_means_what_the_factory_means(monkeypatch: pytest.MonkeyPatch) ->
         for env, preset in (("ant", "laptop"), ("quadruped", "debug"), ("point", "paper")):
             config = hydra.compose(
                 overrides=[
-                    "+trainer=metra", f"+metra_preset@trainer={env}.{preset}", f"trainer.env={env}",
+                    "+trainer=metra", f"+metra_preset@trainer={env}.{preset}",
                     "trainer.seed=3", "trainer.metra.slack=0.1",
                 ]
             )  # fmt: skip

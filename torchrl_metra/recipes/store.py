@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -65,11 +66,16 @@ def register_presets(envs: Iterable[str] = ()) -> None:
         envs (iterable of str, optional): environments beside the registered ones.
     """
     for env in {*registered_envs(), *envs}:
-        for preset in preset_names():
-            values = {**preset_values(env, preset), "preset": preset}
-            values["env"] = {"name": env, **values.get("env", {})}
-            values["output"] = _folder(env, preset)
-            _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
+        _register_presets_of(env)
+
+
+@cache
+def _register_presets_of(env: str) -> None:
+    for preset in preset_names():
+        values = {**preset_values(env, preset), "preset": preset}
+        values["env"] = {"name": env, **values.get("env", {})}
+        values["output"] = _folder(env, preset)
+        _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
 
 
 def named(arguments: Iterable[str], key: str) -> list[str]:

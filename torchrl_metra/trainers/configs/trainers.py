@@ -55,7 +55,7 @@ class METRAOptimizersConfig(PlainConfig):
 class METRATrainerConfig(Settings, TrainerConfig):
     """The settings of :func:`~torchrl_metra.make_metra`, by the same names and defaults.
 
-    What a preset changes for an environment is in the group ``metra_preset``:
+    The presets, each with its environment, are in the group ``metra_preset``:
 
     .. code-block:: yaml
 
@@ -63,7 +63,7 @@ class METRATrainerConfig(Settings, TrainerConfig):
           - trainer: metra
           - metra_preset@trainer: ant.laptop
           - _self_
-        trainer: {env: ant, total_frames: 1_000_000}
+        trainer: {total_frames: 1_000_000}
 
     Attributes:
         env: name of the environment, its settings, or a config that builds one.
