@@ -219,6 +219,7 @@ class TestAddMETRAToSAC:
     def test_at_most_15_marked_lines(self) -> None:
         assert 5 < self.source.count("# METRA\n") <= 15
 
+    @pytest.mark.nightly
     def test_learns_the_fan(self) -> None:
         train = runpy.run_path(str(self.script))["train"]
         reference = build()

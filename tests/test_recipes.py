@@ -207,7 +207,7 @@ def test_a_run_from_pixels(
     assert policy.architecture.shared_encoder == on_disk
 
 
-@pytest.mark.parametrize("name", ["quadruped", "kitchen"])
+@pytest.mark.parametrize("name", ["quadruped", pytest.param("kitchen", marks=pytest.mark.nightly)])
 def test_debug_run_of_a_simulator(tmp_path: Path, name: str) -> None:
     pytest.importorskip("imageio_ffmpeg")
     pytest.importorskip({"quadruped": "dm_control", "kitchen": "gymnasium_robotics"}[name])
