@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, ExcludeTransform, ObservationNorm, StepCounter, TransformedEnv
@@ -140,6 +141,22 @@ class TestRegistry:
         assert rollout["position"].equal(rollout["observation"][:, 1:2])
         assert env.base_env.spec.max_episode_steps == 9
         assert find_env("half_cheetah_goal").goal_extent == find_env("half_cheetah").goal_extent
+
+    def test_episodes_may_end_apart(self) -> None:
+        """One episode is over while another goes on, with the simulator's own floats."""
+        register_env("walker", "gym:Walker2d-v5", summary="A walker.")
+        env = make_env("walker", 2, backend="serial", normalize=False)
+        env.set_seed(0)
+        actions = torch.stack([torch.ones(6), torch.zeros(6)])
+        rollout = env.rollout(
+            200,
+            TensorDictModule(lambda observation: actions, ["observation"], ["action"]),
+            break_when_any_done=False,
+            break_when_all_done=True,
+        )
+        ends = rollout["next", "done"].squeeze(-1).int().argmax(dim=1)
+        assert ends[0] != ends[1]
+        assert rollout["observation"].dtype is torch.float32
 
     def test_a_name_is_taken_once(self) -> None:
         entry = register_env("mine", PointEnv, summary="Mine.")

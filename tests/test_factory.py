@@ -111,6 +111,13 @@ def test_skills_of_ones_own(prior: Any, given: str) -> None:
     assert trainer.replay_buffer[:]["skill"].shape == (160, 3)
 
 
+def test_environments_draw_the_skills_that_the_objective_models() -> None:
+    trainer = make("point", UnitSphere(2), objective="diayn")
+    assert isinstance(trainer.skill_loss.prior, StandardNormal)
+    trainer.train()
+    assert trainer.replay_buffer[:]["skill"].norm(dim=-1).std() > 0.1
+
+
 class Scaled(LSDLoss):
     """An objective of one's own."""
 

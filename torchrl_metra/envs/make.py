@@ -306,8 +306,8 @@ class _Plan:
                     "EnvPool's own tasks are 'envpool:Ant-v5' and the like."
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
-        # Registered simulators never end apart, and are converted all at once.
-        build = _build_one if self.entry.name in registered_envs() else _build_one_in_floats
+        # Episodes that never end apart are converted all at once.
+        build = _build_one_in_floats if self.entry.terminates else _build_one
         make_one = partial(build, make, arguments)
         if num_envs is None:
             return make_one()
@@ -318,7 +318,8 @@ class _Plan:
             is_in_envpool = self.entry.make_envpool is not None and num_envs is not None
             return "envpool" if is_in_envpool and find_spec("envpool") is not None else "serial"
         # Pictures beside the state of a registered task are to look at, and few.
-        is_to_look_at = self.entry.name in registered_envs() and self.entry.observes == "state"
+        is_registered = isinstance(self.env, str) and self.env in registered_envs()
+        is_to_look_at = is_registered and self.entry.observes == "state"
         return "serial" if is_to_look_at else "parallel"
 
     def _arguments(self, make: Callable[..., Any] | str) -> dict[str, Any]:

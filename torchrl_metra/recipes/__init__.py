@@ -3,14 +3,12 @@
 from torchrl_metra.recipes.build import make_metra, make_settings
 from torchrl_metra.recipes.objectives import OBJECTIVES, Ingredients, Objective
 from torchrl_metra.recipes.settings import (
-    BaselineSettings,
     CheckpointSettings,
     DistributedSettings,
     DownstreamSettings,
     EncoderSettings,
     EnvSettings,
     FinetuneSettings,
-    HighLevelSettings,
     METRASettings,
     PixelSettings,
     PolicySettings,
@@ -18,19 +16,18 @@ from torchrl_metra.recipes.settings import (
     SACSettings,
     Settings,
     SkillSettings,
+    TaskSACSettings,
 )
 from torchrl_metra.recipes.train import train
 
 __all__ = [
     "OBJECTIVES",
-    "BaselineSettings",
     "CheckpointSettings",
     "DistributedSettings",
     "DownstreamSettings",
     "EncoderSettings",
     "EnvSettings",
     "FinetuneSettings",
-    "HighLevelSettings",
     "Ingredients",
     "METRASettings",
     "Objective",
@@ -40,6 +37,7 @@ __all__ = [
     "SACSettings",
     "Settings",
     "SkillSettings",
+    "TaskSACSettings",
     "make_metra",
     "make_settings",
     "train",

@@ -193,10 +193,12 @@ def build(settings: Settings, parts: Parts | None = None) -> METRATrainer:
         primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
         if primers and prior is None:
             prior = primers[-1].prior
-    if prior is None:
-        prior = make_prior(settings)
-    else:
+    if prior is not None:
         settings = replace(settings, skill=update(settings.skill, prior.to_config(), "skill."))
+    # Environments draw from it, in workers too: for some objectives, normal skills.
+    drawn = make_prior(settings)
+    if prior is None or (env is None and type(drawn) is not type(prior)):
+        prior = drawn
     if env is None:
         env = make_skill_env(settings, settings.num_envs, settings.seed, parts.normalize)
     elif not primers:

@@ -28,11 +28,10 @@ from torchrl_metra.objectives import BatchedSACLoss
 from torchrl_metra.recipes.checkpoints import checkpoint_options, resume_run
 from torchrl_metra.recipes.records import Curve, stop_on_signal, write_summary
 from torchrl_metra.recipes.settings import (
-    BaselineSettings,
     DownstreamSettings,
     FinetuneSettings,
-    HighLevelSettings,
     PPOSettings,
+    TaskSACSettings,
 )
 from torchrl_metra.trainers import CollectorState
 
@@ -51,7 +50,7 @@ TaskSettings = DownstreamSettings | FinetuneSettings
 
 def make_sac_trainer(
     settings: TaskSettings,
-    sac: HighLevelSettings | BaselineSettings,
+    sac: TaskSACSettings,
     env: EnvBase,
     actor: TensorDictModuleBase,
     critics: Sequence[TensorDictModuleBase],
@@ -124,7 +123,7 @@ def make_ppo_trainer(
 
 def _around(
     settings: TaskSettings,
-    learner: HighLevelSettings | BaselineSettings | PPOSettings,
+    learner: TaskSACSettings | PPOSettings,
     env: EnvBase,
     actor: nn.Module,
     loss: nn.Module,

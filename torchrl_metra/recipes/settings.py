@@ -215,20 +215,6 @@ class Settings:
 
 
 @dataclass
-class HighLevelSettings:
-    """SAC above continuous skills; its frames are skills."""
-
-    frames_per_batch: int = setting(128, "skills before each round of updates")
-    optim_steps_per_batch: int = setting(64, "updates in a round")
-    batch_size: int = setting(256, "transitions in an update")
-    buffer_size: int = setting(100_000, "transitions in the replay buffer")
-    lr: float = setting(1e-3, "learning rate")
-    gamma: float = setting(0.9, "discount")
-    alpha_init: float = setting(0.1, "initial entropy coefficient α")
-    fixed_alpha: bool = setting(True, "true: α stays there")
-
-
-@dataclass
 class PPOSettings:
     """PPO above discrete skills; its frames are skills."""
 
@@ -242,10 +228,10 @@ class PPOSettings:
 
 
 @dataclass
-class BaselineSettings:
-    """SAC on the environment's own actions."""
+class TaskSACSettings:
+    """SAC on a task; above skills, its frames are skills."""
 
-    frames_per_batch: int = setting(1_600, "environment steps before each round of updates")
+    frames_per_batch: int = setting(1_600, "steps, or skills, before each round of updates")
     optim_steps_per_batch: int = setting(50, "updates in a round")
     batch_size: int = setting(256, "transitions in an update")
     buffer_size: int = setting(1_000_000, "transitions in the replay buffer")
@@ -284,9 +270,19 @@ class DownstreamSettings:
     total_frames: int = setting(256_000, "environment steps, those within a skill each counted")
     evaluation_interval: int = setting(51_200, "environment steps between two evaluations")
     evaluation_episodes: int = setting(64, "side by side, always on the same goals")
-    sac: HighLevelSettings = setting(HighLevelSettings, "the high level for continuous skills")
+    sac: TaskSACSettings = setting(
+        partial(
+            TaskSACSettings,
+            frames_per_batch=128,
+            optim_steps_per_batch=64,
+            buffer_size=100_000,
+            gamma=0.9,
+            fixed_alpha=True,
+        ),
+        "the high level for continuous skills",
+    )
     ppo: PPOSettings = setting(PPOSettings, "the high level for discrete skills")
-    baseline: BaselineSettings = setting(BaselineSettings, "without skills")
+    baseline: TaskSACSettings = setting(TaskSACSettings, "without skills")
 
 
 @dataclass
@@ -315,8 +311,8 @@ class FinetuneSettings:
     total_frames: int = setting(96_000, "environment steps")
     evaluation_interval: int = setting(16_000, "environment steps between two evaluations")
     evaluation_episodes: int = setting(16, "side by side")
-    sac: BaselineSettings = setting(
-        partial(BaselineSettings, optim_steps_per_batch=100, gamma=0.97, alpha_init=0.01),
+    sac: TaskSACSettings = setting(
+        partial(TaskSACSettings, optim_steps_per_batch=100, gamma=0.97, alpha_init=0.01),
         "on the environment's own reward",
     )
 
