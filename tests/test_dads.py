@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import math
 
-import pytest
 import torch
 from conftest import make_batch
 from tensordict import TensorDict
-from torch import nn
 
 from torchrl_metra import DADSLoss, StandardNormal
 
@@ -79,16 +77,3 @@ def test_statistics_follow_slowly() -> None:
     for norm, value in ((loss.observation_norm, batch["observation"]), (loss.change_norm, change)):
         torch.testing.assert_close(norm.running_mean, 0.01 * value.mean(0))
         torch.testing.assert_close(norm.running_var, 0.99 + 0.01 * value.var(0))
-
-
-def test_bad_input() -> None:
-    with pytest.raises(TypeError, match=r"dynamics must be an nn\.Module.*from_size.*got NoneType"):
-        DADSLoss(None, PRIOR, 2)
-    with pytest.raises(ValueError, match="observation_size must be at least 1, got 0"):
-        DADSLoss(nn.Linear(4, 2), PRIOR, 0)
-    with pytest.raises(ValueError, match="num_alternatives must be at least 1, got 0"):
-        DADSLoss(nn.Linear(4, 2), PRIOR, 2, num_alternatives=0)
-    loss = DADSLoss(nn.Linear(4, 3), PRIOR, 2)
-    for call in (loss, loss.reward):
-        with pytest.raises(ValueError, match=r"2 entries of the observation.*\[\d+, 3\]"):
-            call(rollout(8, 1.0))

@@ -143,7 +143,7 @@ def test_the_trainer_warns_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     parts = make_losses()
     with torch.no_grad():
         # φ as flat as if its learning rate were far too small.
-        for parameter in parts.metra_loss.encoder_params.parameters():
+        for parameter in parts.metra_loss.encoder.parameters():
             parameter.mul_(1e-4)
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=0.5, encoder=1e-9)
     trainer = build_trainer(

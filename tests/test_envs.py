@@ -400,7 +400,7 @@ class TestIntrinsicReward:
         torch.testing.assert_close(sample["next", "reward"], self.expected(losses, sample))
         before = losses.metra_loss.reward(sample)
         with torch.no_grad():
-            for parameter in losses.metra_loss.encoder_params.parameters():
+            for parameter in losses.metra_loss.encoder.parameters():
                 parameter.mul_(2)
         again = transform(sample.clone())["next", "reward"]
         torch.testing.assert_close(again, self.expected(losses, sample))

@@ -153,10 +153,11 @@ def test_what_is_not_given_is_built_around_what_is(part: str) -> None:
     trainer = make("point", PRIOR, **{part: given})
     if part != "networks":
         assert getattr(trainer, part) is given
-    parts = [trainer.loss_module.actor_network_params, trainer.skill_loss.encoder_params]
-    before = [part.clone() for part in parts]
+    parts = [trainer.loss_module.actor_network_params, trainer.skill_loss.encoder]
+    weights = [next(iter(part.parameters())) for part in parts]
+    before = [weight.detach().clone() for weight in weights]
     trainer.train()
-    assert all((part != old).any() for part, old in zip(parts, before, strict=True))
+    assert all((new != old).any() for new, old in zip(weights, before, strict=True))
     policy = trainer.skill_policy
     # What remains is what was trained, not what was built beside it.
     batch = make_batch(PRIOR, 3)

@@ -27,7 +27,7 @@ from torchrl_metra.trainers import UpdateGraph
 FAST = {"backend": "eager"}
 
 
-LAST_BIAS = "encoder_params.module.4.bias"
+LAST_BIAS = "encoder.module.4.bias"
 
 
 def build(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,47 +11,66 @@ from torch import nn
 from torchrl.modules import MLP
 
 from torchrl_metra import METRALoss, OneHot, UnitSphere
-from torchrl_metra.objectives import functional as F
+from torchrl_metra.objectives.functional import effective_rank
 
 
-class TestFunctional:
-    def test_reward_is_the_displacement_along_the_skill(self) -> None:
-        reward = F.intrinsic_reward(
-            torch.tensor([[1.0, 1.0]]), torch.tensor([[4.0, 3.0]]), torch.tensor([[0.6, 0.8]])
-        )
-        torch.testing.assert_close(reward, torch.tensor([3.4]))
+class TestEquations:
+    """By hand, with an encoder that returns the observation: one step of (3, 4), one of (.1, 0)."""
 
-    @pytest.mark.parametrize(("norm", "expected"), [("l2", 25.0), ("rms", 12.5)])
-    def test_norms(self, norm: Any, expected: float) -> None:
-        step = F.squared_step(torch.zeros(2), torch.tensor([3.0, 4.0]), norm)
-        assert step.item() == expected
+    steps = torch.tensor([[3.0, 4.0], [0.1, 0.0]], dtype=torch.float64)
 
-    def test_constraint_is_limited_by_the_slack_and_passes_no_gradient_there(self) -> None:
-        latent = torch.tensor([[0.1], [2.0]], requires_grad=True)
-        constraint = F.temporal_constraint(torch.zeros(2, 1), latent, slack=0.01)
-        torch.testing.assert_close(constraint, torch.tensor([0.01, -3.0]))
-        constraint.sum().backward()
-        assert latent.grad.tolist() == [[0.0], [-4.0]]
+    def make(self, **keywords: Any) -> tuple[METRALoss, TensorDict]:
+        encoder = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+        nn.init.eye_(encoder.weight)
+        loss = METRALoss(encoder, UnitSphere(2), reduction="none", slack=0.01, **keywords)
+        skill = torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64)
+        following = {"observation": 1 + self.steps}
+        entries = {"observation": torch.ones_like(self.steps), "skill": skill, "next": following}
+        return loss, TensorDict(entries, [2])
 
-    def test_effective_rank(self) -> None:
-        # By its definition: singular values of 3, 1 and 1 here, whatever the scale.
-        basis = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
-        steps = basis * torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)
-        for scale in (1e-3, 1.0, 1e3):
-            rank = F.effective_rank(scale * steps)
-            torch.testing.assert_close(rank.item(), 11**2 / 83)
-        assert F.effective_rank(torch.zeros(4, 2)).item() == 0
+    @pytest.mark.parametrize(("norm", "violation"), [("l2", 24.0), ("rms", 11.5)])
+    def test_losses(self, norm: Any, violation: float) -> None:
+        loss, batch = self.make(constraint_norm=norm, dual_init=2.0)
+        out = loss(batch)
+        expected = {
+            "intrinsic_reward": [5.0, 0.0],
+            "constraint": [-violation, 0.01],
+            "constraint_violation": [1.0, 0.0],
+            "latent_step": [5.0, 0.1],
+            "loss_encoder": [-5.0 + 2 * violation, -0.02],
+            "loss_dual": [-violation * math.log(2), 0.01 * math.log(2)],
+        }
+        for key, values in expected.items():
+            values = torch.tensor(values, dtype=torch.float64)
+            torch.testing.assert_close(out[key].double(), values, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(loss.reward(batch).squeeze(-1), out["intrinsic_reward"])
+
+    def test_a_satisfied_pair_has_the_reward_only(self) -> None:
+        loss, batch = self.make()
+        loss(batch[1:])["loss_encoder"].sum().backward()
+        # d(-stepᵀz) / dW = -z stepᵀ
+        expected = -torch.outer(batch["skill"][1], self.steps[1])
+        torch.testing.assert_close(loss.encoder.module.weight.grad, expected)
 
     def test_losses_keep_their_gradients_apart(self) -> None:
-        reward, constraint = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
-        log_dual = torch.tensor(1.0, requires_grad=True)
-        F.encoder_loss(reward, constraint, log_dual.exp()).sum().backward()
-        assert log_dual.grad is None
-        torch.testing.assert_close(constraint.grad, -torch.ones(3) * torch.e)
-        constraint.grad = None
-        F.dual_loss(log_dual, constraint).mean().backward()
-        assert constraint.grad is None
-        assert log_dual.grad.item() == 1.0
+        loss, batch = self.make()
+        loss(batch)["loss_encoder"].sum().backward()
+        assert loss.log_dual.grad is None
+        loss.encoder.zero_grad()
+        out = loss(batch)
+        out["loss_dual"].sum().backward()
+        assert loss.encoder.module.weight.grad is None
+        # With respect to log λ itself.
+        torch.testing.assert_close(loss.log_dual.grad.double(), out["constraint"].sum())
+
+
+def test_effective_rank() -> None:
+    # By its definition: singular values of 3, 1 and 1 here, whatever the scale.
+    basis = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
+    steps = basis * torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64)
+    for scale in (1e-3, 1.0, 1e3):
+        torch.testing.assert_close(effective_rank(scale * steps).item(), 11**2 / 83)
+    assert effective_rank(torch.zeros(4, 2)).item() == 0
 
 
 def test_compiles_to_one_graph_under_autocast() -> None:
@@ -159,7 +179,7 @@ class TestBadInput:
 def test_distinct_losses_may_share_networks() -> None:
     """The encoder of the loss is the module that was passed in, not a copy."""
     parts = make_losses(OneHot(3))
-    optimizer = torch.optim.SGD(parts.metra_loss.encoder_params.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(parts.metra_loss.encoder.parameters(), lr=0.1)
     batch = make_batch(parts.prior, 8)
     before = parts.networks.encoder(batch.copy())["latent"].clone()
     parts.metra_loss(batch)["loss_encoder"].backward()

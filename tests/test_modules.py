@@ -359,7 +359,7 @@ class TestSkillPolicy:
         lsd_loss = LSDLoss(networks.encoder, PRIOR)
         batch = states()
         batch["next", "observation"] = torch.randn(6, 4)
-        for parameter in lsd_loss.encoder_params.parameters():
+        for parameter in lsd_loss.encoder.parameters():
             parameter.data += torch.randn_like(parameter)  # iterations would show
         before = {key: value.clone() for key, value in networks.encoder.state_dict().items()}
         SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")

@@ -47,7 +47,8 @@ from torchrl_metra.modules import SACNetworks
 from torchrl_metra.modules.networks import make_encoder
 
 DATA = Path(__file__).parent / "data"
-EXACT = {"rtol": 1e-4, "atol": 1e-5}
+# Sums of float32 differ with the width of the processor's vectors.
+EXACT = {"rtol": 1e-4, "atol": 3e-5}
 # TorchRL's Tanh-Normal guards its log-density otherwise than the authors' code does.
 LOG_PROB = {"rtol": 1e-3, "atol": 1e-5}
 

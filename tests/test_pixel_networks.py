@@ -178,7 +178,7 @@ class TestStep:
         before = copy.deepcopy(networks.shared_encoder.state_dict())
         optimizers = parts.stepper.optimizers
         phi = optimizers.pop("encoder")
-        optimizers["encoder"] = torch.optim.SGD(parts.metra_loss.encoder_params.parameters(), 0.0)
+        optimizers["encoder"] = torch.optim.SGD(parts.metra_loss.encoder.parameters(), 0.0)
         parts.stepper.update(parts.sac_loss, make_pixel_batch(8))
         assert networks.shared_encoder.state_dict().keys() == before.keys()
         assert all(v.equal(before[k]) for k, v in networks.shared_encoder.state_dict().items())
@@ -210,7 +210,7 @@ class TestStep:
             if shared_encoder:
                 # φ steps first, and the features are those of the φ just updated.
                 parts.stepper.optimizers["encoder"] = torch.optim.SGD(
-                    parts.metra_loss.encoder_params.parameters(), 0.0
+                    parts.metra_loss.encoder.parameters(), 0.0
                 )
             actions = [
                 seen(batch.select("skill").set("pixels", end["pixels"]))["action"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from conftest import make_batch
 from tensordict import TensorDict
@@ -63,10 +62,3 @@ def test_the_skill_does_not_matter() -> None:
     batch = make_batch(prior, 8)
     before = rnd.reward(batch)
     assert rnd.reward(batch.set("skill", prior.sample([8]))).equal(before)
-
-
-def test_bad_input() -> None:
-    with pytest.raises(TypeError, match=r"predictor must be an nn\.Module, got function"):
-        RNDBaseline(lambda x: x, nn.Linear(2, 2), PRIOR, 2)
-    with pytest.raises(TypeError, match=r"target must be an nn\.Module, got NoneType"):
-        RNDBaseline(nn.Linear(2, 2), None, PRIOR, 2)

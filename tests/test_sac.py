@@ -176,18 +176,14 @@ class TestSmoothness:
             torch.manual_seed(2)
             outs.append(parts.loss(parts.batch))
             assert set(outs[-1].keys()) == set(parts.loss.out_keys)
-        step = self.squared_steps(plain.actor, plain.batch).mean().sqrt()
-        torch.testing.assert_close(outs[1]["action_step"], step.detach())
-        others = outs[1].exclude("action_step", "loss_actor")
-        torch.testing.assert_close(others, outs[0].exclude("loss_actor"), rtol=0, atol=0)
+        assert outs[1]["loss_actor"] > outs[0]["loss_actor"]
+        others = [out.exclude("loss_actor") for out in outs]
+        torch.testing.assert_close(*others, rtol=0, atol=0)
 
-    def test_what_is_no_weight(self) -> None:
-        for value, error in (
-            (-0.1, ValueError), (math.inf, ValueError), (math.nan, ValueError), (True, TypeError),
-            ("0.1", TypeError),
-        ):  # fmt: skip
-            with pytest.raises(error, match="smoothness"):
-                self.build(value)
+    @pytest.mark.parametrize("value", [-0.1, math.nan])
+    def test_a_weight_that_would_reward_jumps(self, value: float) -> None:
+        with pytest.raises(ValueError, match="smoothness"):
+            self.build(value)
 
     @pytest.mark.parametrize("distribution", [TanhNormal, IndependentNormal])
     def test_a_stock_policy(self, distribution: type) -> None:
@@ -241,7 +237,7 @@ def test_first_and_last_layers_stay_in_float32_under_autocast() -> None:
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
-            values = loss._vmap_qnetworkN0(batch, loss.qvalue_network_params)
+            values = loss.evaluate_critics(batch, loss.qvalue_network_params)
         results.append(values["state_action_value"])
     exact, mixed = results
     assert mixed.dtype == torch.float32

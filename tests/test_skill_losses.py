@@ -346,40 +346,29 @@ class TestBadInput:
 
     def test_wrong_skill_size(self, continuous: Objective) -> None:
         loss, batch = continuous(), continuous.batch(8)
-        batch["skill"] = torch.zeros(8, 7)
-        dim = continuous.prior.dim
-        with pytest.raises(ValueError, match=rf"\[\.\.\., {dim}\].*\[8, 7\].*prior\.sample"):
+        batch["skill"] = torch.zeros(8, 1)  # It would broadcast.
+        with pytest.raises(ValueError, match=r"\[8, 1\]"):
             loss(batch)
 
     def test_missing_entries(self, continuous: Objective) -> None:
         loss = continuous()
         for key in loss.in_keys:
-            if (continuous.name, key) in IGNORED:
-                continue
-            name = key if isinstance(key, str) else key[-1]
-            hint = "SkillPrimer" if key == "skill" else "in_keys"
-            with pytest.raises(KeyError, match=rf"{type(loss).__name__} needs .*{name}.*{hint}"):
-                loss(continuous.batch(8).exclude(key))
+            if (continuous.name, key) not in IGNORED:
+                name = key if isinstance(key, str) else key[-1]
+                with pytest.raises(KeyError, match=name):
+                    loss(continuous.batch(8).exclude(key))
 
-    def test_nan_observations(self, continuous: Objective) -> None:
+    def test_nan_shows_in_the_losses(self, continuous: Objective) -> None:
         loss, batch = continuous(), continuous.batch(8)
         batch["next", "observation"][3] = float("nan")
-        with pytest.raises(ValueError, match=r"not finite.*NaN"):
-            loss(batch)
+        losses = [value for key, value in loss(batch).items() if key.startswith("loss_")]
+        assert not torch.stack(losses).isfinite().all()
 
     @pytest.mark.parametrize("name", WITH_ENCODER)
-    def test_encoder(self, name: str) -> None:
+    def test_encoder_of_the_wrong_size(self, name: str) -> None:
         prior = CONTINUOUS.get(name, UnitSphere(2))
-        wrong = TensorDictModule(network(2, 5), in_keys=["observation"], out_keys=["latent"])
+        wrong = TensorDictModule(network(2, 1), in_keys=["observation"], out_keys=["latent"])
         loss, batch = BUILD[name](prior, wrong), make_batch(prior, 8)
         for call in (loss, loss.reward):
-            with pytest.raises(ValueError, match=rf"to the {prior.dim} dimensions of .*, 5\]"):
+            with pytest.raises(ValueError, match=rf"to the {prior.dim} dimensions of .*, 1\]"):
                 call(batch)
-        with pytest.raises(TypeError, match=r"encoder must be an nn\.Module, got Opaque"):
-            BUILD[name](prior, Opaque())
-
-
-class Opaque:
-    """Not a network."""
-
-    in_keys = ["observation"]

@@ -182,7 +182,7 @@ class TestStepper:
 
     def test_missing_optimizer(self) -> None:
         loss = make_losses().metra_loss
-        optimizer = optim.Adam(loss.encoder_params.parameters())
+        optimizer = optim.Adam(loss.encoder.parameters())
         with pytest.raises(ValueError, match=r"\['actor', 'qvalue'\]"):
             METRAOptimizationStepper(loss, {"encoder": optimizer})
 

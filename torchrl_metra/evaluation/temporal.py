@@ -47,7 +47,8 @@ def latent_steps(
         tensor([5.0000, 0.5000])
     """
     lengths = _check(latents, lengths, norm)
-    steps = F.squared_step(latents[:, :-1], latents[:, 1:], norm).sqrt()
+    squares = (latents[:, 1:] - latents[:, :-1]).square()
+    steps = (squares.sum(dim=-1) if norm == "l2" else squares.mean(dim=-1)).sqrt()
     return steps[torch.arange(steps.shape[1]) < lengths[:, None]]
 
 

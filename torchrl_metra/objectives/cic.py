@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchrl.envs.transforms.rnd import RunningMeanStd
 
-from torchrl_metra._checks import call_network, check_integer, check_positive, check_type
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
+from torchrl_metra.objectives.functional import pairwise_products
 
 __all__ = ["CICLoss"]
 
@@ -57,9 +56,8 @@ class CICLoss(EncoderLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if a keyword is out of range, or if a batch is smaller than
+        ValueError: if the temperature is too low, or, by a call, if a batch is smaller than
             ``num_neighbors``.
-        TypeError: if ``query`` or ``key`` is no module, or a keyword is of the wrong type.
 
     The output holds ``loss_encoder``, which trains φ, query and key together, and, detached,
     ``intrinsic_reward``, ``query_accuracy`` (how often the key nearest to a query is its own)
@@ -92,23 +90,19 @@ class CICLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        check_type("query", query, nn.Module, "an nn.Module")
-        check_type("key", key, nn.Module, "an nn.Module")
-        check_positive("temperature", temperature)
         if temperature < _LOWEST_TEMPERATURE:
             raise ValueError(
-                f"temperature must be at least {_LOWEST_TEMPERATURE}, for float32 has no room for "
-                f"exp(1 / temperature) below, got {temperature}."
+                f"temperature must be at least {_LOWEST_TEMPERATURE}, got {temperature}: float32 "
+                "has no room for exp(1 / temperature) below that."
             )
-        check_integer("num_neighbors", num_neighbors)
         self.query = query
         self.key = key
         self.temperature = temperature
         self.num_neighbors = num_neighbors
-        self.distance_stats = RunningMeanStd().to(self._default_device)
+        self.distance_stats = RunningMeanStd().to(self.device)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        networks = [self.encoder_params, self.query, self.key]
+        networks = [self.encoder, self.query, self.key]
         return {"encoder": [weight for network in networks for weight in network.parameters()]}
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
@@ -116,16 +110,11 @@ class CICLoss(EncoderLoss):
         latent, next_latent = (
             end.reshape(-1, self.prior.dim) for end in self.encode_pair(tensordict)
         )
-        query = call_network("query", self.query, skill.reshape(latent.shape))
-        key = call_network("key", self.key, torch.cat([latent, next_latent], dim=-1))
-        if query.shape != key.shape:
-            raise ValueError(
-                "query and key must map to vectors of one size, but their outputs have shapes "
-                f"{list(query.shape)} and {list(key.shape)}."
-            )
+        query = self.query(skill.reshape(latent.shape))
+        key = self.key(torch.cat([latent, next_latent], dim=-1))
         # Under autocast they may come in low precision.
         query, key = (normalize(output.to(latent.dtype), dim=-1) for output in (query, key))
-        similarity = F.pairwise_products(query, key) / self.temperature
+        similarity = pairwise_products(query, key) / self.temperature
         distance = self._nearest(latent.detach(), next_latent.detach())
         self.distance_stats.update(distance)
         entries = {
@@ -141,14 +130,14 @@ class CICLoss(EncoderLoss):
         distance = self._nearest(
             *(end.reshape(-1, self.prior.dim) for end in (latent, next_latent))
         )
-        return self.finite(self._entropy(distance).reshape(*tensordict.batch_size, 1))
+        return self._entropy(distance).reshape(*tensordict.batch_size, 1)
 
     def _nearest(self, latent: Tensor, next_latent: Tensor) -> Tensor:
         """Shortest distances from each φ(s) to those φ(s') of the batch, of shape ``[N, M]``."""
         if len(latent) < self.num_neighbors:
             raise ValueError(
-                f"the {self.num_neighbors} nearest neighbors in a batch of {len(latent)} "
-                "transitions are asked for: take larger batches, or set num_neighbors."
+                f"a batch of {len(latent)} transitions has no {self.num_neighbors} nearest "
+                "neighbors: take larger batches, or set num_neighbors."
             )
         # Of close pairs far from the origin, the faster way by products would leave only rounding.
         distance = torch.cdist(latent, next_latent, compute_mode="donot_use_mm_for_euclid_dist")

@@ -7,7 +7,6 @@ from typing import Any
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from torchrl_metra._checks import check_type
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.distances import ControllabilityDistance
 from torchrl_metra.objectives.metra import METRALoss
@@ -39,10 +38,6 @@ class CSDLoss(METRALoss):
     Keyword Args:
         **kwargs: those of :class:`~torchrl_metra.METRALoss` but ``distance``.
 
-    Raises:
-        TypeError: if the distance is of another kind; see also
-            :class:`~torchrl_metra.METRALoss`.
-
     The output is that of :class:`~torchrl_metra.METRALoss` and ``loss_distance``.
 
     Examples:
@@ -66,11 +61,4 @@ class CSDLoss(METRALoss):
         distance: ControllabilityDistance,
         **kwargs: Any,
     ) -> None:
-        check_type(
-            "distance",
-            distance,
-            ControllabilityDistance,
-            "a ControllabilityDistance, which ControllabilityDistance.from_size(observation_size) "
-            "builds (METRALoss takes others)",
-        )
         super().__init__(encoder, prior, distance=distance, **kwargs)

@@ -9,10 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_metra._checks import check_integer, check_positive
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
+from torchrl_metra.objectives.functional import pairwise_products
 
 __all__ = ["CSFLoss"]
 
@@ -46,10 +45,6 @@ class CSFLoss(EncoderLoss):
         negative_weight (float, optional): :math:`\xi > 0`. Defaults to 5.0.
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
-    Raises:
-        TypeError: if a keyword is of the wrong type.
-        ValueError: if a keyword is out of range.
-
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward`` and ``latent_step``
     (:math:`\|\phi(s') - \phi(s)\|_2`).
 
@@ -77,20 +72,17 @@ class CSFLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        check_integer("num_negatives", num_negatives)
-        check_positive("negative_weight", negative_weight)
         self.num_negatives = num_negatives
         self.negative_weight = negative_weight
         self.cumulant_size = prior.dim
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        latent, next_latent = self.encode_pair(tensordict)
-        reward = self.step_along_skill(latent, next_latent, tensordict)
-        step = next_latent - latent
+        step = self.cumulant(tensordict)
+        reward = (step * self.prior.center(self.skill(tensordict))).sum(dim=-1)
         negatives = self.prior.center(
             self.prior.sample([self.num_negatives], device=step.device).to(step.dtype)
         )
-        normalizer = torch.logsumexp(F.pairwise_products(step, negatives), dim=-1)
+        normalizer = torch.logsumexp(pairwise_products(step, negatives), dim=-1)
         return {
             "loss_encoder": self.negative_weight * normalizer - reward,
             "intrinsic_reward": reward,

@@ -13,11 +13,10 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from torchrl_metra._checks import call_network, check_floats, check_integer, check_type
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.common import SkillLoss
+from torchrl_metra.objectives.functional import normal_log_prob
 
 __all__ = ["DADSLoss"]
 
@@ -42,8 +41,8 @@ class DADSLoss(SkillLoss):
     :math:`e^{\pm 50}`, and the last step of an episode is no example of the dynamics.
 
     Args:
-        dynamics (nn.Module): mean of :math:`q`, from normalised states and skills,
-            ``[N, S + D]``, to normalised changes, ``[N, S]``.
+        dynamics (nn.Module): mean of :math:`q`, from normalized states and skills,
+            ``[N, S + D]``, to normalized changes, ``[N, S]``.
         prior (SkillPrior): distribution of the skills, of size ``D``. Continuous skills are
             usually :class:`~torchrl_metra.StandardNormal`.
         observation_size (int): ``S``.
@@ -51,11 +50,6 @@ class DADSLoss(SkillLoss):
     Keyword Args:
         num_alternatives (int, optional): :math:`L`. Defaults to 100.
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
-
-    Raises:
-        TypeError: if the dynamics are no module, or a size is no integer.
-        ValueError: if a size is not positive, if observations or the dynamics' output have not
-            ``S`` entries, or if the loss is asked for on a single transition.
 
     The output holds ``loss_dynamics`` and, detached, ``log_likelihood`` (mean of
     :math:`\log q`); the reward costs :math:`L + 1` passes of the dynamics, so it is left out.
@@ -99,17 +93,10 @@ class DADSLoss(SkillLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(prior, reduction=reduction)
-        check_type(
-            "dynamics", dynamics, nn.Module, "an nn.Module, as DADSLoss.from_size builds one"
-        )
-        check_integer("observation_size", observation_size)
-        check_integer("num_alternatives", num_alternatives)
         self.dynamics = dynamics
         self.num_alternatives = num_alternatives
         self.observation_norm, self.change_norm = (
-            nn.BatchNorm1d(
-                observation_size, momentum=_MOMENTUM, affine=False, device=self._default_device
-            )
+            nn.BatchNorm1d(observation_size, momentum=_MOMENTUM, affine=False, device=self.device)
             for _ in range(2)
         )
 
@@ -118,8 +105,6 @@ class DADSLoss(SkillLoss):
         cls, observation_size: int, prior: SkillPrior, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> DADSLoss:
         """With the authors' network, of the encoder's kind."""
-        check_integer("observation_size", observation_size)
-        check_prior(prior)
         dynamics = make_encoder(observation_size + prior.dim, observation_size, num_cells)
         return cls(dynamics, prior, observation_size)
 
@@ -136,7 +121,8 @@ class DADSLoss(SkillLoss):
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         observation, change = self._normalized(tensordict, training=True)
         log_prob = self._log_prob(observation, change, self.skill(tensordict))
-        goes_on = self._goes_on(tensordict)
+        done = self.read(tensordict, ("next", self.tensor_keys.done))
+        goes_on = ~done.reshape(tensordict.batch_size)
         # The mean is over the steps that count.
         weight = goes_on / goes_on.to(log_prob.dtype).mean().clamp(min=1e-12)
         return {"loss_dynamics": -log_prob * weight, "log_likelihood": log_prob}
@@ -152,41 +138,19 @@ class DADSLoss(SkillLoss):
         normalizer = torch.logsumexp(ratio, dim=0)
         # log(1 + Σ e^x) = softplus(log Σ e^x)
         reward = math.log(self.num_alternatives + 1) - nn.functional.softplus(normalizer)
-        return self.finite(reward.unsqueeze(-1))
-
-    def _goes_on(self, tensordict: TensorDictBase) -> Tensor:
-        """Which transitions are not the last of their episode, of shape ``[*B]``."""
-        done = self.read(tensordict, ("next", self.tensor_keys.done))
-        if done.dtype != torch.bool or done.numel() != tensordict.batch_size.numel():
-            raise ValueError(
-                f"('next', {self.tensor_keys.done!r}) must hold one bool for each transition of a "
-                f"batch of shape {list(tensordict.batch_size)}, found {done.dtype} of shape "
-                f"{list(done.shape)}."
-            )
-        return ~done.reshape(tensordict.batch_size)
+        return reward.unsqueeze(-1)
 
     def _log_prob(self, observation: Tensor, change: Tensor, skill: Tensor) -> Tensor:
         """Log-density of the normalised changes, of the shape of the skills' batch."""
         observation = observation.expand(*skill.shape[:-1], -1)
         inputs = torch.cat([observation, skill], dim=-1)
-        mean = call_network("dynamics", self.dynamics, inputs.reshape(-1, inputs.shape[-1]))
-        if mean.shape[-1] != change.shape[-1]:
-            raise ValueError(
-                f"dynamics must predict the {change.shape[-1]} entries of the observation, but "
-                f"their output has shape {list(mean.shape)}."
-            )
-        deviation = change - mean.reshape(observation.shape)
-        return -(deviation.square() / 2 + math.log(2 * math.pi) / 2).sum(dim=-1)
+        mean = self.dynamics(inputs.reshape(-1, inputs.shape[-1]))
+        return normal_log_prob(change - mean.reshape(observation.shape))
 
     def _normalized(self, tensordict: TensorDictBase, *, training: bool) -> tuple[Tensor, Tensor]:
         """Observations and their changes, by statistics of the batch or by running ones."""
         key = self.tensor_keys.observation
-        observation, following = self.read_pair(tensordict, key)
-        check_floats("observation", observation, self.observation_norm.num_features)
-        if training and observation.shape[:-1].numel() < 2:
-            raise ValueError(
-                "DADS normalises by the statistics of a batch: it takes two transitions at least."
-            )
+        observation, following = (self.read(tensordict, end) for end in (key, ("next", key)))
         dtype = next(self.observation_norm.buffers()).dtype
         observation, following = observation.to(dtype), following.to(dtype)
         change = following - observation

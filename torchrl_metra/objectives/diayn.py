@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_metra._checks import call_network, check_type
 from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
+from torchrl_metra.objectives.functional import normal_log_prob
 
 __all__ = ["DIAYNLoss"]
 
@@ -45,9 +44,7 @@ class DIAYNLoss(EncoderLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if one-hot skills are given a ``log_std``, or if its output has not the
-            shape of the encoder's.
-        TypeError: if ``log_std`` is no module.
+        ValueError: if one-hot skills are given a ``log_std``.
 
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward``.
 
@@ -77,9 +74,8 @@ class DIAYNLoss(EncoderLoss):
         super().__init__(encoder, prior, reduction=reduction)
         if log_std is not None and isinstance(prior, OneHot):
             raise ValueError(
-                f"log_std belongs to continuous skills, but those of {prior!r} are not."
+                f"log_std belongs to continuous skills, but those of {prior!r} are discrete."
             )
-        check_type("log_std", log_std, nn.Module | None, "an nn.Module")
         self.log_std = log_std
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -93,7 +89,7 @@ class DIAYNLoss(EncoderLoss):
         return {"loss_encoder": -log_prob, "intrinsic_reward": log_prob}
 
     def reward(self, tensordict: TensorDictBase) -> Tensor:
-        return self.finite(self.log_prob(tensordict).unsqueeze(-1))
+        return self.log_prob(tensordict).unsqueeze(-1)
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
         """Logarithm of :math:`q(z | s')`, of shape ``[*B]``."""
@@ -101,15 +97,7 @@ class DIAYNLoss(EncoderLoss):
         if isinstance(self.prior, OneHot):
             return (output.log_softmax(dim=-1) * skill).sum(dim=-1)
         if self.log_std is None:
-            log_std = torch.zeros_like(output)
-        else:
-            states = [self.read(tensordict, ("next", key)) for key in self.state_keys]
-            log_std = call_network("log_std", self.log_std, *states)
-            if log_std.shape != output.shape:
-                raise ValueError(
-                    f"log_std must map to the shape of the encoder's output, {list(output.shape)}, "
-                    f"but its output has shape {list(log_std.shape)}."
-                )
-            log_std = log_std.clamp(*self.log_std_bounds)
-        deviation = (skill - output) / log_std.exp()
-        return -(deviation.square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(dim=-1)
+            return normal_log_prob(skill - output)
+        states = [self.read(tensordict, ("next", key)) for key in self.state_keys]
+        log_std = self.log_std(*states).clamp(*self.log_std_bounds)
+        return normal_log_prob((skill - output) / log_std.exp(), log_std)

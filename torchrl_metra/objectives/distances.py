@@ -16,8 +16,8 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
-from torchrl_metra._checks import call_network, check_integer, check_key, check_type
 from torchrl_metra.modules.networks import make_encoder
+from torchrl_metra.objectives.functional import normal_log_prob
 
 __all__ = ["ControllabilityDistance", "L2Distance"]
 
@@ -34,9 +34,7 @@ class L2Distance:
             Defaults to ``"observation"``.
 
     Raises:
-        TypeError: if the key is none, or if the observations are no floats.
-        ValueError: if both ends of a transition have not one shape.
-        KeyError: if the batch lacks them.
+        TypeError: by a call, if the observations are not floats.
 
     Examples:
         >>> import torch
@@ -88,9 +86,7 @@ class ControllabilityDistance(nn.Module):
             ``"observation"``.
 
     Raises:
-        TypeError: if a network is no module, or if the observations are no floats.
-        ValueError: if a network's output has not the observation's shape.
-        KeyError: if the batch lacks the observations.
+        TypeError: by a call, if the observations are not floats.
 
     Examples:
         >>> import torch
@@ -119,8 +115,6 @@ class ControllabilityDistance(nn.Module):
         self, mean: nn.Module, log_std: nn.Module, *, observation_key: NestedKey = "observation"
     ) -> None:
         super().__init__()
-        for name, network in (("mean", mean), ("log_std", log_std)):
-            check_type(name, network, nn.Module, "an nn.Module, as from_size builds them")
         self.mean = mean
         self.log_std = log_std
         self.in_keys = _both_ends(observation_key)
@@ -130,7 +124,6 @@ class ControllabilityDistance(nn.Module):
         cls, observation_size: int, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> ControllabilityDistance:
         """With the authors' networks: two of them, of the encoder's kind."""
-        check_integer("observation_size", observation_size)
         mean, log_std = (
             make_encoder(observation_size, observation_size, num_cells) for _ in range(2)
         )
@@ -145,46 +138,26 @@ class ControllabilityDistance(nn.Module):
     def loss(self, tensordict: TensorDictBase) -> Tensor:
         r"""Negative log-likelihood :math:`-\log q(s' - s \mid s)`, of shape ``[*B]``."""
         error, log_std = self._predict(tensordict)
-        log_prob = -0.5 * (error / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
-        return -log_prob.sum(dim=-1)
+        return -normal_log_prob(error / log_std.exp(), log_std)
 
     def _predict(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """What the mean misses of the step, and the logarithm of the spread around it."""
         observation, step = _read_step(tensordict, self.in_keys)
-        mean = call_network("mean", self.mean, observation)
-        log_std = call_network("log_std", self.log_std, observation)
-        for name, output in (("mean", mean), ("log_std", log_std)):
-            if output.shape != observation.shape:
-                raise ValueError(
-                    f"{name} must map observations of shape {list(observation.shape)} to the same "
-                    f"shape, but its output has shape {list(output.shape)}."
-                )
+        mean, log_std = self.mean(observation), self.log_std(observation)
         # Small differences of large numbers: under autocast, at least take them in float32.
         return step - mean.to(step.dtype), log_std.to(step.dtype).clamp(*self.log_std_bounds)
 
 
 def _both_ends(key: NestedKey) -> list[NestedKey]:
-    check_key("observation_key", key)
     return [unravel_key(key), unravel_key(("next", key))]
 
 
 def _read_step(tensordict: TensorDictBase, keys: list[NestedKey]) -> tuple[Tensor, Tensor]:
     """The observation, and its change to the next one."""
-    ends = [tensordict.get(key, default=None) for key in keys]
-    if missing := [key for key, value in zip(keys, ends, strict=True) if value is None]:
-        raise KeyError(
-            f"the distance needs {missing}, but the batch only holds "
-            f"{sorted(map(str, tensordict.keys(True, True)))}. Set its observation_key."
-        )
-    observation, following = ends
+    observation, following = (tensordict[key] for key in keys)
     if not torch.is_floating_point(observation):
         raise TypeError(
             f"the distance compares vectors of floats, but {keys[0]!r} is {observation.dtype}: "
             "set its observation_key to a vector that comes along."
-        )
-    if observation.shape != following.shape:
-        raise ValueError(
-            f"the distance compares vectors of one size, but {keys[0]!r} and {keys[1]!r} have "
-            f"shapes {list(observation.shape)} and {list(following.shape)}."
         )
     return observation, following - observation

@@ -27,21 +27,21 @@ class LSDLoss(EncoderLoss):
         \max_\phi \; \mathbb{E}\left[(\phi(s') - \phi(s))^\top z\right]
         \quad \text{s.t.} \quad \|\phi(x) - \phi(y)\|_2 \le \|x - y\|_2 .
 
-    The bound is kept by spectral normalisation of every layer of φ. It takes activations that
-    do not stretch, such as ReLU or Tanh, and treats a convolution as the matrix of its
-    weights, as is usual, which bounds its norm only up to a constant.
+    Spectral normalization of every layer of φ keeps the bound. Activations must not stretch, as
+    ReLU and Tanh do not. A convolution is treated as the matrix of its weights, as is usual, which
+    bounds its norm only up to a constant.
 
     Args:
         encoder (nn.Module or TensorDictModule): :math:`\phi`, from observations
-            to ``[*B, D]``; changed in place: its linear and convolutional layers are
-            normalised from now on, unless they are so already.
+            to ``[*B, D]``. Changed in place: its linear and convolutional layers are
+            normalized from now on.
         prior (SkillPrior): distribution of the skills; its ``dim`` is ``D``.
 
     Keyword Args:
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if the encoder has no layer to normalise.
+        ValueError: if the encoder has no layer to normalize.
 
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward`` and ``latent_step``
     (:math:`\|\phi(s') - \phi(s)\|_2`).
@@ -66,8 +66,7 @@ class LSDLoss(EncoderLoss):
         *,
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
-        if isinstance(encoder, nn.Module):
-            _normalize_layers(encoder)
+        _normalize_layers(encoder)
         super().__init__(encoder, prior, reduction=reduction)
 
     def encode_pair(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -76,11 +75,6 @@ class LSDLoss(EncoderLoss):
         A call brings the estimate of each layer's norm forward by one iteration while the
         encoder is in training mode, so that two bring it twice as far.
 
-        Args:
-            tensordict (TensorDictBase): observations and next observations.
-
-        Returns:
-            φ(s) and φ(s'), each of shape ``[*B, D]``.
         """
         return self.encode(tensordict), self.encode(tensordict, following=True)
 
@@ -91,11 +85,12 @@ class LSDLoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
-        reward = self.step_along_skill(latent, next_latent, tensordict)
+        step = next_latent - latent
+        reward = (step * self.prior.center(self.skill(tensordict))).sum(dim=-1)
         return {
             "loss_encoder": -reward,
             "intrinsic_reward": reward,
-            "latent_step": (next_latent - latent).norm(dim=-1),
+            "latent_step": step.norm(dim=-1),
         }
 
 

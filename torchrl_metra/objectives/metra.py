@@ -12,10 +12,10 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from torchrl_metra._checks import check_choice, check_number, check_positive, check_type
+from torchrl_metra._checks import check_choice, check_positive
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.objectives import functional as F
 from torchrl_metra.objectives.common import EncoderLoss
+from torchrl_metra.objectives.functional import ConstraintNorm, effective_rank
 
 __all__ = ["METRALoss"]
 
@@ -61,12 +61,8 @@ class METRALoss(EncoderLoss):
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if a keyword is out of range, if the encoder's output or the
-            skills do not have ``D`` entries, if the distance is not of shape ``[*B]``, or
-            if observations on the CPU are not finite.
-        TypeError: if ``prior`` is no :class:`~torchrl_metra.data.SkillPrior`, the
-            encoder no module, the distance not callable or another keyword of the wrong type.
-        KeyError: if the batch lacks an entry.
+        ValueError: if a keyword is out of range, or, by a call, if the distance is not of shape
+            ``[*B]``.
 
     The output holds ``loss_encoder``, ``loss_dual`` and, for a distance that is trained
     along, ``loss_distance``, to be minimised by one optimiser each, and detached values
@@ -106,8 +102,6 @@ class METRALoss(EncoderLoss):
         ... )
     """
 
-    distance: Any
-
     out_keys = [
         "loss_encoder",
         "loss_dual",
@@ -124,7 +118,7 @@ class METRALoss(EncoderLoss):
         encoder: nn.Module | TensorDictModuleBase,
         prior: SkillPrior,
         *,
-        constraint_norm: F.ConstraintNorm = "l2",
+        constraint_norm: ConstraintNorm = "l2",
         slack: float = 1e-3,
         dual_init: float = 30.0,
         fixed_dual: bool = False,
@@ -132,24 +126,17 @@ class METRALoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        check_choice("constraint_norm", constraint_norm, get_args(F.ConstraintNorm))
-        check_number("slack", slack)
+        check_choice("constraint_norm", constraint_norm, get_args(ConstraintNorm))
         if not slack >= 0:
             raise ValueError(f"slack must not be negative, got {slack}.")
         check_positive("dual_init", dual_init)
-        check_type(
-            "distance",
-            distance,
-            Callable | None,
-            "a callable such as L2Distance(), or None for the temporal distance",
-        )
         self.constraint_norm = constraint_norm
         self.slack = slack
-        self.distance = distance
+        self.distance: Any = distance
         self._trains_distance = isinstance(distance, nn.Module) and hasattr(distance, "loss")
         if self._trains_distance:
             self.out_keys = [*self.out_keys, "loss_distance"]
-        log_dual = torch.tensor(math.log(dual_init), device=self._default_device)
+        log_dual = torch.tensor(math.log(dual_init), device=self.device)
         if fixed_dual:
             self.register_buffer("log_dual", log_dual)
         else:
@@ -173,22 +160,24 @@ class METRALoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
-        reward = self.step_along_skill(latent, next_latent, tensordict)
-        constraint = F.temporal_constraint(
-            latent,
-            next_latent,
-            self._bound(tensordict),
-            slack=self.slack,
-            norm=self.constraint_norm,
-        )
+        skill = self.prior.center(self.skill(tensordict))
+        step = next_latent - latent
+        # Equation 7: how far the transition moves along its skill.
+        reward = (step * skill).sum(dim=-1)
+        # Equations 8 and 9: negative where a pair of adjacent states is too far apart.
+        squares = step.square()
+        length = squares.sum(dim=-1) if self.constraint_norm == "l2" else squares.mean(dim=-1)
+        constraint = (self._bound(tensordict) - length).clamp(max=self.slack)
         entries = {
-            "loss_encoder": F.encoder_loss(reward, constraint, self.dual),
-            "loss_dual": F.dual_loss(self.log_dual, constraint),
+            "loss_encoder": -(reward + self.dual * constraint),
+            # The derivative is taken with respect to log λ itself, so that λ moves by a constant
+            # factor whatever its size, as in the authors' implementation.
+            "loss_dual": self.log_dual * constraint.detach(),
             "intrinsic_reward": reward,
             "constraint": constraint,
             "constraint_violation": (constraint < 0).to(reward.dtype),
-            "latent_step": (next_latent - latent).norm(dim=-1),
-            "latent_rank": F.effective_rank(next_latent - latent).expand(reward.shape),
+            "latent_step": step.norm(dim=-1),
+            "latent_rank": effective_rank(step).expand(reward.shape),
             "dual": self.dual.expand(reward.shape),
         }
         if self._trains_distance:
@@ -202,7 +191,7 @@ class METRALoss(EncoderLoss):
         # Detached only then: what autocast keeps of weights seen without gradient would go on
         # to the distance's own loss.
         distance = self.distance(tensordict).detach()
-        if distance.shape != tensordict.batch_size:
+        if distance.shape != tensordict.batch_size:  # [*B, 1] would broadcast in silence.
             raise ValueError(
                 f"the distance must return a tensor of the batch's shape "
                 f"{list(tensordict.batch_size)}, got {list(distance.shape)}."

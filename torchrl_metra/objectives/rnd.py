@@ -12,13 +12,6 @@ from torch import Tensor, nn
 from torchrl.envs.transforms.rnd import RunningMeanStd
 from torchrl.objectives.rnd import RNDLoss
 
-from torchrl_metra._checks import (
-    call_network,
-    check_floats,
-    check_integer,
-    check_sizes,
-    check_type,
-)
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.common import SkillLoss
@@ -48,11 +41,6 @@ class RNDBaseline(SkillLoss):
 
     Keyword Args:
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
-
-    Raises:
-        TypeError: if a network is no module, or ``observation_size`` no integer.
-        ValueError: if ``observation_size`` is not positive, or if observations have not as
-            many entries.
 
     The output holds ``loss_predictor`` and, detached, ``intrinsic_reward``.
 
@@ -90,9 +78,6 @@ class RNDBaseline(SkillLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(prior, reduction=reduction)
-        check_type("predictor", predictor, nn.Module, "an nn.Module")
-        check_type("target", target, nn.Module, "an nn.Module")
-        check_integer("observation_size", observation_size)
         self.rnd_loss = RNDLoss(
             predictor,
             target,
@@ -104,17 +89,13 @@ class RNDBaseline(SkillLoss):
         self.reward_stats = RunningMeanStd()
         # Statistics live where the networks do.
         for stats in (self.rnd_loss.obs_rms, self.reward_stats):
-            stats.to(self._default_device)
+            stats.to(self.device)
 
     @classmethod
     def from_size(
         cls, observation_size: int, prior: SkillPrior, *, num_cells: Sequence[int] = (1024, 1024)
     ) -> RNDBaseline:
         """With two networks of the encoder's kind, whose outputs are as wide as hidden layers."""
-        check_integer("observation_size", observation_size)
-        check_sizes("num_cells", num_cells)
-        if not len(num_cells):
-            raise ValueError("num_cells must name at least one hidden layer, got none.")
         predictor, target = (
             make_encoder(observation_size, num_cells[-1], num_cells) for _ in range(2)
         )
@@ -134,21 +115,18 @@ class RNDBaseline(SkillLoss):
         return {"loss_predictor": error, "intrinsic_reward": self._scale(error)}
 
     def reward(self, tensordict: TensorDictBase) -> Tensor:
-        return self.finite(self._scale(self._error(tensordict)).unsqueeze(-1))
+        return self._scale(self._error(tensordict)).unsqueeze(-1)
 
     def _error(self, tensordict: TensorDictBase) -> Tensor:
         """Squared error of the predictor, of shape ``[*B]``."""
         transitions = tensordict.empty().set(
             self.rnd_loss.tensor_keys.observation, self._following(tensordict)
         )
-        error = call_network("predictor or target", self.rnd_loss, transitions)
         # Under autocast it may come in low precision.
-        return error.get("loss_predictor").float()
+        return self.rnd_loss(transitions).get("loss_predictor").float()
 
     def _following(self, tensordict: TensorDictBase) -> Tensor:
-        following = self.read(tensordict, ("next", self.tensor_keys.observation))
-        check_floats("next observation", following, *self.rnd_loss.obs_rms.mean.shape)
-        return following
+        return self.read(tensordict, ("next", self.tensor_keys.observation))
 
     def _scale(self, error: Tensor) -> Tensor:
         return (error / self.reward_stats.var.clamp(min=1e-8).sqrt()).clamp(-_CLIP, _CLIP)

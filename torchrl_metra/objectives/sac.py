@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss
 
-from torchrl_metra._checks import call_network, check_number, check_type, read_tensors
+from torchrl_metra._private import BatchedCritics, reduce_loss
 from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
 
 __all__ = ["BatchedSACLoss"]
 
 
-class BatchedSACLoss(SACLoss):
+class BatchedSACLoss(BatchedCritics, SACLoss):
     r"""TorchRL's ``SACLoss``, faster where the critics are multilayer perceptrons.
 
-    Evaluates all critics by one batched matrix product per layer in place of
-    :func:`torch.vmap`, whose overhead weighs on small networks. Convolutions before
-    them, which ``vmap`` would turn into slow grouped ones, run for one critic after
-    another. Arguments but ``value_network``, keys, state_dict, outputs and numbers are those
-    of :class:`~torchrl.objectives.SACLoss`; as there, a NaN in the batch becomes one in the
-    losses, which :class:`~torchrl_metra.METRATrainer` refuses.
+    All critics are evaluated by one batched matrix product per layer in place of
+    :func:`torch.vmap`, whose overhead weighs on small networks. Convolutions before them, which
+    ``vmap`` would turn into slow grouped ones, run for one critic after another. Arguments, keys,
+    state_dict, outputs and numbers are those of :class:`~torchrl.objectives.SACLoss`, without
+    ``value_network``.
 
     With ``smoothness``, which the paper does not have, the policy's loss has one more term, for
-    actions that change little from a state to the next:
+    actions that change little from one state to the next:
 
     .. math::
         \text{smoothness} \cdot \mathbb{E}_{(s, z, s')}
         \lVert a(s', z) - a(s, z) \rVert_2^2, \qquad a = \tanh(\text{loc}) \in [-1, 1]^A.
 
     It is the temporal term of CAPS (https://arxiv.org/abs/2012.06644), with the square of the
-    distance; the squared distance without the weight, its root taken, is the output
-    ``"action_step"``. It trains the policy alone, and takes one more pass of the policy
-    through both ends of all transitions.
+    distance. It takes one more pass of the policy through both ends of all transitions. The root
+    of the mean squared distance is logged as ``"action_step"``.
 
     Args:
-        *args: see :class:`~torchrl.objectives.SACLoss`.
+        actor_network (ProbabilisticActor): see :class:`~torchrl.objectives.SACLoss`.
+        qvalue_network (TensorDictModule or list of TensorDictModule): likewise. Each critic is an
+            ``nn.Sequential`` of linear layers with biases and of elementwise activations, such as
+            TorchRL's ``MLP``, or a :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
 
     Keyword Args:
         smoothness (float, optional): weight of that term. Defaults to 0, without it.
         **kwargs: see :class:`~torchrl.objectives.SACLoss`.
 
     Raises:
-        KeyError: if the batch lacks what the critics read.
-        ValueError: if it does not fit them, if there is a ``value_network``, if ``smoothness``
-            is negative or not finite, or, by a call with it, if the policy's distribution is no
-            :class:`~torchrl.modules.TanhNormal`.
-        TypeError: if actor or critics are no TensorDict modules, or if a critic is not an
-            ``nn.Sequential`` of linear layers with biases and of elementwise activations,
-            such as TorchRL's ``MLP``, or a :class:`~torchrl_metra.modules.PixelNetwork` that
-            ends in one.
+        TypeError: if critics are built in another way.
+        ValueError: if there is a ``value_network``, if ``smoothness`` is negative, or, by a call
+            with it, if the policy's distribution is not a :class:`~torchrl.modules.TanhNormal`.
 
     Examples:
         >>> from torchrl_metra import BatchedSACLoss, UnitSphere, make_env, make_sac_networks
@@ -66,30 +60,17 @@ class BatchedSACLoss(SACLoss):
     """
 
     def __init__(
-        self,
-        actor_network: Any,
-        qvalue_network: Any,
-        *args: Any,
-        smoothness: float = 0.0,
-        **kwargs: Any,
+        self, actor_network: Any, qvalue_network: Any, *, smoothness: float = 0.0, **kwargs: Any
     ) -> None:
-        check_type("actor_network", actor_network, TensorDictModuleBase, "a TensorDictModule")
-        if qvalue_network == []:
-            raise ValueError("qvalue_network must be critics, at least one of them, got none.")
-        for critic in qvalue_network if isinstance(qvalue_network, list) else [qvalue_network]:
-            check_type("qvalue_network", critic, TensorDictModuleBase, "critics, TensorDictModules")
-        if (args[0] if args else kwargs.get("value_network")) is not None:
+        if kwargs.get("value_network") is not None:
             raise ValueError(
-                f"{type(self).__name__} has no value_network: its targets come from the critics. "
-                "SACLoss takes one."
+                f"{type(self).__name__} takes its targets from the critics: leave value_network "
+                "out, or use SACLoss."
             )
-        check_number("smoothness", smoothness)
-        if not 0 <= smoothness < float("inf"):
-            raise ValueError(f"smoothness must be finite and not negative, got {smoothness}.")
-        super().__init__(actor_network, qvalue_network, *args, **kwargs)
+        if not smoothness >= 0:
+            raise ValueError(f"smoothness must not be negative, got {smoothness}.")
+        super().__init__(actor_network, qvalue_network, **kwargs)
         self.smoothness = smoothness
-        if smoothness:
-            self.out_keys = [*self.out_keys, "action_step"]  # type: ignore[has-type]
         network = getattr(self.qvalue_network, "module", None)
         if isinstance(network, PixelNetwork):
             network = network.head
@@ -100,42 +81,20 @@ class BatchedSACLoss(SACLoss):
                 f"{type(network).__name__}. SACLoss takes others."
             )
 
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """All of the losses, as of :class:`~torchrl.objectives.SACLoss`."""
-        losses = super().forward(tensordict)
-        if self.smoothness and self.reduction != "none":
-            # The base class keeps what it logs of the policy's loss to itself.
-            with torch.no_grad():
-                losses["action_step"] = self._squared_steps(tensordict).mean().sqrt()
-        return losses
-
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's loss, and what there is to log of it."""
         loss, metadata = super().actor_loss(tensordict)
         if self.smoothness:
             steps = self._squared_steps(tensordict)
-            weights = self._maybe_get_priority_weight(tensordict)
-            penalty = self._reduce_loss(steps, tensordict=tensordict, weights=weights)
-            loss = loss + self.smoothness * penalty
+            loss = loss + self.smoothness * reduce_loss(self, steps, tensordict)
             metadata["action_step"] = steps.detach().mean().sqrt()
         return loss, metadata
 
     def _squared_steps(self, tensordict: TensorDictBase) -> Tensor:
         """How far the policy's mean actions at both ends of transitions are apart, ``[*B]``."""
         keys = self.actor_network.in_keys
-        starts, ends = (
-            read_tensors(entries, keys, f"smoothness, at {name} of a transition,")
-            for name, entries in (("the start", tensordict), ("the end", tensordict.get("next")))
-        )
-        # Both in one pass: of small networks it takes hardly longer than one of them.
-        states = TensorDict(
-            {
-                key: torch.stack(pair)
-                for key, pair in zip(keys, zip(starts, ends, strict=True), strict=True)
-            },
-            batch_size=(2, *tensordict.batch_size),
-        )
+        # Both in one pass: with small networks it takes hardly longer than one of them.
+        states = torch.stack([end.select(*keys) for end in (tensordict, tensordict["next"])])
         with self.actor_network_params.to_module(self.actor_network, preserve_module_state=False):
             distribution = self.actor_network.get_dist(states)
         if not isinstance(distribution, TanhNormal):
@@ -146,20 +105,14 @@ class BatchedSACLoss(SACLoss):
         action, following = distribution.loc.tanh()
         return (following - action).square().sum(dim=-1)
 
-    def _make_vmap(self) -> None:
-        """Nothing to build: the call of the critics is the method below."""
-
-    def _vmap_qnetworkN0(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
-        values = call_network(
-            "the critics' networks",
-            partial(self._evaluate, params=params),
-            *read_tensors(tensordict, self.qvalue_network.in_keys, "a critic"),
-        )
+    def evaluate_critics(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
+        """What each of ``N`` critics says with these parameters, of batch size ``[N, *B]``."""
+        values = self._evaluate([tensordict[key] for key in self.qvalue_network.in_keys], params)
         batch_size = (self.num_qvalue_nets, *tensordict.batch_size)
         value = values.mT.reshape(*batch_size, values.shape[1])
         return TensorDict({self.tensor_keys.state_action_value: value}, batch_size=batch_size)
 
-    def _evaluate(self, *inputs: Tensor, params: TensorDictBase) -> Tensor:
+    def _evaluate(self, inputs: list[Tensor], params: TensorDictBase) -> Tensor:
         """What the critics say of flat batches, of shape ``[N, values, B]``."""
         network, params, features = self.qvalue_network.module, params.get("module"), None
         if isinstance(network, PixelNetwork):

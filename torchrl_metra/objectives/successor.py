@@ -13,8 +13,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SACLoss
 from torchrl.objectives.utils import distance_loss
 
+from torchrl_metra._private import reduce_loss
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.objectives.sac import BatchedSACLoss
 
 __all__ = ["SuccessorFeatureSACLoss"]
@@ -47,9 +47,8 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
         **kwargs: see :class:`~torchrl_metra.BatchedSACLoss`.
 
     Raises:
-        TypeError: if the prior or a critic is of the wrong kind.
-        ValueError: if the critics do not read the skill, or if their outputs or what they
-            accumulate have not ``D`` entries.
+        ValueError: if the critics do not read the skill or do not map to ``D`` entries, or, by a
+            call, if what they accumulate does not have ``D`` entries.
 
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
@@ -75,7 +74,6 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
     tensor_keys: _AcceptedKeys
 
     def __init__(self, actor: Any, critics: Any, prior: SkillPrior, **kwargs: Any) -> None:
-        check_prior(prior)
         super().__init__(actor, critics, **kwargs)
         if self.tensor_keys.skill not in self.qvalue_network.in_keys:
             raise ValueError(
@@ -91,16 +89,16 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
         self.prior = prior
         self.cumulant_size = prior.dim
 
-    def _vmap_qnetworkN0(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
+    def evaluate_critics(self, tensordict: TensorDictBase, params: TensorDictBase) -> TensorDict:
         """Successor features of each critic, and what they are worth to the skill."""
         key = self.tensor_keys.state_action_value
-        features = super()._vmap_qnetworkN0(tensordict, params).get(key)
+        features = super().evaluate_critics(tensordict, params).get(key)
         skill = self.prior.center(tensordict.get(self.tensor_keys.skill))
         value = (features * skill).sum(dim=-1, keepdim=True)
         return TensorDict({"features": features, key: value}, batch_size=features.shape[:-1])
 
     @torch.no_grad()
-    def _compute_target_v2(self, tensordict: TensorDictBase) -> Tensor:
+    def _compute_target(self, tensordict: TensorDictBase) -> Tensor:
         """Target of the successor features, of shape ``[*B, D]``."""
         tensordict = tensordict.copy()
         following = tensordict.get("next").copy()
@@ -109,7 +107,7 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
             self.actor_network_params.to_module(self.actor_network, preserve_module_state=False),
         ):
             action = self.actor_network.get_dist(following).rsample()
-        critics = self._vmap_qnetworkN0(
+        critics = self.evaluate_critics(
             following.set(self.tensor_keys.action, action), self.target_qvalue_network_params
         )
         features = critics.get("features")
@@ -131,11 +129,10 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
 
     def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the successor features, summed over the critics."""
-        weights = self._maybe_get_priority_weight(tensordict)
-        target = self._compute_target_v2(tensordict)
+        target = self._compute_target(tensordict)
         inputs = tensordict.select(*self.qvalue_network.in_keys, strict=False)
-        features = self._vmap_qnetworkN0(inputs, self.qvalue_network_params).get("features")
+        features = self.evaluate_critics(inputs, self.qvalue_network_params).get("features")
         loss = distance_loss(features, target.expand_as(features), self.loss_function)
-        loss = self._reduce_loss(loss.mean(dim=-1).sum(dim=0), tensordict, weights=weights)
+        loss = reduce_loss(self, loss.mean(dim=-1).sum(dim=0), tensordict)
         error = (features - target).detach().abs().mean(dim=-1)
         return loss, {"td_error": error.amax(dim=0)}

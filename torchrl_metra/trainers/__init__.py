@@ -11,7 +11,8 @@ from torchrl_metra.trainers.faults import (
 from torchrl_metra.trainers.graph import UpdateGraph
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates, SkillEvaluation
 from torchrl_metra.trainers.metra import METRAHook, METRATrainer
-from torchrl_metra.trainers.stepper import METRAOptimizationStepper, make_metra_optimizers
+from torchrl_metra.trainers.optimizers import make_metra_optimizers
+from torchrl_metra.trainers.stepper import METRAOptimizationStepper
 
 __all__ = [
     "CollectionTimeoutError",

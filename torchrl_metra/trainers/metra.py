@@ -22,7 +22,7 @@ from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.trainers import TargetNetUpdaterHook, TrainerHookBase, UpdateWeights
 
-from torchrl_metra._checks import check_integer, check_optimizers, check_type
+from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.batches import (
@@ -41,14 +41,15 @@ from torchrl_metra.trainers.faults import (
     TrainingStoppedError,
 )
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates, check_workers
+from torchrl_metra.trainers.optimizers import (
+    check_losses,
+    check_optimizers,
+    make_metra_optimizers,
+)
 from torchrl_metra.trainers.remote import RemoteLearner
 from torchrl_metra.trainers.rounds import Round
 from torchrl_metra.trainers.stepper import (
-    Clip,
     METRAOptimizationStepper,
-    check_cumulant,
-    check_policy_loss,
-    make_metra_optimizers,
     read_keys,
     relabel,
     step_skill_loss,
@@ -104,7 +105,7 @@ class METRAHook(TrainerHookBase):
         >>> hook = METRAHook(
         ...     metra_loss,
         ...     {
-        ...         "encoder": Adam(metra_loss.encoder_params.parameters(), lr=1e-4),
+        ...         "encoder": Adam(metra_loss.encoder.parameters(), lr=1e-4),
         ...         "dual": Adam([metra_loss.log_dual], lr=1e-4),
         ...     },
         ... )
@@ -115,11 +116,7 @@ class METRAHook(TrainerHookBase):
     _trainer: Trainer
 
     def __init__(self, skill_loss: SkillLoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
-        check_type("skill_loss", skill_loss, SkillLoss, "a skill loss such as METRALoss")
-        check_optimizers(optimizers)
-        main = next(iter(skill_loss.parameter_groups()))
-        if main not in optimizers:
-            raise ValueError(f"optimizers lack {main!r}, found {sorted(optimizers)}.")
+        check_optimizers(optimizers, skill_loss)
         self.skill_loss = skill_loss
         self.optimizers = dict(optimizers)
         self._metrics: list[TensorDictBase] = []
@@ -127,7 +124,7 @@ class METRAHook(TrainerHookBase):
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         refuse_multi_step(batch)
         losses = self.skill_loss(batch)
-        self._metrics.append(step_skill_loss(losses, self.optimizers, Clip.of(self._trainer)))
+        self._metrics.append(step_skill_loss(losses, self.optimizers, self._trainer))
         relabel(self.skill_loss, batch, self._trainer.loss_module)
         return batch
 
@@ -157,7 +154,7 @@ class METRAHook(TrainerHookBase):
                 "METRAHook runs between sampling and optimisation, which a trainer with "
                 f"learner_backend={trainer.learner_backend!r} does remotely: use METRATrainer."
             )
-        check_cumulant(self.skill_loss, trainer.loss_module)
+        check_losses(self.skill_loss, trainer.loss_module)
         # TorchRL builds it at its first use, but a checkpoint must find it before that.
         _ = getattr(trainer.loss_module, "value_estimator", None)
         self._trainer = trainer
@@ -273,8 +270,7 @@ class METRATrainer(Trainer):
         )
         check_type("skill_loss", skill_loss, SkillLoss, "a SkillLoss such as METRALoss")
         check_type("replay_buffer", replay_buffer, ReplayBuffer, "a ReplayBuffer")
-        check_cumulant(skill_loss, loss_module)
-        check_policy_loss(loss_module)
+        check_losses(skill_loss, loss_module)
         if kwargs.get("optimizer") is not None:
             raise ValueError(
                 "METRATrainer has an optimizer for each part, and none for all: give them to "
@@ -385,7 +381,6 @@ class METRATrainer(Trainer):
             self.skill_loss.state_keys,
             projection=self.log_coverage.projection,
         )
-        self._is_unchecked = not self._round.is_sound
         transitions = kept.select(*self._replay_keys, strict=False)
         if self.learner_backend == "ray":
             # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.

@@ -1,7 +1,8 @@
-"""What a round of collection and updates has to tell, brought to the host in one copy."""
+"""What a round of collection and updates has to tell."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,13 +15,14 @@ from torchrl_metra.evaluation.coverage import read_places
 from torchrl_metra.evaluation.trajectories import Projection
 from torchrl_metra.trainers.faults import DivergenceError
 
-__all__ = ["Round"]
+__all__ = ["Round", "check_metrics"]
 
 
 class Round:
     """Numbers of one round, kept where they are until all of them are read at once.
 
-    Reading a number of an accelerator waits for all that it has to do, so a round reads once.
+    Reading a number of an accelerator waits for all that it has to do. So a round reads twice: the
+    number of bad values in the collected data, before they are stored, and all else at its end.
 
     Args:
         batch (TensorDictBase, optional): the collected transitions; none where the collector
@@ -33,7 +35,7 @@ class Round:
             :func:`~torchrl_metra.evaluation.visited`.
 
     Raises:
-        ValueError: if transitions on the CPU, where looking costs nothing, are not finite.
+        ValueError: if a transition holds NaN or infinite numbers.
     """
 
     def __init__(
@@ -48,7 +50,6 @@ class Round:
         self.optim_steps = 0
         self.metrics: TensorDictBase | None = None
         self._places: Tensor | None = None
-        self._bad: dict[NestedKey, Tensor] = {}
         self._spread: dict[NestedKey, Tensor] = {}
         if batch is None:
             return
@@ -56,10 +57,7 @@ class Round:
         read = {key: batch.get(key, default=None) for key in keys}
         # Numbers only: pixels are always finite.
         read = {k: v for k, v in read.items() if v is not None and v.is_floating_point()}
-        self._bad = {key: (~value.isfinite()).sum() for key, value in read.items()}
-        if all(count.device.type == "cpu" for count in self._bad.values()):
-            check_data({key: int(count) for key, count in self._bad.items()})
-            self._bad = {}
+        check_data(read)
         states = [read[key] for key in state_keys if key in read]
         self._spread = _spread(states, batch.numel())
 
@@ -72,11 +70,6 @@ class Round:
         """
         self.optim_steps, self.metrics = optim_steps, metrics
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is left to be checked: no update was made, and data are known."""
-        return self.metrics is None and not self._bad
-
     def read(self) -> tuple[dict[Any, float], Tensor | None]:
         """Bring everything to the host, in one copy.
 
@@ -84,17 +77,13 @@ class Round:
             The metrics to log, and coordinates or flags for the coverage, if there are any.
 
         Raises:
-            ValueError: if the collected transitions are not finite.
             DivergenceError: if a metric is not finite.
         """
         metrics = {} if self.metrics is None else dict(self.metrics.items())
-        # A loss that is not finite is named before the gradients that it gave.
-        metrics = dict(sorted(metrics.items(), key=lambda item: item[0].startswith("grad_norm")))
         places = {} if self._places is None else {_PLACES: self._places}
-        host = _to_host({**self._bad, **self._spread, **metrics, **places})
+        host = _to_host({**self._spread, **metrics, **places})
         found = host.pop(_PLACES, None)
         values = {name: value.item() for name, value in host.items()}
-        check_data({key: int(values.pop(key)) for key in self._bad})
         check_metrics(self.optim_steps, {name: values[name] for name in metrics})
         if metrics:
             values["optim_steps"] = self.optim_steps
@@ -129,36 +118,36 @@ def _spread(states: list[Tensor], num_transitions: int) -> dict[NestedKey, Tenso
     }
 
 
-def check_data(counts: dict[NestedKey, int]) -> None:
+def check_data(entries: Mapping[NestedKey, Tensor]) -> None:
     """Refuse collected data that would poison the replay buffer.
 
     Args:
-        counts (dict): how many values of each entry are not finite.
+        entries (mapping of NestedKey to Tensor): floats by their keys.
 
     Raises:
-        ValueError: if there are any.
+        ValueError: if one of them is not finite.
     """
-    for key, count in counts.items():
-        if count:
-            raise ValueError(
-                f"the environment returned {count} values of {key!r} that are NaN or infinite: "
-                "mend the environment, or end its episodes before they diverge."
-            )
+    counts = _to_host({key: (~value.isfinite()).sum() for key, value in entries.items()})
+    if bad := {key: int(count) for key, count in counts.items() if count}:
+        raise ValueError(
+            f"the environment returned NaN or infinite values, so many in each entry: {bad}. Mend "
+            "the environment, or end its episodes before they diverge."
+        )
 
 
-def check_metrics(optim_steps: int, metrics: dict[str, float]) -> None:
+def check_metrics(optim_steps: int, metrics: Mapping[str, float]) -> None:
     """Refuse metrics of a training that has diverged.
 
     Args:
         optim_steps (int): gradient steps so far.
-        metrics (dict): metrics of a round, by name.
+        metrics (mapping of str to float): metrics of a round, by name.
 
     Raises:
         DivergenceError: if one is not finite.
     """
-    for name, value in metrics.items():
-        if not -float("inf") < value < float("inf"):
-            raise DivergenceError(
-                f"training has diverged: {name!r} is not finite after {optim_steps} gradient "
-                "steps. Lower the learning rates, or go on in float32 if autocast is on."
-            )
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergenceError(
+            f"training has diverged: {sorted(bad)} are not finite after {optim_steps} gradient "
+            "steps. Lower the learning rates, or train in float32 if autocast is on."
+        )
