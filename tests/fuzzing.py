@@ -1,10 +1,9 @@
-"""What fuzz tests call a clear error, and how many examples they try."""
+"""What fuzz tests share: how many examples they try, and what counts as finite."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
 
 def fuzz(max_examples: int) -> Callable[..., Any]:
-    """The same examples in every run, and none written to disk."""
+    """The same examples in every run, and none written to disk; one that hangs fails."""
     return settings(
         max_examples=EXAMPLES or max_examples,
         derandomize=not EXAMPLES,
@@ -26,20 +25,6 @@ def fuzz(max_examples: int) -> Callable[..., Any]:
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-
-
-@contextmanager
-def clear_errors() -> Iterator[list[Exception]]:
-    """Takes errors of the kinds that say what is wrong with an argument; lets others through.
-
-    Yields:
-        A list with the error, if there was one.
-    """
-    caught: list[Exception] = []
-    try:
-        yield caught
-    except (ValueError, TypeError, KeyError, ImportError) as err:
-        caught.append(err)
 
 
 def is_finite(value: object) -> bool:

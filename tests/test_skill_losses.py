@@ -321,7 +321,7 @@ def test_same_training_as_one_graph(name: str) -> None:
         def update(batch: TensorDict, each: SkillLoss = each, optimizers: Any = optimizers) -> Any:
             logged = step_skill_loss(each(batch), optimizers)
             with torch.no_grad():
-                return logged.set("cumulant", each.cumulant(batch))
+                return TensorDict({**logged, "cumulant": each.cumulant(batch)})
 
         if is_graph:
             fast = {"backend": "eager"}

@@ -119,10 +119,11 @@ class DADSLoss(SkillLoss):
         return {"dynamics": list(self.dynamics.parameters())}
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        observation, change = self._normalized(tensordict, training=True)
-        log_prob = self._log_prob(observation, change, self.skill(tensordict))
         done = self.read(tensordict, ("next", self.tensor_keys.done))
         goes_on = ~done.reshape(tensordict.batch_size)
+        skill = self.skill(tensordict)
+        observation, change = self._normalized(tensordict, training=True)
+        log_prob = self._log_prob(observation, change, skill)
         # The mean is over the steps that count.
         weight = goes_on / goes_on.to(log_prob.dtype).mean().clamp(min=1e-12)
         return {"loss_dynamics": -log_prob * weight, "log_likelihood": log_prob}

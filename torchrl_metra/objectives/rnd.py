@@ -126,7 +126,13 @@ class RNDBaseline(SkillLoss):
         return self.rnd_loss(transitions).get("loss_predictor").float()
 
     def _following(self, tensordict: TensorDictBase) -> Tensor:
-        return self.read(tensordict, ("next", self.tensor_keys.observation))
+        following = self.read(tensordict, ("next", self.tensor_keys.observation))
+        if following.shape[-1:] != self.rnd_loss.obs_rms.mean.shape:  # It would broadcast.
+            raise ValueError(
+                f"expected next observations of size {self.rnd_loss.obs_rms.mean.numel()}, got "
+                f"shape {list(following.shape)}."
+            )
+        return following
 
     def _scale(self, error: Tensor) -> Tensor:
         return (error / self.reward_stats.var.clamp(min=1e-8).sqrt()).clamp(-_CLIP, _CLIP)

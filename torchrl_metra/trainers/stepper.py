@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, optim
@@ -62,6 +62,7 @@ class METRAOptimizationStepper(OptimizationStepper):
     Examples:
         >>> from torchrl.objectives import SACLoss
         >>> from torchrl_metra import METRALoss, UnitSphere, make_env, make_sac_networks
+        >>> from torchrl_metra import make_metra_optimizers
         >>> prior = UnitSphere(2)
         >>> networks = make_sac_networks(2, make_env("point").action_spec, prior, num_cells=[32])
         >>> metra_loss = METRALoss(networks.encoder, prior)
@@ -146,8 +147,9 @@ class METRAOptimizationStepper(OptimizationStepper):
 
         if self.target_net_updater is not None:
             self.target_net_updater.step()
-        return metrics.update(
+        return TensorDict(
             {
+                **metrics,
                 "loss_qvalue": loss_qvalue.detach(),
                 "loss_actor": loss_actor.detach(),
                 "loss_alpha": loss_alpha.detach(),
@@ -183,7 +185,7 @@ class METRAOptimizationStepper(OptimizationStepper):
             return self._trainer.compute_loss(batch, method=method)
         return getattr(sac_loss, method)(batch)
 
-    def _descend(self, loss: Tensor, part: str, metrics: TensorDictBase) -> None:
+    def _descend(self, loss: Tensor, part: str, metrics: dict[str, Tensor]) -> None:
         if part in self.optimizers:
             loss.backward()
             metrics[f"grad_norm_{part}"] = _step(self.optimizers[part], self._trainer)
@@ -209,7 +211,7 @@ class METRAOptimizationStepper(OptimizationStepper):
 
 def step_skill_loss(
     losses: TensorDictBase, optimizers: Mapping[str, optim.Optimizer], trainer: Any = None
-) -> TensorDictBase:
+) -> dict[str, Tensor]:
     """One step of each part of a skill loss; returns its output detached, and gradient norms.
 
     Args:
@@ -222,7 +224,7 @@ def step_skill_loss(
     names = [key.removeprefix("loss_") for key in losses.keys() if key.startswith("loss_")]
     parts = [name for name in names if name in optimizers]
     sum(losses[f"loss_{name}"] for name in parts).backward()
-    metrics = losses.detach()
+    metrics = {name: value.detach() for name, value in losses.items()}
     for name in parts:
         metrics[f"grad_norm_{name}"] = _step(optimizers[name], trainer)
     return metrics
