@@ -68,8 +68,7 @@ def page_of(code: str) -> str | None:
         # Other words in lower case are more often words, or entries of data, than names.
         if full is None or not (part[0].isupper() or "_" in part):
             continue
-        if ".functional." not in full or code.startswith("functional."):
-            return full
+        return full
     return None
 
 

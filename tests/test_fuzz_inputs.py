@@ -177,7 +177,9 @@ def test_objectives(name: str, data: st.DataObject) -> None:
     before, read = weights_of(loss), batch.select(*loss.in_keys, strict=False)
     # Some read the next state alone, and RND not the skill.
     ignored = {"DIAYN": ["observation"], "RND": ["observation", "skill"]}.get(name, [])
-    is_spoiled = not is_finite(read.exclude(*ignored))
+    # Infinite numbers may saturate, and be as good as others.
+    values = read.exclude(*ignored).values(True, True)
+    is_spoiled = any(value.isnan().any() for value in values)
     try:
         out, reward = loss(batch), loss.reward(batch)
     except Exception:

@@ -144,7 +144,7 @@ class DADSLoss(SkillLoss):
     def _log_prob(self, observation: Tensor, change: Tensor, skill: Tensor) -> Tensor:
         """Log-density of the normalised changes, of the shape of the skills' batch."""
         observation = observation.expand(*skill.shape[:-1], -1)
-        inputs = torch.cat([observation, skill], dim=-1)
+        inputs = torch.cat([observation, skill.to(observation.dtype)], dim=-1)
         mean = self.dynamics(inputs.reshape(-1, inputs.shape[-1]))
         return normal_log_prob(change - mean.reshape(observation.shape))
 
