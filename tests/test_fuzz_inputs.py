@@ -253,7 +253,7 @@ def test_an_environment_that_goes_wrong_stops_training(number: float, after: int
         replay_buffer=replay,
         progress_bar=False,
     )
-    with pytest.raises(ValueError, match="NaN|numbers"):
+    with pytest.raises(ValueError, match=r"NaN|numbers"):
         trainer.train()
     assert len(replay) == 20 * ((after - 1) // 10)
     assert not len(replay) or is_finite(replay[:])

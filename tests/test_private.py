@@ -9,6 +9,14 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.objectives import SACLoss
+from torchrl.trainers import _execution
 
 import torchrl_metra
 from torchrl_metra import _private
@@ -133,10 +141,60 @@ def _private_names(tree: ast.Module) -> list[tuple[int, str, bool]]:
 # ---- torchrl: losses
 
 
+def make_batch_of_three() -> TensorDict:
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    mask = torch.tensor([True, True, False])
+    return TensorDict({"priority_weight": weights, "collector": {"mask": mask}}, [3])
+
+
+def test_reduce_loss(losses: SimpleNamespace) -> None:
+    batch, values = make_batch_of_three(), torch.tensor([5.0, 8.0, 100.0])
+    assert _private.reduce_loss(losses.metra_loss, values, batch) == (5 + 2 * 8) / 3
+    batch.pop("priority_weight")
+    assert _private.reduce_loss(losses.metra_loss, values, batch) == (5 + 8) / 2
+
+
+def test_reduce_metric(losses: SimpleNamespace) -> None:
+    values = torch.tensor([5.0, 8.0, 100.0], requires_grad=True)
+    metric = _private.reduce_metric(losses.metra_loss, values, make_batch_of_three())
+    assert metric == (5 + 8) / 2
+    assert not metric.requires_grad
+    losses.metra_loss.reduction = "none"
+    assert _private.reduce_metric(losses.metra_loss, values, make_batch_of_three()).equal(values)
+
+
+def test_BatchedCritics(losses: SimpleNamespace, batch: TensorDict) -> None:
+    calls = []
+
+    class Loss(_private.BatchedCritics, SACLoss):
+        def evaluate_critics(self, tensordict: TensorDict, params: TensorDict) -> TensorDict:
+            calls.append(params)
+            value = params["module", "0", "weight"].sum(dim=(1, 2)).view(2, 1, 1).expand(2, 32, 1)
+            return TensorDict({"state_action_value": value}, [2, 32])
+
+    loss = Loss(losses.networks.actor, losses.networks.critics, target_entropy=-1.0)
+    loss(batch)
+    # The targets', the critics' own, and theirs without gradient for the policy.
+    assert len(calls) == 3
+    assert calls[0] is loss.target_qvalue_network_params
+
+
 # ---- torchrl: distributions
 
 
 # ---- torchrl: trainers
+
+
+def test_add_learner_models(losses: SimpleNamespace) -> None:
+    policy = losses.networks.actor
+    learner = SimpleNamespace(models={"policy": policy})
+    encoder = TensorDictModule(nn.Identity(), ["pixels"], ["features"])
+    _private.add_learner_models(learner, [losses.metra_loss, losses.sac_loss], encoder)
+    assert list(learner.models["losses"]) == [losses.metra_loss, losses.sac_loss]
+    assert list(learner.models["policy"].module) == [encoder, policy]
+    _private.add_learner_models(SimpleNamespace(), [losses.sac_loss], None)
+    # Starting Ray takes long: tests/test_ray.py does.
+    assert "self.models = " in inspect.getsource(_execution)
 
 
 # ---- torchrl: checkpoints
