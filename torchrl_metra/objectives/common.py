@@ -87,39 +87,18 @@ class SkillLoss(LossModule, abc.ABC):
 
     @abc.abstractmethod
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        """Losses and what else is logged, one number per transition.
-
-        Args:
-            tensordict (TensorDictBase): transitions of batch size ``*B``.
-
-        Returns:
-            Tensors of shape ``[*B]`` for each of ``out_keys``.
-        """
+        """Losses and what else is logged: for each of ``out_keys`` a tensor of shape ``[*B]``."""
 
     @abc.abstractmethod
     def reward(self, tensordict: TensorDictBase) -> Tensor:
-        """Intrinsic reward with today's weights.
-
-        Args:
-            tensordict (TensorDictBase): transitions of batch size ``*B``.
-
-        Returns:
-            A tensor of shape ``[*B, 1]``, as TorchRL's rewards are.
-        """
+        """Intrinsic reward with today's weights, of shape ``[*B, 1]``, as TorchRL's rewards are."""
 
     @abc.abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the loss that trains them: group ``"x"`` minimizes ``"loss_x"``."""
 
     def cumulant(self, tensordict: TensorDictBase) -> Tensor:
-        """What critics accumulate over time: the reward, unless critics are vector-valued.
-
-        Args:
-            tensordict (TensorDictBase): transitions of batch size ``*B``.
-
-        Returns:
-            A tensor of shape ``[*B, cumulant_size]``.
-        """
+        """What critics sum up over time: the reward, or ``[*B, cumulant_size]`` for vectors."""
         return self.reward(tensordict)
 
     @property
