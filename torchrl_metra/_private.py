@@ -117,9 +117,13 @@ class SealedCheckpoint(Checkpoint):
 def drop_prefetched(folder: Path) -> None:
     """TorchRL 0.14.1: ``prefetch.pkl``, batches that a dumped replay buffer has prefetched.
 
-    Loading this file would execute code; a replay buffer loads without it.
+    Loading such a file would execute code; a replay buffer loads without it.
+
+    Args:
+        folder (Path): where to look, below it too.
     """
-    (folder / "prefetch.pkl").unlink(missing_ok=True)
+    for file in folder.rglob("prefetch.pkl"):
+        file.unlink()
 
 
 # ---- torchrl: collectors

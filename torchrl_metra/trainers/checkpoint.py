@@ -14,11 +14,8 @@ from typing import Any
 from torch import Tensor, optim
 from torchrl.checkpoint import (
     Checkpoint,
-    CheckpointAdapter,
     CheckpointError,
     CheckpointLoadResult,
-    CheckpointOptions,
-    DumpLoadCheckpointAdapter,
     GlobalRNGState,
     StateDictCheckpointAdapter,
 )
@@ -80,22 +77,12 @@ class VerifiedCheckpoint(SealedCheckpoint):
         self.exclude = frozenset(exclude)
         self.settings = dict(settings or {})
 
-    def register(
-        self,
-        name: str,
-        component: Any,
-        *,
-        adapter: CheckpointAdapter | None = None,
-        options: CheckpointOptions | None = None,
-    ) -> Checkpoint:
+    def register(self, name: str, component: Any, **kwargs: Any) -> Checkpoint:
         """Register a component; see ``Checkpoint.register``."""
-        if adapter is None:
-            if isinstance(component, ReplayBuffer):
-                adapter = _ReplayBufferAdapter()
-            elif not hasattr(component, "dump") and hasattr(component, "load_state_dict"):
-                # One file for a component, instead of one for each of its tensors.
-                adapter = StateDictCheckpointAdapter("torch")
-        return super().register(name, component, adapter=adapter, options=options)
+        if not hasattr(component, "dump") and hasattr(component, "load_state_dict"):
+            # One file for a component, instead of one for each of its tensors.
+            kwargs.setdefault("adapter", StateDictCheckpointAdapter("torch"))
+        return super().register(name, component, **kwargs)
 
     def save(
         self,
@@ -146,6 +133,7 @@ class VerifiedCheckpoint(SealedCheckpoint):
 
     def seal(self, folder: Path) -> None:
         """Note the digests, and have the operating system write everything to disk."""
+        drop_prefetched(folder)
         (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=2))
         for path in (*folder.rglob("*"), folder):
             _flush(path)
@@ -326,16 +314,6 @@ def _load(trainer: Trainer, path: str | Path) -> None:
         VerifiedCheckpoint.verify(path)
     # Mapped files would keep the checkpoint on disk after it was rotated out.
     trainer.load_from_file(path, mmap=False)
-
-
-class _ReplayBufferAdapter(DumpLoadCheckpointAdapter):
-    """Replay buffers without the batches that they have prefetched, a pickle."""
-
-    def save(
-        self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        super().save(component, path, args=args, kwargs=kwargs)
-        drop_prefetched(path)
 
 
 _ADVICE = "Go on from another checkpoint; resume() takes the newest that is intact."

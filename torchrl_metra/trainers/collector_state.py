@@ -80,7 +80,8 @@ class CollectorState:
             collector.load_state_dict(progress, strict=False)
         if "carrier" in state_dict and self._is_resumable:
             env, carrier = collector.env, episodes_under_way(collector)
-            carrier.update(TensorDict.from_dict(state_dict["carrier"], carrier.batch_size))
+            saved = TensorDict.from_dict(state_dict["carrier"], batch_size=carrier.batch_size)
+            carrier.update(saved)
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
             base_of(env).load_state_dict(state_dict["env"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, optim
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.trainers import Trainer
@@ -103,13 +103,11 @@ class SkillHook(TrainerHookBase):
         """The skill loss's metrics, averaged over the gradient steps since the last call."""
         if not self._metrics:
             return None
-        names = list(self._metrics[0].keys())
-        # In one copy: reading a number of an accelerator waits for all that it has to do.
-        means = torch.stack(
-            [torch.stack([metrics[name] for metrics in self._metrics]).mean() for name in names]
-        )
+        means = TensorDict.stack(self._metrics).mean(dim=0)
         self._metrics.clear()
-        numbers = dict(zip(names, means.tolist(), strict=True))
+        # In one copy: reading a number of an accelerator waits for all that it has to do.
+        values = torch.stack(list(means.values())).tolist()
+        numbers = dict(zip(means.keys(), values, strict=True))
         check_metrics(optim_steps, numbers)
         return numbers
 

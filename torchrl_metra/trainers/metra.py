@@ -322,7 +322,7 @@ class METRATrainer(Trainer):
 
     def train(self) -> None:
         """Train until ``total_frames``, a fault, or ``request_stop()``."""
-        collector = self.collector
+        collector: Any = self.collector  # type: ignore[has-type]
         self.collector = TimedCollector(self)
         try:
             super().train()

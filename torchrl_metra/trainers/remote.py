@@ -9,7 +9,6 @@ from tensordict import TensorDict
 from torch import nn
 
 from torchrl_metra._private import LearnerProxy, num_updates
-from torchrl_metra.trainers.stepper import METRAOptimizationStepper
 
 __all__ = ["RemoteLearner"]
 
@@ -24,16 +23,10 @@ class RemoteLearner(LearnerProxy):
         trainer (METRATrainer): with ``learner_backend="ray"``, in this process.
 
     Raises:
-        TypeError: if the trainer's stepper is not a ``METRAOptimizationStepper``.
         ValueError: if the learner is meant to run in several processes.
     """
 
     def __init__(self, trainer: Any) -> None:
-        if not isinstance(trainer.optimization_stepper, METRAOptimizationStepper):
-            raise TypeError(
-                "learner_backend='ray' needs a METRAOptimizationStepper, got "
-                f"{type(trainer.optimization_stepper).__name__}."
-            )
         if (world_size := trainer.learner_backend_options.get("world_size", 1)) > 1:
             raise ValueError(
                 f"learner_backend='ray' has one learner, got world_size={world_size}: TorchRL "
