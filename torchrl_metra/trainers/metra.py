@@ -28,21 +28,11 @@ from torchrl_metra._private import (
 )
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.objectives import SkillLoss
-from torchrl_metra.trainers.batches import (
-    MASK_KEY,
-    drop_masked,
-    refuse_multi_step,
-    unknown_ends,
-)
+from torchrl_metra.trainers.batches import MASK_KEY, drop_masked, refuse_multi_step, unknown_ends
 from torchrl_metra.trainers.checkpoint import RandomState
 from torchrl_metra.trainers.collector_state import CollectorState
 from torchrl_metra.trainers.diagnosis import Diagnosis
-from torchrl_metra.trainers.faults import (
-    DivergenceError,
-    TimedCollector,
-    stop_training,
-    time_limit,
-)
+from torchrl_metra.trainers.faults import DivergenceError, TimedCollector, stop_training, time_limit
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates
 from torchrl_metra.trainers.remote import RemoteLearner
 from torchrl_metra.trainers.rounds import Round

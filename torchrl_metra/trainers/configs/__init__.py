@@ -34,18 +34,18 @@ from torchrl_metra.trainers.configs import targets
 from torchrl_metra.trainers.configs.common import PlainConfig, make_config, store
 from torchrl_metra.trainers.configs.trainer import METRATrainerConfig
 
-# What is configured, by group and by name.
+# What is configured, by group with TorchRL's base class for it, and by name.
 CONFIGURED = {
-    "distance": {"l2": "L2Distance", "controllability": "ControllabilityDistance"},
-    "env": {"point_env": "PointEnv", "make_env": "make_env"},
-    "goals": {"sample": "sample_goals"},
-    "hook": {
+    ("distance", PlainConfig): {"l2": "L2Distance", "controllability": "ControllabilityDistance"},
+    ("env", EnvConfig): {"point_env": "PointEnv", "make_env": "make_env"},
+    ("goals", PlainConfig): {"sample": "sample_goals"},
+    ("hook", HookConfig): {
         "metra": "SkillHook",
         "skill_evaluation": "trainers.SkillEvaluation",
         "log_coverage": "trainers.LogCoverage",
         "log_rates": "trainers.LogRates",
     },
-    "loss": {
+    ("loss", LossConfig): {
         "metra": "METRALoss",
         "csd": "CSDLoss",
         "lsd": "LSDLoss",
@@ -57,23 +57,23 @@ CONFIGURED = {
         "batched_sac": "BatchedSACLoss",
         "successor_sac": "SuccessorFeatureSACLoss",
     },
-    "network": {
+    ("network", NetworkConfig): {
         "sac": "make_sac_networks",
         "pixel_sac": "make_pixel_sac_networks",
         "skill_conditioned_actor": "SkillConditionedActor",
         "goal_reaching_policy": "GoalReachingPolicy",
         "skill_policy": "SkillPolicy.load",
     },
-    "optimizer": {"metra": "make_metra_optimizers"},
-    "pixels": {"options": "PixelOptions"},
-    "skill_prior": {
+    ("optimizer", PlainConfig): {"metra": "make_metra_optimizers"},
+    ("pixels", PlainConfig): {"options": "PixelOptions"},
+    ("skill_prior", PlainConfig): {
         "unit_sphere": "UnitSphere",
         "standard_normal": "StandardNormal",
         "one_hot": "OneHot",
     },
-    "stepper": {"metra": "METRAOptimizationStepper"},
-    "storage": {"frame_stack": "FrameStackStorage"},
-    "transform": {
+    ("stepper", PlainConfig): {"metra": "METRAOptimizationStepper"},
+    ("storage", StorageConfig): {"frame_stack": "FrameStackStorage"},
+    ("transform", TransformConfig): {
         "skill_primer": "SkillPrimer",
         "intrinsic_reward": "IntrinsicRewardTransform",
         "goal_primer": "GoalPrimer",
@@ -91,18 +91,10 @@ NAMES = {
 }
 # Its actor and its critics, by the names of the base class.
 WITHOUT = {"SuccessorFeatureSACLoss": ("actor_network", "qvalue_network")}
-BASES = {
-    "env": EnvConfig,
-    "hook": HookConfig,
-    "loss": LossConfig,
-    "network": NetworkConfig,
-    "storage": StorageConfig,
-    "transform": TransformConfig,
-}
 
 __all__ = ["METRATrainerConfig", "suggest_names"]
 
-for group, choices in CONFIGURED.items():
+for (group, base), choices in CONFIGURED.items():
     for choice, what in choices.items():
         target = f"torchrl_metra.{what}"
         constructor = get_object(target)
@@ -110,11 +102,7 @@ for group, choices in CONFIGURED.items():
             target = f"{targets.__name__}.make_{choice}_{group}"
         class_name = f"{NAMES.get(what, what.rpartition('.')[2])}Config"
         globals()[class_name] = make_config(
-            class_name,
-            constructor,
-            target=target,
-            base=BASES.get(group, PlainConfig),
-            without=WITHOUT.get(what, ()),
+            class_name, constructor, target=target, base=base, without=WITHOUT.get(what, ())
         )
         store(choice, group, globals()[class_name])
         __all__ += [class_name]
