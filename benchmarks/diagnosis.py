@@ -20,8 +20,23 @@ from failures import FAILURES, RESULTS, Case, train
 from measuring import environment
 
 from torchrl_metra.trainers import FailureWarning
-from torchrl_metra.trainers.diagnosis import WATCHED
 
+# What the rules read, of everything that is logged.
+WATCHED = {
+    "alpha",
+    "constraint_violation",
+    "dual",
+    "entropy",
+    "intrinsic_reward",
+    "latent_rank",
+    "latent_step",
+    "observation_spread_max",
+    "observation_spread_min",
+    "optim_steps",
+    "policy_coverage",
+    "skill_accuracy",
+    "skill_alignment",
+}
 CHEETAH = Case(env="half_cheetah")
 # What is wrong with a run, its seed and the run; None if nothing is.
 RUNS: dict[str, list[tuple[str | None, int, Case]]] = {

@@ -77,6 +77,7 @@ PASSED_ON = {
 }
 # Components without a config, and why.
 EXCEPTIONS = {
+    "METRAHook": "another name of SkillHook",
     "METRATrainer": "built by make_metra",
     "make_metra": "METRATrainerConfig",
     "register_env": "environments have names",
@@ -131,11 +132,6 @@ def test_fields_in_full() -> None:
         "encoder": "???", "prior": "???", "distance": "???", "constraint_norm": "l2",
         "slack": 1e-3, "dual_init": 30.0, "fixed_dual": False, "reduction": "mean",
     }  # fmt: skip
-    fields = {field.name: field.type for field in dataclasses.fields(configs.MakeEnvConfig)}
-    assert fields["max_steps"] == int | None
-    assert fields["num_envs"] == int | None
-    assert fields["backend"] == str | None
-    assert fields["pixels"] is Any
 
 
 def test_every_public_component_has_a_config() -> None:
@@ -214,7 +210,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "LSDLossConfig": of_encoder,
         "LogCoverageConfig": {},
         "LogRatesConfig": {},
-        "METRAHookConfig": {"skill_loss": parts.metra_loss, "optimizers": adam},
+        "SkillHookConfig": {"skill_loss": parts.metra_loss, "optimizers": adam},
         "METRALossConfig": of_encoder,
         "METRAOptimizationStepperConfig": {
             "skill_loss": parts.metra_loss,
@@ -275,14 +271,14 @@ def test_what_is_given_arrives(tmp_path: Path) -> None:
     given = arguments(tmp_path)
     made = {
         name: instantiate(getattr(configs, name)(), **given[name])
-        for name in ("BatchedSACLossConfig", "METRAOptimizersConfig", "METRAHookConfig",
+        for name in ("BatchedSACLossConfig", "METRAOptimizersConfig", "SkillHookConfig",
                      "METRAOptimizationStepperConfig")
     }  # fmt: skip
     assert made["BatchedSACLossConfig"].value_estimator.gamma == pytest.approx(0.9)
     rates = {key: adam.defaults["lr"] for key, adam in made["METRAOptimizersConfig"].items()}
     assert (rates["encoder"], rates["dual"]) == (0.1, 0.2)
     assert made["METRAOptimizationStepperConfig"].autocast is torch.bfloat16
-    hook = made["METRAHookConfig"]
+    hook = made["SkillHookConfig"]
     assert set(hook.optimizers) == {"encoder", "dual"}
     (group,) = hook.optimizers["dual"].param_groups
     assert group["params"][0] is hook.skill_loss.log_dual

@@ -20,11 +20,11 @@ from torchrl.objectives.utils import SoftUpdate
 from torchrl_metra import (
     BatchedSACLoss,
     CSFLoss,
-    METRAHook,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     OneHot,
+    SkillHook,
     SkillPrimer,
     SkillPrior,
     SuccessorFeatureSACLoss,
@@ -330,7 +330,7 @@ class TestBadInput:
         keywords = trainer_keywords(parts)
         with pytest.raises(ValueError, match=self.NEEDS):
             METRATrainer(**keywords, skill_loss=csf_loss)
-        hook = METRAHook(csf_loss, {"encoder": torch.optim.Adam(csf_loss.parameters())})
+        hook = SkillHook(csf_loss, {"encoder": torch.optim.Adam(csf_loss.parameters())})
         trainer = METRATrainer(**keywords, skill_loss=parts.metra_loss)
         with pytest.raises(ValueError, match=self.NEEDS):
             hook.register(trainer)

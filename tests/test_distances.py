@@ -14,8 +14,8 @@ from torchrl_metra import (
     ControllabilityDistance,
     CSDLoss,
     L2Distance,
-    METRAHook,
     METRALoss,
+    SkillHook,
     UnitSphere,
     make_metra_optimizers,
 )
@@ -222,7 +222,7 @@ class TestInMETRALoss:
         parts = self.losses()
         optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
         names = ("encoder", "dual", "distance")
-        hook = METRAHook(parts.metra_loss, {name: optimizers[name] for name in names})
+        hook = SkillHook(parts.metra_loss, {name: optimizers[name] for name in names})
         hook._trainer = SimpleNamespace(loss_module=parts.sac_loss)
         batch = make_batch(parts.prior, 16)
         for _ in range(2):

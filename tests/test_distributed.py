@@ -75,7 +75,7 @@ def test_a_worker_that_hangs(tmp_path: Path) -> None:
     def strike(batch: Any) -> None:
         if trainer.collected_frames == 3_200:
             # Not before: workers take their time to start.
-            trainer._collection_limit.seconds = 2
+            trainer.collection_timeout = 2
             os.kill(workers[0], signal.SIGSTOP)
 
     trainer.register_op("pre_steps_log", strike)

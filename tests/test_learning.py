@@ -19,11 +19,11 @@ from torchrl.trainers.algorithms import SACTrainer
 from torchrl_metra import (
     BatchedSACLoss,
     FrameStackStorage,
-    METRAHook,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     PixelOptions,
+    SkillHook,
     SkillPolicy,
     SkillPrimer,
     UnitSphere,
@@ -166,7 +166,7 @@ def test_stock_sac_trainer_with_hook_learns_the_fan() -> None:
         log_rewards=False,
     )
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss, lr=2e-3)
-    METRAHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")}).register(
+    SkillHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")}).register(
         trainer
     )
     trainer.train()

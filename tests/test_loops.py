@@ -23,17 +23,18 @@ from torchrl.trainers.algorithms import SACTrainer
 
 from torchrl_metra import (
     BatchedSACLoss,
-    METRAHook,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     PointEnv,
+    SkillHook,
     SkillPrimer,
     UnitSphere,
     VerifiedCheckpoint,
     make_metra_optimizers,
     make_sac_networks,
 )
+from torchrl_metra._private import reset_counters
 from torchrl_metra.evaluation import rollout_skills
 from torchrl_metra.trainers import CollectorState, resume
 
@@ -242,10 +243,9 @@ def test_a_hook_in_a_sac_trainer_that_is_resumed(tmp_path: Path) -> None:
             checkpoint_rotation=CheckpointRotation(tmp_path / folder, keep_last=2),
             save_trainer_interval=10_000,
         )
-        # TorchRL keeps its counters on the class.
-        trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+        reset_counters(trainer)
         optimizers = make_metra_optimizers(metra_loss, sac_loss)
-        hook = METRAHook(metra_loss, {name: optimizers[name] for name in ("encoder", "dual")})
+        hook = SkillHook(metra_loss, {name: optimizers[name] for name in ("encoder", "dual")})
         hook.register(trainer)
         return trainer
 

@@ -10,13 +10,20 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
-from tensordict import TensorDict
+from conftest import make_losses
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl.checkpoint import Checkpoint
+from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer, Unbounded
+from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss
-from torchrl.trainers import _execution
+from torchrl.trainers import OptimizationStepper, Trainer, _execution
 
 import torchrl_metra
 from torchrl_metra import _private
@@ -197,10 +204,174 @@ def test_add_learner_models(losses: SimpleNamespace) -> None:
     assert "self.models = " in inspect.getsource(_execution)
 
 
+def test_reset_counters() -> None:
+    first, second = _make_trainer(), _make_trainer()
+    state = dict(first.state_dict()["state"])
+    assert state == {"collected_frames": 0, "_last_log": {}, "_last_save": 0, "_optim_count": 0}
+    for trainer in (first, second):
+        _private.reset_counters(trainer)
+    first.train()
+    assert first._last_log == {"optim_steps": 20}
+    assert second.state_dict()["state"] == state
+
+
+def test_num_updates() -> None:
+    trainer = _make_trainer()
+    trainer.train()
+    assert _private.num_updates(trainer) == 4
+
+
+def test_keep_only_the_latest() -> None:
+    trainer = _make_trainer()
+    _private.keep_only_the_latest(trainer)
+    trainer.register_op("post_steps_log", lambda batch: {"frames": trainer.collected_frames})
+    trainer.train()
+    assert list(trainer._log_dict["frames"]) == [20]
+
+
+def test_the_progress_bar() -> None:
+    """What ``show_numbers`` and ``show_collected_frames`` show."""
+    trainer = _make_trainer(progress_bar=True)
+    trainer.collected_frames = 5
+    trainer.register_op("setup", lambda: _private.show_collected_frames(trainer))
+    trainer.register_op("post_steps", lambda: _private.show_numbers(trainer, {"lambda": 2.0}))
+    trainer.train()
+    assert trainer._pbar.n == 25
+    assert "lambda: 2.0000" in trainer._pbar.desc
+
+
+test_show_numbers = test_show_collected_frames = test_the_progress_bar
+
+
+def test_LearnerProxy() -> None:
+    stepper = _Stepper()
+    worker = _execution._Learner(
+        loss_module=make_losses().sac_loss,
+        replay_buffer=None,
+        local_batch_size=1,
+        optimizer=None,
+        optimization_stepper=stepper,
+        target_net_updater=None,
+    ).initialize()
+    worker.models["losses"] = torch.nn.Linear(2, 1)
+    assert "rng" in worker.state_dict()
+    # What it is within processes of Ray, without these.
+    backend = SimpleNamespace(
+        get_weights=worker.get_weights,
+        model_version=3,
+        state_dict=lambda: {"ranks": [worker.state_dict()]},
+        step=lambda num_steps: num_steps,
+    )
+    trainer = _make_trainer()
+    assert trainer._execution_backend is None
+    trainer._execution_backend = backend
+    learner = _private.LearnerProxy(trainer)
+    assert trainer._execution_backend is learner
+    assert (learner.step(2), learner.model_version) == (2, 3)
+    assert learner.weights("losses")["weight"].shape == (1, 2)
+    (state,) = learner.state_dict()["ranks"]
+    assert worker.state_dict().keys() - state.keys() == {"rng"}
+
+
+def _make_trainer(**options: Any) -> Trainer:
+    """Two rounds of ten frames and two updates, without anything of ours."""
+    return Trainer(
+        **{
+            "collector": Collector(CountingEnv(), frames_per_batch=10, total_frames=20),
+            "total_frames": 20,
+            "frame_skip": 1,
+            "optim_steps_per_batch": 2,
+            "loss_module": torch.nn.Linear(1, 1),
+            "optimization_stepper": _Stepper(),
+            "progress_bar": False,
+            "log_interval": 0,
+            **options,
+        }
+    )
+
+
+class _Stepper(OptimizationStepper):
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        return TensorDict()
+
+
 # ---- torchrl: checkpoints
 
 
+def test_SealedCheckpoint(tmp_path: Path) -> None:
+    class Sealed(_private.SealedCheckpoint):
+        def seal(self, folder: Path) -> None:
+            assert (folder / "manifest.json").exists()
+            assert not (tmp_path / "checkpoint").exists()
+            (folder / "seal").touch()
+
+    Sealed(value={"a": 1}).save(tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "seal").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_drop_prefetched(tmp_path: Path) -> None:
+    def make() -> ReplayBuffer:
+        return ReplayBuffer(storage=LazyTensorStorage(10), batch_size=2, prefetch=1)
+
+    source, target = make(), make()
+    source.extend(TensorDict({"a": torch.arange(10)}, [10]))
+    source.sample()
+    Checkpoint(replay_buffer=source).save(tmp_path / "checkpoint")
+    assert list(tmp_path.rglob("*.pkl"))
+    _private.drop_prefetched(tmp_path)
+    assert not list(tmp_path.rglob("*.pkl"))
+    Checkpoint(replay_buffer=target).load(tmp_path / "checkpoint")
+    assert target[:]["a"].equal(source[:]["a"])
+
+
 # ---- torchrl: collectors
+
+
+def test_collector_progress() -> None:
+    collector = Collector(CountingEnv(), frames_per_batch=10, total_frames=30)
+    next(iter(collector))
+    progress = _private.collector_progress(collector)
+    assert progress == {"frames": 10, "iter": 0}
+    other = Collector(CountingEnv(), frames_per_batch=10, total_frames=30)
+    other.load_state_dict(progress, strict=False)
+    assert len(list(other)) == 2
+
+
+def test_episodes_under_way() -> None:
+    collector = Collector(CountingEnv(), frames_per_batch=10, total_frames=20)
+    batch = next(iter(collector))
+    carrier = _private.episodes_under_way(collector)
+    assert carrier["observation"].equal(batch["next", "observation"][-1])
+    carrier.update(TensorDict({"observation": torch.tensor([7.0])}))
+    assert next(iter(collector))["observation"][0] == 7
+
+
+def test_worker_processes() -> None:
+    assert not _private.worker_processes(Collector(CountingEnv(), frames_per_batch=1))
+    collector = MultiSyncCollector([CountingEnv] * 2, frames_per_batch=2, total_frames=2)
+    workers = list(_private.worker_processes(collector))
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    collector.shutdown()
+
+
+class CountingEnv(EnvBase):
+    """Its observation is the number of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_spec = Composite(observation=Unbounded(1))
+        self.action_spec = Unbounded(1)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **options: Any) -> TensorDictBase:
+        return TensorDict({"observation": torch.zeros(1)})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation, done = tensordict["observation"] + 1, torch.zeros(1, dtype=torch.bool)
+        return TensorDict({"observation": observation, "reward": torch.zeros(1), "done": done})
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Nothing is drawn."""
 
 
 # ---- torchrl: storages and loggers
@@ -210,6 +381,43 @@ def test_add_learner_models(losses: SimpleNamespace) -> None:
 
 
 # ---- torch
+
+
+def test_record_graph() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = torch.optim.Adam([weight], lr=0.5, fused=True)
+
+    def update(factor: torch.Tensor) -> list[torch.Tensor]:
+        loss = (factor * weight).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return [loss.detach()]
+
+    update(torch.ones(1))
+    record = _private.record_graph(update, torch.ones(1))
+    assert "_record_function" not in record.code
+    assert "torchrl_metra.fused_adam" in record.code
+    # Each call is an update; the call that is recorded is one too.
+    losses = [record(torch.ones(1))[0].item() for _ in range(2)]
+    assert losses == pytest.approx([2.0, 1.5])
+    assert optimizer.state[weight]["step"] == 4
+
+
+def test_fused_adam_operators() -> None:
+    for theirs, ours in _private.fused_adam_operators().items():
+        lr = torch.tensor(0.5) if "tensor_lr" in str(theirs) else 0.5
+        results = []
+        for operator in (theirs, ours):
+            weight, zeros = torch.ones(1), [torch.zeros(1) for _ in range(2)]
+            operator(
+                [weight], [torch.ones(1)], zeros[:1], zeros[1:], [], [torch.ones(())],
+                lr=lr, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False,
+                maximize=False,
+            )  # fmt: skip
+            results.append(weight)
+        assert results[0].equal(results[1])
+        assert results[0] == pytest.approx(0.5)
 
 
 # ---- mujoco and dm_control

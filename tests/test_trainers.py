@@ -22,18 +22,19 @@ from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import OptimizationStepper, Trainer
 from torchrl.trainers.algorithms import SACTrainer
 
+import torchrl_metra
 from torchrl_metra import (
     BatchedSACLoss,
-    METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
     OneHot,
     PointEnv,
+    SkillHook,
     SkillPrimer,
     make_env,
     make_metra_optimizers,
 )
-from torchrl_metra.trainers import LogCoverage, SkillEvaluation
+from torchrl_metra.trainers import DivergenceError, LogCoverage, SkillEvaluation
 
 
 def skill_env(parts: SimpleNamespace, num_envs: int = 4) -> TransformedEnv:
@@ -500,14 +501,9 @@ class TestTrainer:
         assert len(restored.replay_buffer) == 120
         self.assert_continue_alike(trainer, restored, make_batch(parts.prior, 16))
 
-    def test_bad_input(self) -> None:
-        parts = make_losses()
-        with pytest.raises(TypeError, match=r"loss_module must be a SACLoss or .*, got METRALoss"):
-            build_trainer(parts, loss_module=parts.metra_loss)
-        with pytest.raises(TypeError, match=r"skill_loss must be a SkillLoss.*got SACLoss"):
-            build_trainer(parts, skill_loss=parts.sac_loss)
-        with pytest.raises(ValueError, match="no batch size"):
-            build_trainer(parts, replay_buffer=ReplayBuffer(storage=LazyTensorStorage(10)))
+    def test_a_replay_buffer_without_batch_size_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="needs a batch size"):
+            build_trainer(make_losses(), replay_buffer=ReplayBuffer(storage=LazyTensorStorage(10)))
 
 
 class TestHook:
@@ -530,9 +526,9 @@ class TestHook:
             warnings.simplefilter("ignore")
             return SACTrainer(**{**keywords, **overrides})
 
-    def hook(self, parts: SimpleNamespace) -> METRAHook:
+    def hook(self, parts: SimpleNamespace) -> SkillHook:
         optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
-        return METRAHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")})
+        return SkillHook(parts.metra_loss, {name: optimizers[name] for name in ("encoder", "dual")})
 
     @pytest.mark.parametrize("reward_key", ["reward", "intrinsic_reward"])
     def test_gives_the_loss_todays_reward(self, reward_key: str) -> None:
@@ -571,6 +567,27 @@ class TestHook:
         with pytest.raises(ValueError, match=r"several steps.*MultiStep"):
             trainer.train()
 
+    def test_a_metric_that_is_not_finite_stops_the_training(self) -> None:
+        parts = make_losses()
+        trainer = self.build(parts, log_rewards=False)
+        self.hook(parts).register(trainer)
+        spoil = torch.tensor(torch.nan)
+        parts.metra_loss.register_forward_hook(lambda *call: call[-1].set("latent_step", spoil))
+        with pytest.raises(DivergenceError, match="'latent_step' is not finite after 3"):
+            trainer.train()
+
+    def test_nan_in_collected_data(self) -> None:
+        parts = make_losses()
+        trainer = self.build(parts, log_rewards=False)
+        self.hook(parts).register(trainer)
+        # The stock trainer does not look at what it collects.
+        trainer.register_op(
+            "batch_process",
+            lambda batch: batch.set("observation", batch["observation"] * torch.nan),
+        )
+        with pytest.raises(ValueError, match="finite"):
+            trainer.train()
+
     def test_remote_learner_is_refused(self) -> None:
         trainer = SimpleNamespace(learner_backend="ray")
         with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
@@ -578,7 +595,10 @@ class TestHook:
 
     def test_missing_optimizer(self) -> None:
         with pytest.raises(ValueError, match="lack 'encoder'"):
-            METRAHook(make_losses().metra_loss, {})
+            SkillHook(make_losses().metra_loss, {})
+
+    def test_its_old_name_is_the_same(self) -> None:
+        assert torchrl_metra.METRAHook is torchrl_metra.trainers.METRAHook is SkillHook
 
 
 class TestLogCoverage:

@@ -41,6 +41,7 @@ from torchrl_metra.trainers import (
     METRAHook,
     METRAOptimizationStepper,
     METRATrainer,
+    SkillHook,
     VerifiedCheckpoint,
     make_metra_optimizers,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "SACNetworks",
     "SkillAction",
     "SkillConditionedActor",
+    "SkillHook",
     "SkillLoss",
     "SkillPolicy",
     "SkillPrimer",

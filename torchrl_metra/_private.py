@@ -9,12 +9,20 @@ unnecessary.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torchrl.checkpoint import Checkpoint
+from torchrl.collectors import BaseCollector, Collector
 from torchrl.objectives.common import LossModule
+from torchrl.trainers import Trainer
 
 # ---- torchrl: losses
 
@@ -22,7 +30,7 @@ from torchrl.objectives.common import LossModule
 def reduce_loss(loss_module: LossModule, values: Tensor, tensordict: TensorDictBase) -> Tensor:
     """Reduce a loss by the module's ``reduction``, with the batch's masks and priority weights.
 
-    torchrl 0.14.1: ``LossModule._reduce_loss``, ``LossModule._maybe_get_priority_weight``.
+    TorchRL 0.14.1: ``LossModule._reduce_loss``, ``LossModule._maybe_get_priority_weight``.
     """
     weights = loss_module._maybe_get_priority_weight(tensordict)
     return loss_module._reduce_loss(values, tensordict, weights=weights)
@@ -31,7 +39,7 @@ def reduce_loss(loss_module: LossModule, values: Tensor, tensordict: TensorDictB
 def reduce_metric(loss_module: LossModule, values: Tensor, tensordict: TensorDictBase) -> Tensor:
     """The detached mean of what is logged, without weights; all of it with ``reduction="none"``.
 
-    torchrl 0.14.1: ``LossModule._reduce_loss``.
+    TorchRL 0.14.1: ``LossModule._reduce_loss``.
     """
     if loss_module.reduction == "none":
         return values.detach()
@@ -41,7 +49,7 @@ def reduce_metric(loss_module: LossModule, values: Tensor, tensordict: TensorDic
 class BatchedCritics:
     """Base of SAC losses that evaluate all critics in ``evaluate_critics(tensordict, params)``.
 
-    torchrl 0.14.1: ``SACLoss._make_vmap``, ``SACLoss._vmap_qnetworkN0``, which hold
+    TorchRL 0.14.1: ``SACLoss._make_vmap``, ``SACLoss._vmap_qnetworkN0``, which hold
     :func:`torch.vmap` of one critic.
     """
 
@@ -65,7 +73,7 @@ def add_learner_models(
 ) -> None:
     """Name what a learner on Ray gives away; other trainers have nothing to name.
 
-    torchrl 0.14.1: ``models`` of the runtime that builds a Ray learner.
+    TorchRL 0.14.1: ``models`` of the runtime that builds a Ray learner.
     """
     if (models := getattr(learner, "models", None)) is None:
         return
@@ -74,10 +82,120 @@ def add_learner_models(
         models["policy"] = TensorDictSequential(shared_encoder, models["policy"])
 
 
+def reset_counters(trainer: Trainer) -> None:
+    """TorchRL 0.14.1: ``Trainer._optim_count``, ``_last_save``, ``_last_log``.
+
+    TorchRL keeps counters on the class, where an earlier trainer has left its own. This gives a
+    trainer counters of its own, all at zero.
+    """
+    trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+    trainer._last_log = {}
+
+
+def num_updates(trainer: Trainer) -> int:
+    """TorchRL 0.14.1: ``Trainer._optim_count``, the gradient steps so far."""
+    return trainer._optim_count
+
+
+def keep_only_the_latest(trainer: Trainer) -> None:
+    """TorchRL 0.14.1: ``Trainer._log_dict``, a list of all values that were ever logged.
+
+    In a long run it would fill the memory.
+    """
+    trainer._log_dict = defaultdict(partial(deque, maxlen=1))
+
+
+def show_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+    """TorchRL 0.14.1: ``Trainer._pbar_str``, the numbers behind the progress bar."""
+    if trainer.progress_bar:
+        trainer._pbar_str.update(numbers)
+
+
+def show_collected_frames(trainer: Trainer) -> None:
+    """TorchRL 0.14.1: ``Trainer._pbar``, which starts at zero when a run is resumed."""
+    if trainer.progress_bar:
+        trainer._pbar.update(trainer.collected_frames)
+
+
+class LearnerProxy:
+    """TorchRL 0.14.1: ``Trainer._execution_backend``, a learner in processes of Ray.
+
+    It takes the learner's place in the trainer, and passes on what a subclass leaves as it is.
+    States are without ``state["ranks"][i]["rng"]``, generators whose loading would need pickle.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._learner: Any = trainer._execution_backend
+        trainer._execution_backend = self
+
+    def step(self, num_steps: int) -> Any:
+        return self._learner.step(num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._learner.state_dict()
+        for process in state["ranks"]:
+            del process["rng"]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._learner.load_state_dict(state_dict)
+
+    def weights(self, name: str) -> TensorDictBase:
+        """Weights of a model that the stepper has added to the learner's ``models``."""
+        return self._learner.get_weights(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
+
+
 # ---- torchrl: checkpoints
 
 
+class SealedCheckpoint(Checkpoint):
+    """TorchRL 0.14.1: ``Checkpoint._publish_path`` renames a written checkpoint to its name.
+
+    Before that, ``seal`` may add to what was written.
+    """
+
+    def seal(self, folder: Path) -> None:
+        """Called with a complete checkpoint that does not have its name yet."""
+
+    def _publish_path(self, source: Path, destination: Path) -> None:
+        self.seal(source)
+        super()._publish_path(source, destination)
+
+
+def drop_prefetched(folder: Path) -> None:
+    """TorchRL 0.14.1: ``prefetch.pkl``, batches that a dumped replay buffer has prefetched.
+
+    Loading such a file would execute code; a replay buffer loads without it.
+
+    Args:
+        folder (Path): where to look, below it too.
+    """
+    for file in folder.rglob("prefetch.pkl"):
+        file.unlink()
+
+
 # ---- torchrl: collectors
+
+
+def collector_progress(collector: Collector) -> dict[str, int]:
+    """TorchRL 0.14.1: ``Collector._frames`` and ``_iter``.
+
+    ``Collector.state_dict()`` has them too, but asks the environment's workers, which may be dead.
+    """
+    return {"frames": collector._frames, "iter": collector._iter}
+
+
+def episodes_under_way(collector: Collector) -> TensorDictBase:
+    """TorchRL 0.14.1: ``Collector._carrier``, from which the next step is taken."""
+    return collector._carrier
+
+
+def worker_processes(collector: BaseCollector) -> Sequence[Any]:
+    """TorchRL 0.14.1: ``procs`` of the collectors that have worker processes."""
+    return getattr(collector, "procs", ())
 
 
 # ---- torchrl: storages and loggers
@@ -87,6 +205,46 @@ def add_learner_models(
 
 
 # ---- torch
+
+
+def record_graph(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    """PyTorch 2.13.0: ``torch.fx.experimental.proxy_tensor.make_fx``, by a real call.
+
+    Optimizers leave profiling marks, operators with ``_record_function`` in their names, at which
+    the compiler would break the graph. They are dropped.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    record = make_fx(function, decomposition_table=fused_adam_operators())(*inputs)
+    for node in reversed(record.graph.nodes):
+        if "_record_function" in str(node.target):
+            record.graph.erase_node(node)
+    record.recompile()
+    return record
+
+
+@cache
+def fused_adam_operators() -> dict[Any, Callable[..., None]]:
+    """PyTorch 2.13.0: ``torch._fused_adam_``, and operators of ours that call it.
+
+    The compiler has no functional form of PyTorch's operators, whose lists of tensors may not be
+    empty there.
+    """
+    arguments = (
+        "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+        "Tensor(d!)[] max_exp_avg_sqs, Tensor[] state_steps, *, {} lr, float beta1, float beta2, "
+        "float weight_decay, float eps, bool amsgrad, bool maximize"
+    )
+
+    def fused_adam(*tensors: list[Tensor], **hyperparameters: Any) -> None:
+        torch._fused_adam_(*tensors, **hyperparameters)
+
+    theirs, ours = torch.ops.aten._fused_adam_, torch.ops.torchrl_metra
+    for name, rate in (("fused_adam", "float"), ("fused_adam_tensor_lr", "Tensor")):
+        torch.library.define(f"torchrl_metra::{name}", f"({arguments.format(rate)}) -> ()")
+        torch.library.impl(f"torchrl_metra::{name}", ("CPU", "CUDA"))(fused_adam)
+        torch.library.register_fake(f"torchrl_metra::{name}")(lambda *tensors, **others: None)
+    return {theirs.default: ours.fused_adam, theirs.tensor_lr: ours.fused_adam_tensor_lr}
 
 
 # ---- mujoco and dm_control

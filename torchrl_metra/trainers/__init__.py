@@ -9,8 +9,14 @@ from torchrl_metra.trainers.faults import (
     TrainingStoppedError,
 )
 from torchrl_metra.trainers.graph import UpdateGraph
-from torchrl_metra.trainers.hooks import LogCoverage, LogRates, SkillEvaluation
-from torchrl_metra.trainers.metra import METRAHook, METRATrainer
+from torchrl_metra.trainers.hooks import (
+    LogCoverage,
+    LogRates,
+    METRAHook,
+    SkillEvaluation,
+    SkillHook,
+)
+from torchrl_metra.trainers.metra import METRATrainer
 from torchrl_metra.trainers.optimizers import make_metra_optimizers
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper
 
@@ -27,6 +33,7 @@ __all__ = [
     "METRAOptimizationStepper",
     "METRATrainer",
     "SkillEvaluation",
+    "SkillHook",
     "TrainingStoppedError",
     "UpdateGraph",
     "VerifiedCheckpoint",

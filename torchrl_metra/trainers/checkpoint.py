@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import uuid
+import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, optim
 from torchrl.checkpoint import (
     Checkpoint,
-    CheckpointAdapter,
     CheckpointError,
     CheckpointLoadResult,
-    CheckpointOptions,
-    DumpLoadCheckpointAdapter,
     GlobalRNGState,
     StateDictCheckpointAdapter,
 )
 from torchrl.data import ReplayBuffer
 from torchrl.trainers import Trainer
+
+from torchrl_metra._private import SealedCheckpoint, drop_prefetched
 
 __all__ = ["DamagedCheckpointError", "VerifiedCheckpoint", "resume"]
 
@@ -35,7 +33,7 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written; nothing of it was loaded."""
 
 
-class VerifiedCheckpoint(Checkpoint):
+class VerifiedCheckpoint(SealedCheckpoint):
     """TorchRL's :class:`~torchrl.checkpoint.Checkpoint` for long runs on machines that fail.
 
     What is written is complete on disk before it gets its name, with a digest of each file:
@@ -45,7 +43,7 @@ class VerifiedCheckpoint(Checkpoint):
 
     Give it to a :class:`~torchrl_metra.METRATrainer`, with a
     :class:`~torchrl.checkpoint.CheckpointRotation`. The trainer registers its networks,
-    optimisers, targets, counters, replay buffer, collector and random generators.
+    optimizers, targets, counters, replay buffer, collector and random generators.
 
     Keyword Args:
         exclude (collection of str, optional): components that are neither written nor asked
@@ -54,12 +52,6 @@ class VerifiedCheckpoint(Checkpoint):
         settings (mapping, optional): JSON values that make the run what it is, such as sizes
             and coefficients. A checkpoint written with other ones is refused.
         **components: named objects or JSON values, as for ``Checkpoint``.
-
-    Raises:
-        CheckpointError: by :meth:`save` where the disk is full, by :meth:`load` for other
-            settings, and for what a newer version of this package has written.
-        DamagedCheckpointError: by :meth:`load` for files that are missing, truncated or
-            changed.
 
     Examples:
         >>> import tempfile
@@ -84,16 +76,21 @@ class VerifiedCheckpoint(Checkpoint):
         super().__init__(**components)
         self.exclude = frozenset(exclude)
         self.settings = dict(settings or {})
-        self.register_adapter(ReplayBuffer, _ReplayBufferAdapter())
+
+    def register(self, name: str, component: Any, **kwargs: Any) -> Checkpoint:
+        """Register a component; see ``Checkpoint.register``."""
+        if not hasattr(component, "dump") and hasattr(component, "load_state_dict"):
+            # One file for a component, instead of one for each of its tensors.
+            kwargs.setdefault("adapter", StateDictCheckpointAdapter("torch"))
+        return super().register(name, component, **kwargs)
 
     def save(
         self,
         path: str | Path,
         *,
         components: Collection[str] | None = None,
-        component_options: Mapping[str, CheckpointOptions] | None = None,
-        format: None = None,
         metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Path:
         """Write the components, all of them or nothing.
 
@@ -102,10 +99,9 @@ class VerifiedCheckpoint(Checkpoint):
 
         Keyword Args:
             components (collection of str, optional): defaults to all but ``exclude``.
-            component_options (mapping, optional): see ``Checkpoint.save``.
-            format (None): always a folder.
             metadata (mapping, optional): JSON values, beside which settings and the version
                 of this package are noted.
+            **kwargs: see ``Checkpoint.save``.
 
         Returns:
             The path.
@@ -114,8 +110,7 @@ class VerifiedCheckpoint(Checkpoint):
             CheckpointError: if the disk is full or does not take the files. Checkpoints
                 written before are as they were.
         """
-        destination = Path(path).expanduser().absolute()
-        stage = destination.with_name(f".{destination.name}.stage-{uuid.uuid4().hex}")
+        folder = Path(path).expanduser().absolute().parent
         selected = set(self.components if components is None else components) - self.exclude
         notes = {
             **(metadata or {}),
@@ -124,24 +119,24 @@ class VerifiedCheckpoint(Checkpoint):
             "settings": self.settings,
         }
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            _reserve(destination.parent, _num_bytes(self.components[name] for name in selected))
-            super().save(
-                stage, components=selected, component_options=component_options, metadata=notes
-            )
-            (stage / _DIGESTS).write_text(json.dumps(_digests(stage), indent=2))
-            _flush(stage)
-            self._publish_path(stage, destination)
-            _flush_entry(destination.parent)
+            folder.mkdir(parents=True, exist_ok=True)
+            _reserve(folder, sum(_num_bytes(self.components[name]) for name in selected))
+            destination = super().save(path, components=selected, metadata=notes, **kwargs)
+            _flush(folder)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the checkpoint {destination} could not be written: {error}. Those written "
-                "before are as they were. If the disk is full, free space, keep fewer of them, "
-                "or exclude 'replay_buffer'."
+                f"the checkpoint {path} could not be written: {error}. Those written before are "
+                "as they were. If the disk is full, free space, keep fewer of them, or exclude "
+                "'replay_buffer'."
             ) from error
-        finally:
-            self._remove_path(stage)
         return destination
+
+    def seal(self, folder: Path) -> None:
+        """Note the digests, and have the operating system write everything to disk."""
+        drop_prefetched(folder)
+        (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=2))
+        for path in (*folder.rglob("*"), folder):
+            _flush(path)
 
     def load(
         self, path: str | Path, *, components: Collection[str] | None = None, **kwargs: Any
@@ -168,7 +163,11 @@ class VerifiedCheckpoint(Checkpoint):
         # Components bring their states to their own devices; the run's may not be here.
         kwargs.setdefault("map_location", "cpu")
         metadata = self.verify(path)["metadata"]
-        self._compare_settings(path, metadata["settings"])
+        if differences := _differences(metadata["settings"], self.settings):
+            raise CheckpointError(
+                f"{path} belongs to a run with other settings: {', '.join(differences)}. Restore "
+                "these to go on, or train anew in another folder."
+            )
         if components is None:
             components = set(self.components) - self.exclude - set(metadata["excluded"])
         try:
@@ -225,59 +224,35 @@ class VerifiedCheckpoint(Checkpoint):
             )
         return manifest
 
-    def _compare_settings(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        theirs, ours = _flat(settings), _flat(self.settings)
-        absent = object()
-        different = [
-            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
-            for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name, absent) != ours.get(name, absent)
-        ]
-        if different:
-            raise CheckpointError(
-                f"{path} belongs to a run with other settings: {', '.join(different)}. Restore "
-                "these to go on, or train anew in another folder."
-            )
-
-    def _resolve_adapter(self, component: Any) -> CheckpointAdapter:
-        # One file for a component, instead of one for each of its tensors.
-        adapter = super()._resolve_adapter(component)
-        is_default = type(adapter) is StateDictCheckpointAdapter
-        return StateDictCheckpointAdapter("torch") if is_default else adapter
-
 
 class RandomState(GlobalRNGState):
     """TorchRL's random generators, of those devices that are here when a run goes on."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        here, state = self.state_dict(), dict(state_dict)
-        for name in state.keys() - here.keys():
-            del state[name]
+        here = self.state_dict()
+        state = {name: value for name, value in state_dict.items() if name in here}
         if "torch_cuda" in state:
             state["torch_cuda"] = state["torch_cuda"][: len(here["torch_cuda"])]
         super().load_state_dict(state)
 
 
 def load_optimizer(optimizer: optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Load an optimiser's state, but for what depends on the device, which stays as it was built.
+    """Load an optimizer's state; settings that depend on the device stay as they were built.
 
     Args:
         optimizer (Optimizer): of parameters on any device.
-        state_dict (mapping): from ``optimizer.state_dict()`` of parameters on any other.
+        state_dict (mapping): from ``optimizer.state_dict()`` of parameters on any other device.
     """
-    groups = [
-        {**saved, **{name: group[name] for name in _OF_THE_DEVICE if name in group}}
-        for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    rates = [group["lr"] for group in optimizer.param_groups]
+    groups, rates = [], []
+    for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        kept = {name: own[name] for name in ("capturable", "foreach", "fused") if name in own}
+        groups.append({**saved, **kept})
+        rate, saved_rate = own["lr"], float(saved["lr"])
+        # A tensor stays the one that graphs read and schedulers write to.
+        rates.append(rate.fill_(saved_rate) if isinstance(rate, Tensor) else saved_rate)
     optimizer.load_state_dict({**state_dict, "param_groups": groups})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        # A tensor stays the one that graphs read and schedulers write to.
-        saved_rate = float(group["lr"])
-        group["lr"] = rate.fill_(saved_rate) if isinstance(rate, Tensor) else saved_rate
-
-
-_OF_THE_DEVICE = ("capturable", "foreach", "fused")
+        group["lr"] = rate
 
 
 def resume(trainer: Trainer, path: str | Path | None = None) -> Path | None:
@@ -303,9 +278,9 @@ def resume(trainer: Trainer, path: str | Path | None = None) -> Path | None:
 
     Examples:
         >>> from torchrl_metra import METRATrainer
-        >>> def go_on(trainer: METRATrainer) -> None:
+        >>> def train_on(trainer: METRATrainer) -> None:
         ...     if resume(trainer) is None:
-        ...         print("nothing to go on from: training starts anew")
+        ...         print("no checkpoint: training starts anew")
         ...     trainer.train()
     """
     if path is not None:
@@ -341,16 +316,6 @@ def _load(trainer: Trainer, path: str | Path) -> None:
     trainer.load_from_file(path, mmap=False)
 
 
-class _ReplayBufferAdapter(DumpLoadCheckpointAdapter):
-    """Replay buffers without the batches that they have prefetched, which are a pickle."""
-
-    def save(
-        self, component: Any, path: Path, *, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        super().save(component, path, args=args, kwargs=kwargs)
-        (path / "prefetch.pkl").unlink(missing_ok=True)
-
-
 _ADVICE = "Go on from another checkpoint; resume() takes the newest that is intact."
 
 
@@ -365,75 +330,59 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What two runs' settings differ in, by dotted name."""
+    theirs, ours, absent = _flat(theirs), _flat(ours), object()
+    return [
+        f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name, absent) != ours.get(name, absent)
+    ]
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         is_group = isinstance(value, Mapping) and value
-        flat.update(_flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value})
+        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
     return flat
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): _digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _DIGESTS
-    }
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _DIGESTS:
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _num_bytes(component: Any) -> int:
+    """What a replay buffer of this process writes, through memory maps; 0 for others."""
+    is_here = isinstance(component, ReplayBuffer) and component.service_backend != "ray"
+    return _size(component.state_dict()) if is_here else 0
 
 
-def _num_bytes(components: Iterable[Any]) -> int:
-    """Size of the replay buffers of this process: all that is written through memory maps."""
-    states = [
-        value.state_dict()
-        for value in components
-        if isinstance(value, ReplayBuffer) and value.service_backend != "ray"
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(states))
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def _size(tree: Any) -> int:
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _tensors(value)
+        return tree.nbytes
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return 0
+    return sum(map(_size, tree))
 
 
 def _reserve(folder: Path, num_bytes: int) -> None:
-    """Fail now rather than half-way: a full disk kills who writes to it through memory maps."""
-    file = folder / f".reserve-{uuid.uuid4().hex}"
-    try:
-        with file.open("wb") as handle:
-            if num_bytes and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle.fileno(), 0, num_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(error.errno, f"{error.strerror}: {num_bytes:,} bytes needed") from error
-        raise
-    finally:
-        file.unlink(missing_ok=True)
+    """Fail now rather than half-way: writing through memory maps to a full disk is fatal."""
+    if num_bytes and hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def _flush(folder: Path) -> None:
-    """Have the operating system write all files and their names to disk."""
-    for path in folder.rglob("*"):
-        _flush_entry(path)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
+def _flush(path: Path) -> None:
+    """Have the operating system write a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

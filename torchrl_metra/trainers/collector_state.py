@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import TransformedEnv
 
+from torchrl_metra._private import collector_progress, episodes_under_way
 from torchrl_metra._transforms import base_of
 
 __all__ = ["CollectorState"]
@@ -18,10 +19,10 @@ class CollectorState:
     """What a collector needs to go on where it stopped, as a component of a checkpoint.
 
     Episodes go on where the environment is stepped in this process and says that its
-    ``state_dict()`` holds all that an episode is (``is_resumable = True``, as
+    ``state_dict()`` holds all of an episode's state (``is_resumable = True``, as
     :class:`~torchrl_metra.PointEnv` does). Simulators, and environments in other processes,
-    start new episodes, with other seeds than at the start of the run and than at each resume
-    before; those that were under way are cut there.
+    start new episodes, with other seeds than at the start of the run and at each earlier resume;
+    those that were under way are cut there.
 
     Args:
         collector (BaseCollector): any collector.
@@ -49,23 +50,23 @@ class CollectorState:
         env = base_of(collector.env) if isinstance(collector, Collector) else None
         self._is_resumable = getattr(type(env), "is_resumable", False)
 
-    def give_up(self, frames: int) -> None:
+    def discard_episodes(self, frames: int) -> None:
         """After a fault: the episodes under way are lost, and so is what came after ``frames``.
 
         Args:
-            frames (int): number of transitions that were collected in good order.
+            frames (int): number of transitions that were collected before the fault.
         """
         self._frames_before_fault = frames
 
     def state_dict(self) -> dict[str, Any]:
         if not isinstance(self.collector, Collector):
             return {"resumes": self._num_resumes}
+        state: dict[str, Any] = collector_progress(self.collector)
         if self._frames_before_fault is not None:
-            return {"frames": self._frames_before_fault, "iter": self.collector._iter}
-        state = {"frames": self.collector._frames, "iter": self.collector._iter}
-        if self._is_resumable:
+            state["frames"] = self._frames_before_fault
+        elif self._is_resumable:
             env = self.collector.env
-            state["carrier"] = self.collector._carrier.to_dict()
+            state["carrier"] = episodes_under_way(self.collector).to_dict()
             state["transform"] = env.state_dict() if isinstance(env, TransformedEnv) else {}
             state["env"] = base_of(env).state_dict()
         return state
@@ -75,12 +76,12 @@ class CollectorState:
         frames, resumes = state_dict.get("frames", 0), state_dict.get("resumes", 0)
         self._num_resumes = resumes + 1
         if isinstance(collector, Collector):
-            collector._frames, collector._iter = frames, state_dict["iter"]
+            progress = {"frames": frames, "iter": state_dict["iter"]}
+            collector.load_state_dict(progress, strict=False)
         if "carrier" in state_dict and self._is_resumable:
-            carrier, env = collector._carrier, collector.env
-            collector._carrier = TensorDict.from_dict(
-                state_dict["carrier"], batch_size=carrier.batch_size, device=carrier.device
-            )
+            env, carrier = collector.env, episodes_under_way(collector)
+            saved = TensorDict.from_dict(state_dict["carrier"], batch_size=carrier.batch_size)
+            carrier.update(saved)
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
             base_of(env).load_state_dict(state_dict["env"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torchrl.trainers import Trainer
@@ -27,66 +27,66 @@ class FailureWarning(UserWarning):
     """A run shows the signature of a known failure; it goes on all the same."""
 
 
+@dataclass
 class Signs:
-    """What a run shows: the first, the latest and the largest of everything that was logged.
+    """What a run shows: the first and the latest of everything that was logged.
 
     A number that was never logged is NaN, of which every comparison is false: a rule says nothing
     about what it cannot see.
 
-    Args:
+    Attributes:
         bound (float): largest latent step that METRA's constraint allows, 1 with ``"l2"`` and
             √D with ``"rms"``; NaN without such a constraint.
         line (float): the reward for a latent step of 1 if φ knew one direction only.
         has_directions (bool): whether skills are directions, which φ should tell apart.
         learning_rate (float): of φ.
+        first_values (dict): by name.
+        latest_values (dict): of the last ``WINDOW`` rounds, by name.
     """
 
-    def __init__(
-        self, bound: float, line: float, has_directions: bool, learning_rate: float
-    ) -> None:
-        self.bound = bound
-        self.line = line
-        self.has_directions = has_directions
-        self.learning_rate = learning_rate
-        self._first: dict[str, float] = {}
-        self._latest: dict[str, deque[float]] = {}
+    bound: float
+    line: float
+    has_directions: bool
+    learning_rate: float
+    first_values: dict[str, float] = field(default_factory=dict)
+    latest_values: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, skill_loss: SkillLoss, learning_rate: float) -> Signs:
-        """What there is to know of a skill loss beforehand."""
-        is_metra = isinstance(skill_loss, METRALoss) and skill_loss.distance is None
-        bound = math.nan
-        if is_metra:
-            bound = math.sqrt(skill_loss.prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
-        is_continuous = not isinstance(skill_loss.prior, OneHot) and skill_loss.prior.dim > 1
-        return cls(bound, _mean_along_a_line(skill_loss.prior), is_continuous, learning_rate)
+        """What is known of a skill loss beforehand."""
+        prior, bound = skill_loss.prior, math.nan
+        if isinstance(skill_loss, METRALoss) and skill_loss.distance is None:
+            bound = math.sqrt(prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
+        has_directions = not isinstance(prior, OneHot) and prior.dim > 1
+        return cls(bound, _mean_along_a_line(prior), has_directions, learning_rate)
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Take in numbers as they are logged."""
         for name, value in metrics.items():
-            if name in WATCHED:
-                self._first.setdefault(name, float(value))
-                self._latest.setdefault(name, deque(maxlen=WINDOW)).append(float(value))
+            if not isinstance(value, int | float):
+                continue
+            self.first_values.setdefault(name, float(value))
+            latest = [*self.latest_values.get(name, ()), float(value)]
+            self.latest_values[name] = latest[-WINDOW:]
 
     def first(self, name: str) -> float:
         """The first value."""
-        return self._first.get(name, math.nan)
+        return self.first_values.get(name, math.nan)
 
     def now(self, name: str) -> float:
         """The mean of the latest values."""
-        latest = self._latest.get(name)
+        latest = self.latest_values.get(name)
         return sum(latest) / len(latest) if latest else math.nan
 
     def most(self, name: str, count: int = WINDOW) -> float:
         """The largest of so many latest values, NaN if there are fewer."""
-        latest = list(self._latest.get(name, ()))[-count:]
+        latest = self.latest_values.get(name, [])[-count:]
         return max(latest) if len(latest) == count else math.nan
 
     @property
     def updates(self) -> float:
         """Gradient steps so far."""
-        latest = self._latest.get("optim_steps")
-        return latest[-1] if latest else 0.0
+        return self.latest_values.get("optim_steps", [0.0])[-1]
 
     @property
     def time(self) -> float:
@@ -107,22 +107,15 @@ class Signs:
         return self.now("intrinsic_reward") / self.bound
 
     @property
+    def is_uneven(self) -> bool:
+        """Entries of the observations are of different scale."""
+        return self.now("observation_spread_max") > 30 * self.now("observation_spread_min")
+
+    @property
     def stays_put(self) -> bool:
         """Skills cover hardly more than the untrained policy, which did not cover much."""
         first = self.first("policy_coverage")
         return first < 20 and self.most("policy_coverage", 2) <= 2 * first
-
-    def state_dict(self) -> dict[str, Any]:
-        """The numbers, for a checkpoint."""
-        latest = {name: list(values) for name, values in self._latest.items()}
-        return {"first": dict(self._first), "latest": latest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._first = dict(state_dict["first"])
-        self._latest = {
-            name: deque(values, maxlen=WINDOW) for name, values in state_dict["latest"].items()
-        }
 
 
 def _mean_along_a_line(prior: SkillPrior) -> float:
@@ -138,12 +131,14 @@ class Failure(NamedTuple):
     """A failure that is known.
 
     Attributes:
+        since (float): :attr:`Signs.time` from which on it can be told.
         shows (Callable): whether the signs are those of this failure.
         story (str): what is seen, and what to do.
         section (str): where the guide says more.
         is_consequence (bool): whether it is not said of a run in which another was found.
     """
 
+    since: float
     shows: Callable[[Signs], bool]
     story: str
     section: str
@@ -153,23 +148,23 @@ class Failure(NamedTuple):
 # In the order in which they are asked: what is more particular comes first.
 FAILURES = {
     "observations too small": Failure(
-        lambda see: see.time >= 0.5 and see.step < 0.1 and see.now("observation_spread_max") < 0.1,
+        0.5,
+        lambda see: see.step < 0.1 and see.now("observation_spread_max") < 0.1,
         "φ hardly moves, and no entry of the observations spreads over more than a tenth. "
-        "Normalise the observations.",
+        "Normalize the observations.",
         "nothing-moves-observations-too-small",
     ),
     "observations too large": Failure(
-        lambda see: (
-            see.time >= 0.5 and see.first("observation_spread_max") > 50 and see.reward < 0.3
-        ),
+        0.5,
+        lambda see: see.first("observation_spread_max") > 50 and see.reward < 0.3,
         "nothing is learned, and an entry of the observations spreads over more than fifty. "
-        "Normalise the observations.",
+        "Normalize the observations.",
         "nothing-moves-observations-too-large",
     ),
     "entropy wins": Failure(
+        0.5,
         lambda see: (
-            see.time >= 0.5
-            and see.now("alpha") >= 0.1 * see.bound
+            see.now("alpha") >= 0.1 * see.bound
             and see.now("entropy") > see.first("entropy") - 0.1
             and see.reward < 0.1
         ),
@@ -178,39 +173,36 @@ FAILURES = {
         "the-policy-stays-random-entropy-wins",
     ),
     "dual too small": Failure(
-        lambda see: see.time >= 0.2 and see.now("constraint_violation") > 0.5 and see.step > 1.5,
+        0.2,
+        lambda see: see.now("constraint_violation") > 0.5 and see.step > 1.5,
         "most latent steps are longer than the constraint allows: λ is too small, or too slow. "
         "Raise dual_init, and let λ learn as fast as φ.",
         "the-constraint-does-not-hold-λ-too-small",
     ),
     "dual explodes": Failure(
+        0.2,
         lambda see: (
-            see.time >= 0.2
-            and see.now("dual") > 30 * see.first("dual")
-            and see.now("constraint_violation") < 0.1
+            see.now("dual") > 30 * see.first("dual") and see.now("constraint_violation") < 0.1
         ),
         "λ grows without end, though the constraint holds. Give it a slack of 1e-3, and a "
         "learning rate near that of φ.",
         "λ-grows-without-end",
     ),
     "dual too large": Failure(
+        0.5,
         lambda see: (
-            see.time >= 0.5
-            and 300 < see.now("dual") <= see.first("dual")
-            and see.now("constraint_violation") < 0.02
+            300 < see.now("dual") <= see.first("dual") and see.now("constraint_violation") < 0.02
         ),
         "λ is far larger than a reward, and latent steps stay short until it has come down. "
         "Lower dual_init.",
         "steps-stay-short-λ-too-large",
     ),
     "skills ignored": Failure(
+        1,
         lambda see: (
-            see.time >= 1
-            and (
-                (see.step > 0.5 and see.reward < 0.35 * see.line * see.step)
-                # Early, a healthy robot moves little along its skill, too.
-                or (see.time >= 5 and see.bound > 0 and see.most("skill_alignment", 2) < 0.1)
-            )
+            (see.step > 0.5 and see.reward < 0.35 * see.line * see.step)
+            # Early, a healthy robot moves little along its skill, too.
+            or (see.time >= 5 and see.bound > 0 and see.most("skill_alignment", 2) < 0.1)
         ),
         "φ moves, but not along the skills: the policy does not follow them. See that policy and "
         "critics read the skill, and that one skill lasts for an episode.",
@@ -219,19 +211,20 @@ FAILURES = {
         is_consequence=True,
     ),
     "one direction": Failure(
+        0.5,
         lambda see: (
             see.has_directions
             and see.most("latent_rank") < 1.15
-            and see.time >= (0.5 if _is_uneven(see) else 5)
+            and (see.is_uneven or see.time >= 5)
         ),
         "φ knows one direction only, so skills lead there or back. Bring all entries of the "
         "observations to one scale.",
         "half-of-the-skills-are-missing-one-direction",
     ),
     "posture": Failure(
+        24,
         lambda see: (
-            see.time >= 24
-            and see.updates >= 12_000
+            see.updates >= 12_000
             and see.stays_put
             and max(see.now("skill_alignment"), see.now("skill_accuracy")) > 0.7
         ),
@@ -240,39 +233,21 @@ FAILURES = {
         "skills-in-posture-not-in-place",
     ),
     "encoder does not move": Failure(
-        lambda see: see.time >= 1 and see.step < 0.05,
+        1,
+        lambda see: see.step < 0.05,
         "φ hardly moves from one state to the next. See that it reads what changes, and that its "
         "learning rate is not too small.",
         "nothing-moves-observations-too-small",
         is_consequence=True,
     ),
     "no coverage": Failure(
-        lambda see: see.time >= 30 and see.updates >= 15_000 and see.stays_put,
+        30,
+        lambda see: see.updates >= 15_000 and see.stays_put,
         "after all these updates skills cover hardly more than the untrained policy did.",
         "what-to-look-at-first",
         is_consequence=True,
     ),
 }
-WATCHED = {
-    "alpha",
-    "constraint_violation",
-    "dual",
-    "entropy",
-    "intrinsic_reward",
-    "latent_rank",
-    "latent_step",
-    "observation_spread_max",
-    "observation_spread_min",
-    "optim_steps",
-    "policy_coverage",
-    "skill_accuracy",
-    "skill_alignment",
-}
-
-
-def _is_uneven(see: Signs) -> bool:
-    """Whether entries of the observations are of different scale."""
-    return see.now("observation_spread_max") > 30 * see.now("observation_spread_min")
 
 
 class Diagnosis(TrainerHookBase):
@@ -316,7 +291,7 @@ class Diagnosis(TrainerHookBase):
             return None
         for name, failure in FAILURES.items():
             is_news = name not in self.found and not (failure.is_consequence and self.found)
-            if is_news and failure.shows(self.signs):
+            if is_news and self.signs.time >= failure.since and failure.shows(self.signs):
                 self.found.append(name)
                 return name
         return None
@@ -333,10 +308,12 @@ class Diagnosis(TrainerHookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"signs": self.signs.state_dict(), "found": list(self.found)}
+        signs = self.signs
+        return {"first": signs.first_values, "latest": signs.latest_values, "found": self.found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.signs.load_state_dict(state_dict["signs"])
+        self.signs.first_values = dict(state_dict["first"])
+        self.signs.latest_values = dict(state_dict["latest"])
         self.found = list(state_dict["found"])
 
     def register(self, trainer: Trainer, name: str = "diagnosis") -> None:

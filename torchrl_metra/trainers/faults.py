@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["CollectionTimeoutError", "DivergenceError", "TimeLimit", "TrainingStoppedError"]
+from torchrl.checkpoint import CheckpointError
+from torchrl.trainers import Trainer
+
+__all__ = [
+    "CollectionTimeoutError",
+    "DivergenceError",
+    "TimedCollector",
+    "TrainingStoppedError",
+    "stop_training",
+    "time_limit",
+]
 
 
 class DivergenceError(ValueError):
@@ -32,68 +43,107 @@ class TrainingStoppedError(RuntimeError):
         self.checkpoint = checkpoint
 
 
-class TimeLimit:
-    """Interrupts the main thread when something takes too long, even if it waits for a process.
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """A context that ends with an error if it takes too long, even while it waits for a process.
 
-    It works through ``SIGALRM``, so on Unix only. Native code that never returns to Python
-    cannot be interrupted.
+    It works through ``SIGALRM``, so only on Unix and in the main thread. Native code that never
+    returns to Python cannot be interrupted.
 
     Args:
         seconds (float, optional): how long is too long; ``None`` for no limit.
 
-    Attributes:
-        has_expired (bool): whether the latest ``KeyboardInterrupt`` was that of this limit.
-
     Raises:
-        ValueError: if ``seconds`` is not positive.
-        RuntimeError: by :meth:`start`, outside of the main thread and on other systems.
+        CollectionTimeoutError: if it takes too long.
 
     Examples:
-        >>> limit = TimeLimit(0.01)
-        >>> limit.start()
         >>> try:
-        ...     time.sleep(5)
-        ... except KeyboardInterrupt:
-        ...     limit.has_expired
-        True
-        >>> limit.stop()
+        ...     with time_limit(0.01):
+        ...         time.sleep(5)
+        ... except CollectionTimeoutError:
+        ...     "too long"
+        'too long'
     """
+    if seconds is None:
+        yield
+        return
+    has_expired = False
 
-    def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"collection_timeout must be positive or None, got {seconds}.")
-        self.seconds = seconds
-        self.has_expired = False
-        self._outer: tuple[Any, float, float] | None = None
+    def expire(number: int, frame: Any) -> None:
+        nonlocal has_expired
+        has_expired = True
+        # Collectors and Ray ignore other exceptions, or take them for their workers'.
+        raise KeyboardInterrupt
 
-    def start(self) -> None:
-        """Begin to count, from the start."""
-        if self.seconds is None:
-            return
-        is_main = threading.current_thread() is threading.main_thread()
-        if not (is_main and hasattr(signal, "setitimer")):
-            raise RuntimeError(
-                "a time limit needs Unix and the main thread: leave it away, or train there."
-            )
-        self.stop()
-        self.has_expired = False
-        handler = signal.signal(signal.SIGALRM, self._expire)
-        remaining, _ = signal.setitimer(signal.ITIMER_REAL, self.seconds)
-        self._outer = (handler, remaining, time.monotonic())
-
-    def stop(self) -> None:
-        """End to count, and give back the alarm to whom it belonged."""
-        if self._outer is None:
-            return
-        handler, remaining, since = self._outer
-        self._outer = None
+    start = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, expire)
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not has_expired:
+            raise
+        raise CollectionTimeoutError(
+            f"the collector did not answer for {seconds} s: an environment or its worker hangs. If "
+            "it is only slow, raise collection_timeout."
+        ) from None
+    finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if remaining:
-            left = remaining - (time.monotonic() - since)
+            # Somebody else's alarm, who is still waiting for it.
+            left = remaining - (time.monotonic() - start)
             signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
 
-    def _expire(self, number: int, frame: Any) -> None:
-        # Collectors and Ray go on after other exceptions, or take them for their workers'.
-        self.has_expired = True
-        raise KeyboardInterrupt
+
+class TimedCollector:
+    """A trainer's collector, each batch of which must come before ``collection_timeout``."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._collector = trainer.collector
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, end = iter(self._collector), object()
+        while True:
+            with time_limit(self._trainer.collection_timeout):
+                batch = next(batches, end)
+            if batch is end:
+                return
+            yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collector, name)
+
+
+def stop_training(trainer: Trainer, error: Exception, *, save: bool) -> NoReturn:
+    """Save what can be saved, and say how to go on.
+
+    Args:
+        trainer (Trainer): whose training has failed.
+        error (Exception): what happened.
+        save (bool): whether networks and data are as they should be.
+
+    Raises:
+        TrainingStoppedError: with the checkpoint to go on from; the error itself, if the trainer
+            writes no checkpoints.
+    """
+    rotation, file = trainer.checkpoint_rotation, trainer.save_trainer_file
+    if rotation is None and file is None:
+        raise error
+    state = "The networks are not saved, for they were being updated."
+    if save:
+        state = "Everything up to there is saved."
+        try:
+            trainer.save_trainer(force_save=True)
+        except CheckpointError as failure:
+            state = f"It could not be saved: {failure}"
+    if rotation is not None:
+        path = rotation.latest()
+    else:
+        path = Path(file) if Path(file).exists() else None
+    story = (
+        f"training stopped after {trainer.collected_frames:,} frames: {error}\n{state} Fix the "
+        f"cause, then go on from {path or 'the start'} with resume(trainer)."
+    )
+    raise TrainingStoppedError(story, path) from error

@@ -3,41 +3,138 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
-from torch import Tensor
-from torchrl.collectors import BaseCollector
+from torch import Tensor, optim
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.trainers import Trainer
 from torchrl.trainers.trainers import TrainerHookBase
 
-from torchrl_metra._checks import check_floats, check_integer, check_type
+from torchrl_metra._private import num_updates, show_numbers
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
 from torchrl_metra.evaluation.coverage import cells_of, read_places
 from torchrl_metra.evaluation.trajectories import Projection
-from torchrl_metra.trainers.batches import drop_masked
+from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.trainers.batches import drop_masked, refuse_multi_step
+from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.diagnosis import Diagnosis
+from torchrl_metra.trainers.optimizers import check_losses, check_optimizers
+from torchrl_metra.trainers.rounds import check_metrics
+from torchrl_metra.trainers.stepper import relabel, step_skill_loss
 
-__all__ = ["LogCoverage", "LogRates", "SkillEvaluation", "check_workers"]
+__all__ = ["LogCoverage", "LogRates", "METRAHook", "SkillEvaluation", "SkillHook"]
 
 
-def check_workers(collector: BaseCollector) -> None:
-    """Refuse to go on without a worker: TorchRL would wait for it to take the new weights.
+class SkillHook(TrainerHookBase):
+    """Skill discovery in a trainer that you already have, such as TorchRL's ``SACTrainer``.
+
+    Before each step of the trainer, φ and λ are updated on the sampled batch, and
+    the batch gets the intrinsic reward in place of the task's, under the key that the
+    trainer's loss reads. The rest of the trainer stays as it is.
 
     Args:
-        collector (BaseCollector): any; those without worker processes pass.
+        skill_loss (SkillLoss): :class:`~torchrl_metra.METRALoss` or another.
+        optimizers (mapping of str to Optimizer): an optimizer for each of its
+            ``parameter_groups()``: METRA's are ``"encoder"``, ``"dual"`` unless λ is fixed,
+            and ``"distance"`` if it is learned. A group without one is held fixed.
 
     Raises:
-        RuntimeError: if a worker of a ``MultiSyncCollector`` or ``MultiAsyncCollector`` died.
+        ValueError: if there is no optimizer for the first group; by :meth:`register`, if the
+            critics are not made for this objective, or if the trainer optimizes remotely.
+        DivergenceError: while training, if a metric is not finite.
+
+    Examples:
+        >>> from torch.optim import Adam
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl.objectives import SACLoss, SoftUpdate
+        >>> from torchrl.trainers.algorithms import SACTrainer
+        >>> from torchrl_metra import (
+        ...     METRALoss, SkillHook, SkillPrimer, UnitSphere, make_env, make_sac_networks
+        ... )
+        >>> prior = UnitSphere(2)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
+        >>> sac_loss = SACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+        >>> trainer = SACTrainer(
+        ...     collector=Collector(env, networks.actor, frames_per_batch=80, total_frames=160),
+        ...     total_frames=160,
+        ...     frame_skip=1,
+        ...     optim_steps_per_batch=2,
+        ...     loss_module=sac_loss,
+        ...     optimizer=Adam(sac_loss.parameters()),
+        ...     replay_buffer=ReplayBuffer(storage=LazyTensorStorage(1_000), batch_size=32),
+        ...     target_net_updater=SoftUpdate(sac_loss, eps=0.995),
+        ...     log_rewards=False,
+        ...     progress_bar=False,
+        ... )
+        >>> metra_loss = METRALoss(networks.encoder, prior)
+        >>> hook = SkillHook(
+        ...     metra_loss,
+        ...     {
+        ...         "encoder": Adam(metra_loss.encoder.parameters(), lr=1e-4),
+        ...         "dual": Adam([metra_loss.log_dual], lr=1e-4),
+        ...     },
+        ... )
+        >>> hook.register(trainer)
+        >>> trainer.train()
     """
-    for index, process in enumerate(getattr(collector, "procs", ())):
-        if not process.is_alive():
-            raise RuntimeError(
-                f"worker {index} of the collector has died (exit code {process.exitcode}): see "
-                "its own messages above, or the kernel's if it ran out of memory."
+
+    _trainer: Trainer
+
+    def __init__(self, skill_loss: SkillLoss, optimizers: Mapping[str, optim.Optimizer]) -> None:
+        check_optimizers(optimizers, skill_loss)
+        self.skill_loss = skill_loss
+        self.optimizers = dict(optimizers)
+        self._metrics: list[dict[str, Tensor]] = []
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        refuse_multi_step(batch)
+        losses = self.skill_loss(batch)
+        self._metrics.append(step_skill_loss(losses, self.optimizers, self._trainer))
+        relabel(self.skill_loss, batch, self._trainer.loss_module)
+        return batch
+
+    def log(self, optim_steps: int, losses: TensorDictBase | None) -> dict[str, Any] | None:
+        """The skill loss's metrics, averaged over the gradient steps since the last call."""
+        if not self._metrics:
+            return None
+        rounds = torch.stack([torch.stack(list(metrics.values())) for metrics in self._metrics])
+        # In one copy: reading a number of an accelerator waits for all that it has to do.
+        numbers = dict(zip(self._metrics[0], rounds.mean(dim=0).tolist(), strict=True))
+        self._metrics.clear()
+        check_metrics(optim_steps, numbers)
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        optimizers = {name: value.state_dict() for name, value in self.optimizers.items()}
+        return {"skill_loss": self.skill_loss.state_dict(), "optimizers": optimizers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skill_loss.load_state_dict(state_dict["skill_loss"])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, state_dict["optimizers"][name])
+
+    def register(self, trainer: Trainer, name: str = "metra") -> None:
+        if trainer.learner_backend != "local":
+            raise ValueError(
+                "SkillHook runs between sampling and optimization, which a trainer with "
+                f"learner_backend={trainer.learner_backend!r} does remotely: use METRATrainer."
             )
+        check_losses(self.skill_loss, trainer.loss_module)
+        # TorchRL builds it at its first use, but a checkpoint must find it before that.
+        _ = getattr(trainer.loss_module, "value_estimator", None)
+        self._trainer = trainer
+        trainer.register_module(name, self)
+        trainer.register_op("process_optim_batch", self)
+        trainer.register_op("post_optim_complete_log", self.log)
+
+
+#: The name of :class:`SkillHook` in version 0.1.
+METRAHook = SkillHook
 
 
 class LogRates(TrainerHookBase):
@@ -53,7 +150,7 @@ class LogRates(TrainerHookBase):
         self._last: tuple[float, int, int] | None = None
 
     def __call__(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        now = (time.perf_counter(), self._trainer.collected_frames, self._trainer._optim_count)
+        now = (time.perf_counter(), self._trainer.collected_frames, num_updates(self._trainer))
         last, self._last = self._last, now
         if last is None:
             return None
@@ -140,7 +237,7 @@ class LogCoverage(TrainerHookBase):
         """Attach it to a trainer; that of a ``METRATrainer`` takes its place."""
         own = getattr(trainer, "log_coverage", None)
         if own is not None and name == "log_coverage":
-            # What the trainer's checkpoints and hooks hold then counts with, and as, this one.
+            # The trainer's own is held by its checkpoint and its hooks: it becomes this one.
             own.__dict__ = self.__dict__
             return
         trainer.register_module(name, self)
@@ -200,12 +297,6 @@ class SkillEvaluation(TrainerHookBase):
         measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
     ) -> None:
-        check_type("env", env, EnvBase, "an environment")
-        check_type("policy", policy, Callable, "a policy")
-        check_floats("skills", skills, None, None)
-        check_integer("interval", interval)
-        if max_steps is not None:
-            check_integer("max_steps", max_steps)
         self.env = env
         self.policy = policy
         self.skills = skills
@@ -228,9 +319,9 @@ class SkillEvaluation(TrainerHookBase):
         results = self.measure(rollouts)
         if isinstance(diagnosis := getattr(self._trainer, "diagnosis", None), Diagnosis):
             diagnosis.observe(results)
-        if self._trainer.progress_bar and "policy_coverage" in results:
+        if "policy_coverage" in results:
             # All of the numbers would be too many for the bar.
-            self._trainer._pbar_str["policy_coverage"] = results["policy_coverage"]
+            show_numbers(self._trainer, {"policy_coverage": results["policy_coverage"]})
         return results
 
     def state_dict(self) -> dict[str, Any]:

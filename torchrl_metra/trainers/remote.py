@@ -7,70 +7,50 @@ from typing import Any
 
 from tensordict import TensorDict
 from torch import nn
-from torchrl.trainers import Trainer
 
-from torchrl_metra.trainers.rounds import check_metrics
-from torchrl_metra.trainers.stepper import METRAOptimizationStepper
+from torchrl_metra._private import LearnerProxy, num_updates
 
 __all__ = ["RemoteLearner"]
 
 
-class RemoteLearner:
+class RemoteLearner(LearnerProxy):
     """TorchRL's learner on Ray, with what a :class:`~torchrl_metra.METRATrainer` adds to it.
 
-    It waits for ``min_buffer_size``, refuses metrics that are not finite, and brings the
-    learned weights home after each round, for evaluation, pictures and checkpoints.
+    It waits for ``min_buffer_size``, gives its metrics to the trainer's round, and fetches the
+    learned weights after each round, for evaluation, pictures and checkpoints.
 
     Args:
-        learner (Any): what TorchRL's trainer has built for ``learner_backend="ray"``.
-        trainer (Trainer): the :class:`~torchrl_metra.METRATrainer`, in this process.
+        trainer (METRATrainer): with ``learner_backend="ray"``, in this process.
 
     Raises:
-        TypeError: if the trainer's stepper is no ``METRAOptimizationStepper``.
-        ValueError: if the learner shall run on several processes.
+        ValueError: if the learner is meant to run in several processes.
     """
 
-    def __init__(self, learner: Any, trainer: Trainer) -> None:
-        if not isinstance(trainer.optimization_stepper, METRAOptimizationStepper):
-            raise TypeError(
-                "learner_backend='ray' needs a METRAOptimizationStepper, got "
-                f"{type(trainer.optimization_stepper).__name__}."
-            )
-        if learner.world_size > 1:
+    def __init__(self, trainer: Any) -> None:
+        if (world_size := trainer.learner_backend_options.get("world_size", 1)) > 1:
             raise ValueError(
-                f"learner_backend='ray' has one learner, got world_size={learner.world_size}: "
-                "TorchRL would synchronise the gradients of SAC's loss, but not those of φ and λ. "
-                "Leave it away, and scale collection."
+                f"learner_backend='ray' has one learner, got world_size={world_size}: TorchRL "
+                "would synchronize the gradients of SAC's loss, but not those of φ and λ. Leave "
+                "it out, and scale collection."
             )
-        self._learner = learner
-        self._trainer: Any = trainer
+        super().__init__(trainer)
+        self._trainer = trainer
 
     def step(self, num_steps: int) -> Any:
         """A round of gradient steps, once the replay buffer is filled enough."""
-        trainer = self._trainer
-        if len(trainer.replay_buffer) < trainer.min_buffer_size:
-            return SimpleNamespace(optim_steps=0, metrics=TensorDict())
-        receipt = self._learner.step(num_steps)
-        metrics = {name: value.item() for name, value in receipt.metrics.items()}
-        check_metrics(trainer._optim_count + receipt.optim_steps, metrics)
-        trainer._show_progress(metrics)
-        self._bring_home()
-        return receipt
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the learner, without its random generators, whose loading would need pickle."""
-        state = self._learner.state_dict()
-        for process in state["ranks"]:
-            del process["rng"]
-        return state
+        trainer, done = self._trainer, 0
+        if len(trainer.replay_buffer) >= trainer.min_buffer_size:
+            receipt = super().step(num_steps)
+            done = receipt.optim_steps
+            trainer.keep_metrics(num_updates(trainer) + done, receipt.metrics)
+            self._fetch_weights()
+        # The trainer logs the metrics.
+        return SimpleNamespace(optim_steps=done, metrics=TensorDict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._learner.load_state_dict(state_dict)
-        self._bring_home()
+        super().load_state_dict(state_dict)
+        self._fetch_weights()
 
-    def _bring_home(self) -> None:
+    def _fetch_weights(self) -> None:
         losses = nn.ModuleList([self._trainer.skill_loss, self._trainer.loss_module])
-        TensorDict.from_module(losses).data.update_(self._learner.get_weights("losses"))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._learner, name)
+        TensorDict.from_module(losses).data.update_(self.weights("losses"))
