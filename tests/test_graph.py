@@ -250,7 +250,7 @@ def test_priority_weights_reach_the_losses() -> None:
 def test_only_soft_updates_become_part_of_the_step() -> None:
     parts = make_losses()
     optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
-    with pytest.raises(TypeError, match=r"SoftUpdate, got HardUpdate"):
+    with pytest.raises(TypeError, match="HardUpdate"):
         METRAOptimizationStepper(
             parts.metra_loss,
             optimizers,

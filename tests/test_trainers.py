@@ -160,7 +160,7 @@ class TestStepper:
         value = ValueOperator(MLP(in_features=6, out_features=1), ["observation", "skill"])
         networks = parts.networks.actor, parts.networks.critics, value
         with pytest.raises(ValueError, match="value_network"):
-            BatchedSACLoss(*networks)
+            BatchedSACLoss(*networks[:2], value_network=value)
         first_version = SACLoss(*networks, target_entropy=-1.0)
         with pytest.raises(ValueError, match="value_network"):
             make_metra_optimizers(parts.metra_loss, first_version)
@@ -376,7 +376,7 @@ class TestTrainer:
         trainer = build_trainer(make_losses())
         batch = make_batch(trainer.skill_loss.prior, 8)
         batch["next", "observation"][2, 1] = float("nan")
-        with pytest.raises(ValueError, match=r"1 values of \('next', 'observation'\).*NaN"):
+        with pytest.raises(ValueError, match=r"\('next', 'observation'\): 1"):
             trainer._process_batch_hook(batch)
         assert len(trainer.replay_buffer) == 0
 
@@ -446,7 +446,7 @@ class TestTrainer:
         trainer = build_trainer(parts)
         with torch.no_grad():
             parts.sac_loss.log_alpha.fill_(float("nan"))
-        with pytest.raises(ValueError, match=r"diverged: 'loss_\w+' is not finite after 3"):
+        with pytest.raises(ValueError, match=r"diverged: .*loss_qvalue.* after 3"):
             trainer.train()
 
     def test_targets_are_updated_once_by_the_stepper_or_by_the_trainer(self) -> None:
@@ -573,7 +573,7 @@ class TestHook:
         self.hook(parts).register(trainer)
         spoil = torch.tensor(torch.nan)
         parts.metra_loss.register_forward_hook(lambda *call: call[-1].set("latent_step", spoil))
-        with pytest.raises(DivergenceError, match="'latent_step' is not finite after 3"):
+        with pytest.raises(DivergenceError, match=r"latent_step.* after 3"):
             trainer.train()
 
     def test_nan_in_collected_data(self) -> None:
@@ -585,7 +585,7 @@ class TestHook:
             "batch_process",
             lambda batch: batch.set("observation", batch["observation"] * torch.nan),
         )
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(DivergenceError, match="loss_encoder"):
             trainer.train()
 
     def test_remote_learner_is_refused(self) -> None:
@@ -594,7 +594,7 @@ class TestHook:
             self.hook(make_losses()).register(trainer)
 
     def test_missing_optimizer(self) -> None:
-        with pytest.raises(ValueError, match="lack 'encoder'"):
+        with pytest.raises(ValueError, match="encoder"):
             SkillHook(make_losses().metra_loss, {})
 
     def test_its_old_name_is_the_same(self) -> None:

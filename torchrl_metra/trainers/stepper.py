@@ -85,6 +85,11 @@ class METRAOptimizationStepper(OptimizationStepper):
         shared_encoder: TensorDictModule | None = None,
     ) -> None:
         check_optimizers(optimizers, skill_loss, "qvalue", "actor")
+        if not isinstance(target_net_updater, SoftUpdate | None):
+            raise TypeError(
+                "the stepper takes a SoftUpdate, got "
+                f"{type(target_net_updater).__name__}: give it to the trainer."
+            )
         self.skill_loss = skill_loss
         self.optimizers = dict(optimizers)
         self.target_net_updater = target_net_updater
