@@ -125,10 +125,11 @@ def looks(cuda: torch.device) -> Record:
     return places
 
 
-def test_a_round_is_read_in_one_copy(looks: Record) -> None:
+def test_a_round_is_read_in_two_copies(looks: Record) -> None:
+    """Whether the data are finite, before they are stored; and all else."""
     # TorchRL's own collector asks at every step whether episodes are done.
     ours = {place: count for place, count in looks.items() if not place.startswith("torchrl/")}
-    assert ours == {"torchrl_metra/trainers/rounds.py": 1}
+    assert ours == {"torchrl_metra/trainers/rounds.py": 2}
 
 
 @pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
@@ -163,6 +164,14 @@ def test_a_run_goes_on_on_another_device(
     uninterrupted = make_trainer(CPU)
     uninterrupted.train()
     assert weights(trainer) == weights(uninterrupted)
+
+
+def test_episodes_go_on_on_another_device(cuda: torch.device, tmp_path: Path) -> None:
+    make_trainer(CPU, tmp_path, env_on=CPU, total_frames=160).train()
+    trainer = make_trainer(cuda, tmp_path, env_on=cuda)
+    assert resume(trainer) is not None
+    trainer.train()
+    assert trainer.collected_frames == 240
 
 
 def test_a_learning_rate_stays_where_the_graph_reads_it(cuda: torch.device) -> None:

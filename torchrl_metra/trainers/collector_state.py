@@ -80,7 +80,10 @@ class CollectorState:
             collector.load_state_dict(progress, strict=False)
         if "carrier" in state_dict and self._is_resumable:
             env, carrier = collector.env, episodes_under_way(collector)
-            saved = TensorDict.from_dict(state_dict["carrier"], batch_size=carrier.batch_size)
+            # A checkpoint lies on the CPU, and a carrier need not know its device.
+            saved = TensorDict.from_dict(
+                state_dict["carrier"], batch_size=carrier.batch_size, device=env.device
+            )
             carrier.update(saved)
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
