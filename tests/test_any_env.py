@@ -404,7 +404,7 @@ class TestSuite:
         suite = env.base_env
         suite._env.physics.named.data.qpos["rootx"] = 8.0
         suite._env.physics.forward()
-        there = suite._draw().float()
+        there = suite.draw().float()
         assert (there - start["pixels"][3:].float()).abs()[:, -4:].max() > 20
         env.close()
 

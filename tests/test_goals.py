@@ -526,5 +526,5 @@ class TestSampleGoals:
         np.testing.assert_array_equal(env._env.unwrapped.data.qpos, qpos)
         assert env.read_obs(None)["pixels"].equal(start["pixels"])
         assert not solved["pixels"].equal(start["pixels"])
-        assert not env._read_state()["tasks"].any()
+        assert not env.read_state()["tasks"].any()
         env.close()
