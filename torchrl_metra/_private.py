@@ -134,7 +134,7 @@ def step_below(
 # ---- mujoco and dm_control
 
 
-def open_gl_context(cls: type, width: int, height: int) -> Any:
+def open_gl_context(cls: Any, width: int, height: int) -> Any:
     """mujoco 3.10.0: ``GLContext._context``, which its ``__del__`` reads.
 
     It is missing where the constructor has failed early: Python would report an ignored
@@ -142,7 +142,7 @@ def open_gl_context(cls: type, width: int, height: int) -> Any:
     """
     context = cls.__new__(cls)
     context._context = None
-    context.__init__(width, height)  # type: ignore[misc]
+    context.__init__(width, height)
     return context
 
 

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import ObservationNorm
 
-from torchrl_metra._checks import check_integer, check_positive, check_type
+from torchrl_metra._checks import check_integer
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs.make import make_env, resolve
 from torchrl_metra.envs.pixels import PixelOptions
@@ -58,10 +58,8 @@ def sample_goals(
         :class:`~torchrl_metra.GoalPrimer`.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if the environment is unknown or does not have such an option, or if
-            a number is not positive.
-        ImportError: if the environment is not installed; names the extra to install.
+        ValueError: if the environment has no goals of its own, and no position or extent is
+            known, or if it cannot do what is asked for.
 
     Examples:
         >>> goals = sample_goals("half_cheetah", 50)
@@ -70,14 +68,9 @@ def sample_goals(
         >>> bool(goals["position"].abs().max() <= 100)
         True
     """
-    check_type("env_options", env_options, Mapping | None, "a mapping or None")
     options = dict(env_options or {})
     entry = resolve(env, options.get("options") or {})
     check_integer("num_goals", num_goals)
-    check_integer("seed", seed, minimum=0)
-    check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
-    if extent is not None:
-        check_positive("extent", extent)
     if pixels is not None and entry.observes != "pixels":
         raise ValueError(f"{entry.name!r} is observed by its state, but pixels={pixels} was given.")
     extent = entry.goal_extent if extent is None else extent

@@ -10,6 +10,7 @@ import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -131,10 +132,13 @@ def _excluded(task_id: str) -> int:
     return structure.get("skipped_qpos", 0)
 
 
-def make_hurdle_course(**options: Any) -> EnvBase:
+def make_hurdle_course(
+    *, pixels: PixelOptions | None = None, max_steps: int | None = None, **options: Any
+) -> EnvBase:
     """Build HalfCheetah with bars that it can hit, 17 to 23 cm above the ground."""
-    gymnasium = require("gymnasium.envs.mujoco", "mujoco")
-    tree = ET.parse(Path(gymnasium.__file__).with_name("assets") / "half_cheetah.xml")
+    require("mujoco", "mujoco")
+    assets = files(require("gymnasium.envs.mujoco", "mujoco")) / "assets"
+    tree = ET.parse(str(assets / "half_cheetah.xml"))
     world = next(tree.iter("worldbody"))
     for x in HURDLES:
         ET.SubElement(
@@ -143,14 +147,15 @@ def make_hurdle_course(**options: Any) -> EnvBase:
     with NamedTemporaryFile(suffix=".xml") as model:
         tree.write(model)
         model.flush()
-        return make_gymnasium("HalfCheetah-v5", xml_file=model.name, **options)
+        options["xml_file"] = model.name
+        return make_gymnasium("HalfCheetah-v5", pixels=pixels, max_steps=max_steps, **options)
 
 
 # The bars of HalfCheetahHurdle, along x.
 HURDLES = (-15.0, -13.0, -9.0, -5.0, -1.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 27.0)
 
 _NORMS = tomllib.loads(Path(__file__).with_name("observation_norm.toml").read_text())
-_WITH_POSITION = {EXCLUDES: False}
+_WITH_POSITION: dict[str, Any] = {EXCLUDES: False}
 
 register_env(
     "ant",

@@ -93,7 +93,7 @@ class SimulationEnv(SpecsMixin, GymLikeEnv):
         """Specs of what :meth:`read_state` returns, given the wrapped environment's."""
 
     def adjust_specs(self) -> None:
-        specs = self.state_spec_of(self.observation_spec)
+        specs = self.state_spec_of(self.full_observation_spec)
         if self.renderer is not None:
             shape = (3, self.renderer.height, self.renderer.width)
             specs = {"pixels": Bounded(0, 255, shape=shape, dtype=torch.uint8), **specs}

@@ -12,12 +12,14 @@ from torch import Tensor
 from torchrl.data import Composite, TensorSpec
 from torchrl.envs.transforms import TensorDictPrimer
 
+from torchrl_metra._private import AutoResetMixin
+
 __all__ = ["EpisodePrimer", "where_reset"]
 
 Entry = TypeVar("Entry", Tensor, TensorDictBase)
 
 
-class EpisodePrimer(TensorDictPrimer, abc.ABC):
+class EpisodePrimer(AutoResetMixin, TensorDictPrimer, abc.ABC):
     """Draws an entry at reset and carries it through the episode.
 
     What was passed to ``env.reset`` is kept, but where a ``"_reset"`` mask asks for a new
@@ -50,7 +52,16 @@ class EpisodePrimer(TensorDictPrimer, abc.ABC):
     ) -> Tensor | TensorDictBase:
         """Return ``value``, of batch size ``batch_size``, after checking it."""
 
-    def _reset_func(
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run outside of an environment."""
+        name = type(self).__name__
+        raise RuntimeError(
+            f"{name} draws when an environment is reset; on a replay buffer or as a postproc it "
+            f"would overwrite {self.key!r} of the stored episodes. Append it to the environment "
+            f"instead: env.append_transform({name}(...))."
+        )
+
+    def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
         value = tensordict.get(self.key, default=None)
@@ -59,7 +70,7 @@ class EpisodePrimer(TensorDictPrimer, abc.ABC):
             value = self.draw(tensordict_reset.batch_size, tensordict_reset.device)
         return tensordict_reset.set(self.key, self.validate(value, tensordict_reset.batch_size))
 
-    def _reset_on_native_autoreset(
+    def update_where_reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
         reset = self._mask(tensordict)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
-from torchrl_metra._checks import check_key
+from torchrl_metra._private import WorkerCheckMixin
 
 __all__ = ["IntrinsicRewardTransform", "SkillReward"]
 
@@ -23,7 +23,7 @@ class SkillReward(Protocol):
         """Reward of shape ``[*B, 1]`` for transitions of batch size ``*B``."""
 
 
-class IntrinsicRewardTransform(Transform):
+class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
     """Writes the intrinsic reward of a skill-discovery loss, with its weights of today.
 
     Works in three places: on an environment (after :class:`SkillPrimer`), as the
@@ -43,7 +43,6 @@ class IntrinsicRewardTransform(Transform):
             Defaults to ``"intrinsic_reward"``.
 
     Raises:
-        TypeError: if ``skill_loss`` has no ``reward`` method, or ``reward_key`` is no key.
         RuntimeError: inside of the workers of a batched environment.
 
     Examples:
@@ -62,12 +61,6 @@ class IntrinsicRewardTransform(Transform):
     def __init__(
         self, skill_loss: SkillReward, *, reward_key: NestedKey = "intrinsic_reward"
     ) -> None:
-        if not callable(getattr(skill_loss, "reward", None)):
-            raise TypeError(
-                "skill_loss must have a method reward(tensordict), as METRALoss has, but "
-                f"{type(skill_loss).__name__} has none."
-            )
-        check_key("reward_key", reward_key)
         super().__init__(in_keys=[], out_keys=[reward_key])
         # Not a submodule: the environment's state_dict is not the place for the encoder.
         self.__dict__["skill_loss"] = skill_loss
@@ -83,7 +76,7 @@ class IntrinsicRewardTransform(Transform):
         transition = tensordict.copy().set("next", next_tensordict)
         return next_tensordict.set(self.out_keys[0], self.skill_loss.reward(transition))
 
-    def _check_batched_worker_compat(self) -> None:
+    def check_in_worker(self) -> None:
         raise RuntimeError(
             "IntrinsicRewardTransform inside of a batched environment's workers would keep the "
             "encoder that they started with. Put it outside: "

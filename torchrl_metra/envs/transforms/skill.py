@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_metra._checks import check_key
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
@@ -32,9 +30,7 @@ class SkillPrimer(EpisodePrimer):
         reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
 
     Raises:
-        TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior`, or a key is none.
-        RuntimeError: when applied outside of an environment, to a replay buffer
-            above all, where it would overwrite the stored skills.
+        RuntimeError: when applied to a replay buffer, where it would overwrite the stored skills.
         ValueError: if a skill passed to ``reset`` does not have ``D`` entries.
 
     Examples:
@@ -59,9 +55,6 @@ class SkillPrimer(EpisodePrimer):
         reset_key: NestedKey | None = None,
     ) -> None:
         check_prior(prior)
-        check_key("skill_key", skill_key)
-        if reset_key is not None:
-            check_key("reset_key", reset_key)
         super().__init__(skill_key, prior.spec, reset_key=reset_key)
         self.prior = prior
         self.skill_key = skill_key
@@ -71,13 +64,5 @@ class SkillPrimer(EpisodePrimer):
         return self.prior.sample(batch_size, device=device)
 
     def validate(self, skill: Tensor, batch_size: torch.Size) -> Tensor:
-        """Refuse what has not the prior's size."""
+        """Refuse skills of another size."""
         return self.prior.validate(skill)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Refuse to run outside of an environment."""
-        raise RuntimeError(
-            "SkillPrimer draws skills when an environment is reset; on a replay buffer or as a "
-            "postproc it would overwrite the skills of the stored episodes. Append it to the "
-            "environment instead: env.append_transform(SkillPrimer(prior))."
-        )
