@@ -370,9 +370,13 @@ class TestMakeEnv:
             PixelOptions(quality="best")
 
     def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match=r"EnvPool renders no pixels.*'serial' or 'parallel'"):
+        with pytest.raises(
+            ValueError, match=r"not run on EnvPool, or not with pixels.*'serial' or 'parallel'"
+        ):
             make_env("ant", 2, backend="envpool", pixels=PixelOptions())
-        with pytest.raises(ValueError, match=r"EnvPool renders no pixels.*'serial' or 'parallel'"):
+        with pytest.raises(
+            ValueError, match=r"not run on EnvPool, or not with pixels.*'serial' or 'parallel'"
+        ):
             make_env("quadruped", 2, backend="envpool")
         with pytest.raises(ValueError, match=r"'gpu', expected one of .*'serial', 'parallel'"):
             make_env("kitchen", 2, backend="gpu")

@@ -263,8 +263,12 @@ def recolour_floor(model: mujoco.MjModel) -> None:
         model (mujoco.MjModel): a model of the suite, changed in place; before a renderer
             has uploaded its textures.
     """
-    if (floor := _floor(model)) is None:
+    grids = [index for index in range(model.nmat) if model.mat(index).name == "grid"]
+    is_floor = model.geom_type == require("mujoco", "dm-control").mjtGeom.mjGEOM_PLANE
+    floors = (is_floor & np.isin(model.geom_matid, grids)).nonzero()[0]
+    if not len(floors):
         return
+    floor = floors[0]
     model.geom_size[floor, :2] = FLOOR_HALF_SIZE
     model.geom_pos[floor, :2] = 0.0  # Planar robots' begins where they do.
     material = model.geom_matid[floor]
@@ -278,18 +282,6 @@ def recolour_floor(model: mujoco.MjModel) -> None:
     colors[..., 1] = (255 * np.arange(width) / width).astype(np.uint8)
     start = model.tex_adr[texture]
     model.tex_data[start : start + colors.size] = colors.ravel()
-
-
-def _floor(model: mujoco.MjModel) -> int | None:
-    """The plane with the suite's chequered texture."""
-    plane = require("mujoco", "dm-control").mjtGeom.mjGEOM_PLANE
-    textures = [model.tex(index).name for index in range(model.ntex)]
-    for geom, material in enumerate(model.geom_matid):
-        if model.geom_type[geom] == plane and material >= 0:
-            names = [textures[index] for index in model.mat_texid[material].ravel() if index >= 0]
-            if "grid" in names:
-                return geom
-    return None
 
 
 def pictures_of_places(

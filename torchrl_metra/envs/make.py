@@ -153,16 +153,13 @@ def make_env(
     entry = resolve(env, options)
     if pixels is None and entry.observes == "pixels":
         pixels = PixelOptions()
-    plan = _Plan(
-        env,
-        entry,
-        device,
-        pixels,
-        max_steps=entry.max_steps if max_steps is None else max_steps,
-        terminate=None if terminate is False and not entry.terminates else terminate,
-        position=entry.position if position is None else position,
-        options=options,
-    )
+    if max_steps is not None:
+        entry = replace(entry, max_steps=max_steps)
+    if position is not None:
+        entry = replace(entry, position=position)
+    if terminate is False and not entry.terminates:
+        terminate = None
+    plan = _Plan(env, entry, device, pixels, terminate, options)
     if backend is not None and plan.makes_batches:
         raise ValueError(f"{entry.name!r} has no backends, it steps a batch itself: leave it out.")
     norm = entry.observation_norm if normalize is None else normalize
@@ -170,7 +167,7 @@ def make_env(
         norm = False
     if norm is None:
         norm = plan.measure().norm or False
-    if plan.max_steps is None and not plan.ends():
+    if entry.max_steps is None and not plan.ends():
         raise ValueError(
             f"the episodes of {entry.name!r} have no time limit, and a skill lasts for one "
             "episode: give max_steps=200, or another number (on the command line "
@@ -212,9 +209,7 @@ class _Plan:
     entry: EnvEntry
     device: torch.device | str | None
     pixels: PixelOptions | None
-    max_steps: int | None
     terminate: bool | None
-    position: Position | None
     options: dict[str, Any]
 
     def build(
@@ -240,7 +235,7 @@ class _Plan:
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
         registered = registered_envs().get(plan.env)  # type: ignore[arg-type]
         source = plan.env if registered is None else registered.make  # A name may be given anew.
-        key = (source, plan.max_steps, plan.terminate, repr(plan.options))
+        key = (source, plan.entry.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
             # No processes for this.
             backend: Backend | None = None if plan.pixels is None else "serial"
@@ -253,8 +248,14 @@ class _Plan:
     def ends(self) -> bool:
         """Whether episodes have a time limit, as far as can be told."""
         with same_random_state(), closing(self.build(None, None, norm=False)) as env:
-            has_limit = _has_limit(env)
-        return self.measure().truncates if has_limit is None else has_limit
+            counters = [t for t in transforms_of(env) if isinstance(t, StepCounter)]
+            base = base_of(env)
+        if any(counter.max_steps is not None for counter in counters):
+            return True
+        if hasattr(base, "max_steps"):
+            return base.max_steps is not None
+        spec = getattr(base, "spec", None)  # gymnasium's
+        return getattr(spec, "max_episode_steps", None) is not None or self.measure().truncates
 
     @property
     def makes_batches(self) -> bool:
@@ -262,25 +263,18 @@ class _Plan:
         return "num_envs" in _parameters(self.entry.make)
 
     def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
-        name, make, make_envpool = self.entry.name, self.entry.make, self.entry.make_envpool
+        make, make_envpool = self.entry.make, self.entry.make_envpool
         if self.makes_batches:
             size = {} if num_envs is None else {"num_envs": num_envs}
-            env = _build_one(make, {**self._arguments(make), **size})
-            if num_envs is not None and env.batch_size != (num_envs,):
-                raise ValueError(
-                    f"{name!r} was asked for num_envs={num_envs}, and has batch size "
-                    f"{list(env.batch_size)}."
-                )
-            return env
+            return _build_one(make, {**self._arguments(make), **size})
         if backend is None:
             backend = self._default_backend(num_envs)
         if backend == "envpool":
             if make_envpool is None or self.pixels is not None:
                 raise ValueError(
-                    f"{name!r} does not run on EnvPool"
-                    + ("" if self.pixels is None else ", which draws no pixels")
-                    + ": choose backend 'serial' or 'parallel'. EnvPool's own tasks are "
-                    "'envpool:Ant-v5' and the like."
+                    f"{self.entry.name!r} does not run on EnvPool, or not with pixels: choose "
+                    "backend 'serial' or 'parallel'. EnvPool's own tasks are 'envpool:Ant-v5' and "
+                    "the like."
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
         # Episodes that never end apart are converted all at once.
@@ -309,7 +303,7 @@ class _Plan:
         asked = {
             "device": self.device,
             "pixels": self.pixels,
-            "max_steps": self.max_steps,
+            "max_steps": self.entry.max_steps,
             "terminate": self.terminate,
         }
         given = {key: asked[key] for key in asked if key in accepted and asked[key] is not None}
@@ -321,21 +315,17 @@ class _Plan:
         name, sees_pixels_only = self.entry.name, self.entry.observes == "pixels"
         leaves = dict(env.observation_spec.items(True, True))
         found: list[Transform] = []
-        if self.max_steps is not None and "max_steps" not in _parameters(self.entry.make):
-            found.append(StepCounter(self.max_steps))
+        max_steps = self.entry.max_steps
+        if max_steps is not None and "max_steps" not in _parameters(self.entry.make):
+            found.append(StepCounter(max_steps))
         found += _to_floats(env, leaves)
         state = [] if sees_pixels_only else _state_keys(leaves, env.batch_dims)
-        if not state and "pixels" not in leaves:
-            raise ValueError(
-                f"{name!r} shows neither a vector of floats nor 'pixels', but only "
-                f"{sorted(map(str, leaves))}."
-            )
         if state and state != ["observation"]:
             found += _concatenate(state, leaves, env.batch_dims)
-            if "position" in state and self.position is None:
+            if "position" in state and self.entry.position is None:
                 found.append(ExcludeTransform("position"))  # A state, and no place.
-        if self.position is not None:
-            found.append(ReadPosition(self.position))
+        if self.entry.position is not None:
+            found.append(ReadPosition(self.entry.position))
         # Tasks from pictures were scaled whatever their bounds: checkpoints hold its state.
         if _has_bounds(env.action_spec, name, unit_counts=sees_pixels_only):
             found.append(ActionScaling())
@@ -391,18 +381,6 @@ def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, An
     for transform in _to_floats(env, dict(env.observation_spec.items(True, True))):
         env = env.append_transform(transform)
     return env
-
-
-def _has_limit(env: EnvBase) -> bool | None:
-    """What an environment says about its time limit, ``None`` if it says nothing."""
-    counters = (t for t in transforms_of(env) if isinstance(t, StepCounter))
-    if any(counter.max_steps is not None for counter in counters):
-        return True
-    base = base_of(env)
-    if hasattr(base, "max_steps"):
-        return base.max_steps is not None
-    spec = getattr(base, "spec", None)  # gymnasium's
-    return getattr(spec, "max_episode_steps", None) is not None or None
 
 
 def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:

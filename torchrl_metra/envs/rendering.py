@@ -252,26 +252,19 @@ def rendering_available() -> bool:
 
 def following_camera(model: mujoco.MjModel) -> int | FreeCamera:
     """The first camera that follows a body, else the first, else one that sees all."""
-    mujoco = require("mujoco", "mujoco")
-    modes = (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
-    for camera, mode in enumerate(model.cam_mode):
-        if mode in modes:
-            return camera
+    modes = require("mujoco", "mujoco").mjtCamLight
+    following = np.isin(model.cam_mode, [modes.mjCAMLIGHT_TRACK, modes.mjCAMLIGHT_TRACKCOM])
     if model.ncam:
-        return 0
-    view = model.vis.global_
-    return FreeCamera(
-        distance=1.5 * model.stat.extent,
-        lookat=tuple(model.stat.center),
-        azimuth=view.azimuth,
-        elevation=view.elevation,
-    )
+        return int(following.argmax())
+    view, center = model.vis.global_, tuple(model.stat.center)
+    return FreeCamera(1.5 * model.stat.extent, center, view.azimuth, view.elevation)
 
 
 def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
     """Create an OpenGL context with the asked backend, or the first that works."""
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    names = (_requested_backend() or _CANDIDATES) if backend is None else (backend,)
+    requested = backend or os.environ.get("MUJOCO_GL", "").lower()
+    names = (requested,) if requested else _CANDIDATES
     failures = {}
     for name in names:
         try:
@@ -279,25 +272,12 @@ def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
         # PyOpenGL, GLFW and ctypes each have errors of their own.
         except Exception as err:
             failures[name] = f"{type(err).__name__}: {err}".splitlines()[0]
-    lines = [f"  {name} ({_REMEDIES[name]}): {failure}" for name, failure in failures.items()]
+    lines = [f"  {name} ({_REMEDIES.get(name)}): {failure}" for name, failure in failures.items()]
     raise RuntimeError(
         "MuJoCo cannot draw here. None of these OpenGL backends works:\n"
         + "\n".join(lines)
         + "\nChoose one by the environment variable MUJOCO_GL, set before Python starts."
     )
-
-
-def _requested_backend() -> tuple[str, ...]:
-    """What MUJOCO_GL asks for, in the spellings that MuJoCo knows; empty if nothing."""
-    value = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if value in ("disable", "disabled", "off", "false", "0"):
-        raise RuntimeError(
-            f"MUJOCO_GL={value} turns drawing off, and this environment draws. Unset it, or "
-            "set it to egl, osmesa or glfw."
-        )
-    if value == "glx":
-        return ("glfw",)
-    return (value,) if value in _REMEDIES else ()
 
 
 def _gl_context_class(backend: str) -> Any:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
 from torchrl_metra._private import WorkerCheckMixin
 
-__all__ = ["IntrinsicRewardTransform", "SkillReward"]
-
-
-class SkillReward(Protocol):
-    """What :class:`IntrinsicRewardTransform` needs of a skill-discovery loss."""
-
-    def reward(self, tensordict: TensorDictBase) -> Tensor:
-        """Reward of shape ``[*B, 1]`` for transitions of batch size ``*B``."""
+__all__ = ["IntrinsicRewardTransform"]
 
 
 class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
@@ -35,8 +27,8 @@ class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
     multi-process collectors it belongs on the replay buffer.
 
     Args:
-        skill_loss (SkillReward): the loss that owns the encoder, such as
-            :class:`~torchrl_metra.METRALoss`.
+        skill_loss (SkillLoss): the loss that owns the encoder, such as
+            :class:`~torchrl_metra.METRALoss`. Anything with a method ``reward(tensordict)``.
 
     Keyword Args:
         reward_key (NestedKey, optional): entry written below ``"next"``.
@@ -58,9 +50,7 @@ class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
         torch.Size([4, 3, 1])
     """
 
-    def __init__(
-        self, skill_loss: SkillReward, *, reward_key: NestedKey = "intrinsic_reward"
-    ) -> None:
+    def __init__(self, skill_loss: Any, *, reward_key: NestedKey = "intrinsic_reward") -> None:
         super().__init__(in_keys=[], out_keys=[reward_key])
         # Not a submodule: the environment's state_dict is not the place for the encoder.
         self.__dict__["skill_loss"] = skill_loss
