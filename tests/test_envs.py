@@ -335,15 +335,6 @@ class TestSkillPrimer:
         with pytest.raises(RuntimeError, match=r"overwrite 'skill'.*env\.append_transform"):
             buffer.sample()
 
-    def test_wrong_skill_at_reset(self) -> None:
-        env = TransformedEnv(PointEnv(2), SkillPrimer(OneHot(3)))
-        with pytest.raises(ValueError, match=r"\[\.\.\., 3\].*\[2, 4\]"):
-            env.reset(TensorDict({"skill": torch.zeros(2, 4)}, [2]))
-
-    def test_prior_must_be_a_prior(self) -> None:
-        with pytest.raises(TypeError, match=r"SkillPrior.*got int"):
-            SkillPrimer(3)
-
 
 def rewarding_env(metra_loss: METRALoss) -> EnvBase:
     return TransformedEnv(

@@ -391,20 +391,6 @@ class TestPrimer:
         rollout = env.rollout(5, auto_reset=False, tensordict=start)
         assert rollout["next", "goal", "position"][:, -1].equal(mine["position"])
 
-    @pytest.mark.parametrize(
-        "goal",
-        [
-            TensorDict({"observation": torch.zeros(2, 2)}, [2]),
-            TensorDict({"observation": torch.zeros(2, 3), "position": torch.zeros(2, 2)}, [2]),
-            TensorDict({"place": torch.zeros(2, 2)}, [2]),
-        ],
-        ids=["missing entry", "wrong shape", "unknown entry"],
-    )
-    def test_other_entries_are_refused(self, goal: TensorDict) -> None:
-        env = TransformedEnv(PointEnv(2), GoalPrimer(self.goals))
-        with pytest.raises(ValueError, match=r"expected a goal .*'position': \[2, 2\].* found"):
-            env.reset(TensorDict({"goal": goal}, [2]))
-
     def test_replay_buffers_are_refused(self) -> None:
         buffer = ReplayBuffer(
             storage=LazyTensorStorage(4), transform=GoalPrimer(self.goals), batch_size=2

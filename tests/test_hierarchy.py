@@ -250,8 +250,6 @@ class TestRefusals:
     def test_arguments(self) -> None:
         with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
             SkillAction(count_policy(), OneHot(3), num_steps=0)
-        with pytest.raises(TypeError, match="prior must be a SkillPrior"):
-            SkillAction(count_policy(), 3)
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))

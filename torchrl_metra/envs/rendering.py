@@ -286,9 +286,6 @@ def _gl_context_class(backend: str) -> Any:
     Importing it binds PyOpenGL to that backend and loads its libraries for the whole
     process, after which no other can follow: what cannot work must be found out before.
     """
-    bound = os.environ.get("PYOPENGL_PLATFORM")
-    if backend in ("egl", "osmesa") and bound and bound.lower() != backend:
-        raise RuntimeError(f"PYOPENGL_PLATFORM={bound} holds for this process already")
     if backend == "egl" and not _egl_has_device():
         raise RuntimeError("libEGL lists no device")
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

@@ -28,8 +28,6 @@ class GoalPrimer(EpisodePrimer):
 
     Raises:
         RuntimeError: when applied to a replay buffer, where it would overwrite the stored goals.
-        ValueError: if a goal passed to ``reset`` has other entries
-            or shapes than they have.
 
     Examples:
         >>> import torch
@@ -52,16 +50,3 @@ class GoalPrimer(EpisodePrimer):
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> TensorDictBase:
         """Some of the goals that were given."""
         return self.goals[torch.randint(len(self.goals), batch_size)]
-
-    def validate(self, goal: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
-        """Refuse goals with other entries or shapes."""
-        expected = {
-            key: [*batch_size, *value.shape[1:]] for key, value in self.goals.items(True, True)
-        }
-        found = {key: list(value.shape) for key, value in goal.items(True, True)}
-        if found != expected:
-            raise ValueError(
-                f"expected a goal with the entries and shapes {expected}, as those of "
-                f"GoalPrimer(goals), found {found}."
-            )
-        return goal

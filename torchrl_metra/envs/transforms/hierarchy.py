@@ -17,7 +17,6 @@ from torchrl_metra._checks import check_integer
 from torchrl_metra._private import step_below, steps_mask
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 
 __all__ = ["SkillAction"]
 
@@ -65,7 +64,6 @@ class SkillAction(Transform):
     def __init__(
         self, policy: TensorDictModuleBase, prior: SkillPrior, *, num_steps: int = 25
     ) -> None:
-        check_prior(prior)
         if "skill" not in policy.in_keys:
             raise ValueError(
                 f"policy must read the entry 'skill', but it reads {list(policy.in_keys)}: it is "

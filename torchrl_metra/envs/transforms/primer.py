@@ -46,12 +46,6 @@ class EpisodePrimer(AutoResetMixin, TensorDictPrimer, abc.ABC):
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor | TensorDictBase:
         """New values, of batch size ``batch_size``."""
 
-    @abc.abstractmethod
-    def validate(
-        self, value: Tensor | TensorDictBase, batch_size: torch.Size
-    ) -> Tensor | TensorDictBase:
-        """Return ``value``, of batch size ``batch_size``, after checking it."""
-
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Refuse to run outside of an environment."""
         name = type(self).__name__
@@ -68,7 +62,7 @@ class EpisodePrimer(AutoResetMixin, TensorDictPrimer, abc.ABC):
         if value is None or self._mask(tensordict) is not None:
             # One for every environment: TorchRL drops those of environments that go on.
             value = self.draw(tensordict_reset.batch_size, tensordict_reset.device)
-        return tensordict_reset.set(self.key, self.validate(value, tensordict_reset.batch_size))
+        return tensordict_reset.set(self.key, value)
 
     def update_where_reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase

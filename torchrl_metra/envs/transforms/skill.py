@@ -7,7 +7,6 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
 __all__ = ["SkillPrimer"]
@@ -31,7 +30,6 @@ class SkillPrimer(EpisodePrimer):
 
     Raises:
         RuntimeError: when applied to a replay buffer, where it would overwrite the stored skills.
-        ValueError: if a skill passed to ``reset`` does not have ``D`` entries.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -54,7 +52,6 @@ class SkillPrimer(EpisodePrimer):
         skill_key: NestedKey = "skill",
         reset_key: NestedKey | None = None,
     ) -> None:
-        check_prior(prior)
         super().__init__(skill_key, prior.spec, reset_key=reset_key)
         self.prior = prior
         self.skill_key = skill_key
@@ -62,7 +59,3 @@ class SkillPrimer(EpisodePrimer):
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor:
         """Skills of the prior."""
         return self.prior.sample(batch_size, device=device)
-
-    def validate(self, skill: Tensor, batch_size: torch.Size) -> Tensor:
-        """Refuse skills of another size."""
-        return self.prior.validate(skill)
