@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import unravel_key
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import (
     ActionScaling,
+    CatFrames,
     CatTensors,
     DoubleToFloat,
     EnvBase,
@@ -38,7 +39,7 @@ from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.envs.dm_control import suite_entry
 from torchrl_metra.envs.envpool import envpool_entry
 from torchrl_metra.envs.mujoco import gymnasium_entry
-from torchrl_metra.envs.pixels import PixelOptions, stack_frames
+from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry, Position, find_env, registered_envs
 from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, same_random_state
 from torchrl_metra.envs.transforms.position import ReadPosition
@@ -166,7 +167,7 @@ def make_env(
     if entry.observes == "pixels":
         norm = False
     if norm is None:
-        norm = plan.measure().norm or False
+        norm = plan.measure()[0] or False
     if entry.max_steps is None and not plan.ends():
         raise ValueError(
             f"the episodes of {entry.name!r} have no time limit, and a skill lasts for one "
@@ -192,13 +193,9 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
     return EnvEntry(name=env, make=env, summary="")
 
 
-class _Measured(NamedTuple):
-    norm: dict[str, Tensor] | None
-    truncates: bool
-
-
-# What random steps have shown, so that a run and its evaluation do not both take them.
-_MEASURED: dict[tuple[Any, ...], _Measured] = {}
+# What random steps have shown, so that a run and its evaluation do not both take them: constants
+# that normalize the observation, and whether a time limit was met.
+_MEASURED: dict[tuple[Any, ...], tuple[dict[str, Tensor] | None, bool]] = {}
 
 
 @dataclass(frozen=True)
@@ -229,7 +226,7 @@ class _Plan:
             env = TransformedEnv(env)
         return env if self.device is None else env.to(self.device)
 
-    def measure(self) -> _Measured:
+    def measure(self) -> tuple[dict[str, Tensor] | None, bool]:
         """What random steps show of the observation and of the ends of episodes."""
         # Drawing is slow, and changes neither.
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
@@ -242,7 +239,7 @@ class _Plan:
             with same_random_state(), closing(plan.build(NUM_ENVS, backend, norm=False)) as env:
                 observations, truncates = random_steps(env)
             norm = None if observations is None else constants_of(observations)
-            _MEASURED[key] = _Measured(norm, truncates)
+            _MEASURED[key] = norm, truncates
         return _MEASURED[key]
 
     def ends(self) -> bool:
@@ -255,7 +252,7 @@ class _Plan:
         if hasattr(base, "max_steps"):
             return base.max_steps is not None
         spec = getattr(base, "spec", None)  # gymnasium's
-        return getattr(spec, "max_episode_steps", None) is not None or self.measure().truncates
+        return getattr(spec, "max_episode_steps", None) is not None or self.measure()[1]
 
     @property
     def makes_batches(self) -> bool:
@@ -278,8 +275,7 @@ class _Plan:
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
         # Episodes that never end apart are converted all at once.
-        build = _build_one_in_floats if self.entry.terminates else _build_one
-        make_one = partial(build, make, self._arguments(make))
+        make_one = partial(_build_one, make, self._arguments(make), floats=self.entry.terminates)
         if num_envs is None:
             return make_one()
         return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
@@ -318,7 +314,7 @@ class _Plan:
         max_steps = self.entry.max_steps
         if max_steps is not None and "max_steps" not in _parameters(self.entry.make):
             found.append(StepCounter(max_steps))
-        found += _to_floats(env, leaves)
+        found += _to_floats(env)
         state = [] if sees_pixels_only else _state_keys(leaves, env.batch_dims)
         if state and state != ["observation"]:
             found += _concatenate(state, leaves, env.batch_dims)
@@ -345,7 +341,10 @@ class _Plan:
                     f"{self.pixels}, but its 'pixels' are {pictures}. Draw them in the function "
                     "that builds it, which may have a parameter 'pixels'."
                 )
-            found.append(stack_frames(self.pixels.frames))
+            # The latest along the channels, the newest last.
+            found.append(
+                CatFrames(N=self.pixels.frames, dim=-3, in_keys=["pixels"], padding="same")
+            )
         return found
 
 
@@ -362,29 +361,31 @@ def _parameters(function: Any) -> list[str]:
     return list(signature.parameters)[is_class:]
 
 
-def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
-    """Call a function that builds an environment, perhaps in a worker process."""
+def _build_one(
+    make: Callable[..., Any] | str, arguments: dict[str, Any], floats: bool = False
+) -> EnvBase:
+    """Call a function that builds an environment, perhaps in a worker process.
+
+    With ``floats`` its numbers are converted there: TorchRL mixes them with ours where some
+    episodes have ended.
+    """
     env = (import_object(make) if isinstance(make, str) else make)(**arguments)
-    if isinstance(env, EnvBase):
-        return env
     gymnasium = sys.modules.get("gymnasium")
     if gymnasium is not None and isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
-        return GymWrapper(env)
-    raise TypeError(
-        f"{make} must return a torchrl.envs.EnvBase or a gymnasium.Env, got {type(env).__name__}."
-    )
-
-
-def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
-    """Floats inside of a worker: TorchRL mixes them with ours where some episodes have ended."""
-    env = _build_one(make, arguments)
-    for transform in _to_floats(env, dict(env.observation_spec.items(True, True))):
+        env = GymWrapper(env)
+    if not isinstance(env, EnvBase):
+        raise TypeError(
+            f"{make} must return a torchrl.envs.EnvBase or a gymnasium.Env, got "
+            f"{type(env).__name__}."
+        )
+    for transform in _to_floats(env) if floats else []:
         env = env.append_transform(transform)
     return env
 
 
-def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:
-    keys = [key for key, leaf in leaves.items() if leaf.dtype is torch.float64]
+def _to_floats(env: EnvBase) -> list[Transform]:
+    leaves = env.observation_spec.items(True, True)
+    keys = [key for key, leaf in leaves if leaf.dtype is torch.float64]
     if env.reward_spec.dtype is torch.float64:
         keys.append(env.reward_key)
     if env.action_spec.dtype is torch.float64:

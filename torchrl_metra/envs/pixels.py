@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import CatFrames
 from torchrl.envs.gym_like import GymLikeEnv
 
 from torchrl_metra._checks import check_choice, check_integer
@@ -22,7 +21,7 @@ from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["PixelOptions", "SimulationEnv", "repeat_frames", "stack_frames"]
+__all__ = ["PixelOptions", "SimulationEnv", "repeat_frames"]
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,6 @@ class SimulationEnv(SpecsMixin, GymLikeEnv):
         if self.renderer is not None:
             self.renderer.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def stack_frames(frames: int) -> CatFrames:
-    """The latest frames along the channels, the newest last."""
-    return CatFrames(N=frames, dim=-3, in_keys=["pixels"], padding="same")
 
 
 def repeat_frames(frames: Tensor, options: PixelOptions) -> Tensor:
