@@ -2,7 +2,7 @@
 
 The paper's state-based tasks normalise observations by constants. This script
 measures them as the authors did, over 10 000 episodes of 50 uniformly random
-actions, and prints them to be pasted into ``torchrl_metra/envs/mujoco.py``:
+actions, and prints them for ``torchrl_metra/envs/observation_norm.toml``:
 
     python benchmarks/observation_statistics.py
 """
@@ -40,6 +40,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for name in ("ant", "half_cheetah"):
         mean, std = measure(name, arguments.seed)
-        print(name)
+        print(f"\n[{name}]")
         for field, values in (("loc", mean), ("scale", std)):
-            print(f"    {field}=({', '.join(f'{value:.4g}' for value in values)}),")
+            print(f"{field} = [{', '.join(f'{value:.4g}' for value in values)}]")

@@ -22,7 +22,7 @@ import torch
 
 from torchrl_metra import PixelOptions, SkillPrimer, make_env, make_metra
 from torchrl_metra._record import describe_run
-from torchrl_metra.envs import rendering
+from torchrl_metra.envs import Renderer
 from torchrl_metra.evaluation import measure_skills, write_video
 from torchrl_metra.trainers import SkillEvaluation
 
@@ -97,7 +97,9 @@ def held() -> dict[str, float]:
         "processes": 1 + len(children),
         "threads": process.num_threads(),
         "file_handles": process.num_fds(),
-        "render_contexts": len(rendering._open_renderers),
+        "render_contexts": sum(
+            isinstance(item, Renderer) and item.is_open for item in gc.get_objects()
+        ),
     }
 
 

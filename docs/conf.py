@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
     ("py:class", r"optional|path|sequence|mapping|collection|callable|.* to .*"),
     (
         "py:.*",
-        r"(.*\.)?(OptimizationStepper|SoftUpdate|TargetNetUpdater|SkillReward|EpisodePrimer|make_fx|register_op)",
+        r"(.*\.)?(OptimizationStepper|SoftUpdate|TargetNetUpdater|EpisodePrimer|make_fx|register_op)",
     ),
     ("py:.*", r"hydra\..*|mujoco\..*|ConfigCompositionException|NestedKey"),
 ]

@@ -40,6 +40,7 @@ def check_files() -> None:
         assert all(hasattr(module, name) for name in module.__all__), room
     assert all(hasattr(torchrl_metra, name) for name in torchrl_metra.__all__)
     assert (package / "recipes" / "presets.toml").exists()
+    assert (package / "envs" / "observation_norm.toml").exists()
 
 
 def why_not(call: Callable[[], object]) -> str:

@@ -391,32 +391,12 @@ class TestPrimer:
         rollout = env.rollout(5, auto_reset=False, tensordict=start)
         assert rollout["next", "goal", "position"][:, -1].equal(mine["position"])
 
-    @pytest.mark.parametrize(
-        "goal",
-        [
-            TensorDict({"observation": torch.zeros(2, 2)}, [2]),
-            TensorDict({"observation": torch.zeros(2, 3), "position": torch.zeros(2, 2)}, [2]),
-            TensorDict({"place": torch.zeros(2, 2)}, [2]),
-        ],
-        ids=["missing entry", "wrong shape", "unknown entry"],
-    )
-    def test_other_entries_are_refused(self, goal: TensorDict) -> None:
-        env = TransformedEnv(PointEnv(2), GoalPrimer(self.goals))
-        with pytest.raises(ValueError, match=r"expected a goal .*'position': \[2, 2\].* found"):
-            env.reset(TensorDict({"goal": goal}, [2]))
-
-    def test_no_goals(self) -> None:
-        with pytest.raises(ValueError, match=r"batch size \[M\] with at least one goal"):
-            GoalPrimer(self.goals[:0])
-        with pytest.raises(ValueError, match=r"found batch size \[\]"):
-            GoalPrimer(self.goals[0])
-
     def test_replay_buffers_are_refused(self) -> None:
         buffer = ReplayBuffer(
             storage=LazyTensorStorage(4), transform=GoalPrimer(self.goals), batch_size=2
         )
         buffer.extend(TensorDict({"goal": self.goals[:4]}, [4]))
-        with pytest.raises(RuntimeError, match="would overwrite the goals"):
+        with pytest.raises(RuntimeError, match="would overwrite 'goal'"):
             buffer.sample()
 
 
@@ -479,8 +459,6 @@ class TestSampleGoals:
             sample_goals("ant", 3, pixels=PixelOptions())
         with pytest.raises(ValueError, match="goals are tasks, but extent=3"):
             sample_goals("kitchen", 3, extent=3.0)
-        with pytest.raises(ValueError, match="num_goals must be at least 1, got 0"):
-            sample_goals("quadruped", 0)
 
     @needs_renderer
     @pytest.mark.parametrize("name", list(LOCOMOTION))
@@ -526,5 +504,5 @@ class TestSampleGoals:
         np.testing.assert_array_equal(env._env.unwrapped.data.qpos, qpos)
         assert env.read_obs(None)["pixels"].equal(start["pixels"])
         assert not solved["pixels"].equal(start["pixels"])
-        assert not env._read_state()["tasks"].any()
+        assert not env.read_state()["tasks"].any()
         env.close()

@@ -250,20 +250,9 @@ class TestRefusals:
     def test_arguments(self) -> None:
         with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
             SkillAction(count_policy(), OneHot(3), num_steps=0)
-        with pytest.raises(TypeError, match="prior must be a SkillPrior"):
-            SkillAction(count_policy(), 3)
-        with pytest.raises(TypeError, match=r"policy must be a TensorDictModule.*Linear"):
-            SkillAction(nn.Linear(2, 2), OneHot(3))
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
-
-    @pytest.mark.parametrize(("size", "prior"), [(5, OneHot(3)), (2, OneHot(4))])
-    def test_a_policy_of_other_sizes(self, size: int, prior: SkillPrior) -> None:
-        actor = SkillConditionedActor(MLP(size + 3, 8, num_cells=[8]), 8, Bounded(-1, 1, (2,)))
-        env = TransformedEnv(PointEnv(2), SkillAction(actor, prior))
-        with pytest.raises(ValueError, match=r"does not fit an environment.*\[2, 2\]"):
-            env.reset()
 
     def test_a_policy_of_other_actions(self) -> None:
         actor = SkillConditionedActor(MLP(2 + 3, 8, num_cells=[8]), 8, Bounded(-1, 1, (6,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import pkgutil
 import subprocess
@@ -14,19 +15,27 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_losses
+from conftest import SelfResettingPoint, make_losses
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector, MultiSyncCollector
-from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Bounded, Composite, LazyTensorStorage, ReplayBuffer, Unbounded
+from torchrl.envs import (
+    EnvBase,
+    GymWrapper,
+    RewardScaling,
+    SerialEnv,
+    Transform,
+    TransformedEnv,
+)
 from torchrl.objectives import SACLoss
 from torchrl.trainers import OptimizationStepper, Trainer, _execution
 
 import torchrl_metra
-from torchrl_metra import _private
+from torchrl_metra import PointEnv, _private
+from torchrl_metra.envs import rendering_available
 
 PACKAGE = Path(torchrl_metra.__file__).parent
 ROOM = PACKAGE / "_private.py"
@@ -380,6 +389,88 @@ class CountingEnv(EnvBase):
 # ---- torchrl: environments
 
 
+class CountsUp(EnvBase):
+    """Two environments that count their steps; the second is done at its second step."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=[2])
+        self.observation_spec = Composite(count=Unbounded((2, 1)), shape=[2])
+        self.action_spec = Bounded(-1, 1, (2, 1))
+        self.reward_spec = Unbounded((2, 1))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
+        return TensorDict({"count": torch.zeros(2, 1)}, [2])
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        mask = tensordict.get("_step", torch.ones(2, dtype=torch.bool)).reshape(2, 1)
+        count = tensordict["count"] + mask * tensordict["action"].abs().ceil()
+        done = (count >= 2) & torch.tensor([[False], [True]])
+        return TensorDict({"count": count, "reward": count.clone(), "done": done}, [2])
+
+    def _set_seed(self, seed: int | None) -> None:
+        pass
+
+
+def test_SpecsMixin() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Renamed(_private.SpecsMixin, GymWrapper):
+        def adjust_specs(self) -> None:
+            self.observation_spec["again"] = self.observation_spec["observation"].clone()
+
+    env = Renamed(gymnasium.make("Pendulum-v1"))
+    assert env.observation_spec["again"].shape == (3,)
+    assert env.action_spec.shape == (1,)
+
+
+def test_AutoResetMixin() -> None:
+    class Marks(_private.AutoResetMixin, Transform):
+        def update_where_reset(
+            self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+        ) -> TensorDictBase:
+            resets.append(tensordict["_reset"].flatten().tolist())
+            return tensordict_reset
+
+    resets: list[list[bool]] = []
+    env = TransformedEnv(SelfResettingPoint(2, max_steps=3), Marks())
+    env.rollout(4, break_when_any_done=False)
+    assert [True, True] in resets
+
+
+def test_WorkerCheckMixin() -> None:
+    class Outside(_private.WorkerCheckMixin, Transform):
+        def check_in_worker(self) -> None:
+            raise RuntimeError("not in a worker")
+
+    with pytest.raises(RuntimeError, match="not in a worker"):
+        SerialEnv(1, lambda: TransformedEnv(PointEnv(), Outside())).reset()
+
+
+def test_steps_mask() -> None:
+    seen = []
+
+    class Looks(Transform):
+        def _step(self, tensordict: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
+            seen.append(_private.steps_mask(tensordict, following["done"]).flatten().tolist())
+            return following
+
+    env = TransformedEnv(CountsUp(), Looks())
+    env.rollout(4, break_when_any_done=False, break_when_all_done=True)
+    assert seen == [[True, True], [True, True], [True, False], [True, False]]
+
+
+def test_step_below() -> None:
+    env = CountsUp()
+    start = env.reset().set("action", torch.ones(2, 1))
+    doubled = RewardScaling(loc=0.0, scale=2.0)
+    active = torch.tensor([[True], [False]])
+    for mask in (active | True, active):
+        out = _private.step_below(env, [doubled], start.clone(), mask)
+        assert out["count"].equal(mask.float())
+        assert out["reward"].equal(2 * mask.float())
+        assert not out["terminated"].any()  # Which the environment does not write.
+
+
 # ---- torch
 
 
@@ -421,6 +512,29 @@ def test_fused_adam_operators() -> None:
 
 
 # ---- mujoco and dm_control
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_open_gl_context() -> None:
+    mujoco = pytest.importorskip("mujoco")
+    if not rendering_available():
+        pytest.skip("no OpenGL backend of MuJoCo works here")
+
+    class Broken(mujoco.GLContext):
+        def __init__(self, width: int, height: int) -> None:
+            assert self._context is None
+            raise OSError("no device")
+
+    with pytest.raises(OSError, match="no device"):
+        _private.open_gl_context(Broken, 4, 3)
+    gc.collect()
+
+
+def test_suite_step_limit() -> None:
+    suite = pytest.importorskip("dm_control.suite")
+    env = suite.load("cartpole", "balance", task_kwargs={"time_limit": 0.05})
+    assert _private.suite_step_limit(env) == pytest.approx(5)
+    assert _private.suite_step_limit(suite.load("lqr", "lqr_2_1")) == float("inf")
 
 
 # ---- hydra

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from torchrl_metra.envs import FreeCamera, Renderer, rendering_available
-from torchrl_metra.envs.rendering import GLBackend, _open_renderers
 
 mujoco = pytest.importorskip("mujoco")
 
@@ -107,13 +106,13 @@ class TestRenderer:
     def test_garbage_collection_frees_the_context(
         self, model: mujoco.MjModel, data: mujoco.MjData
     ) -> None:
-        before = len(_open_renderers)
         renderer = Renderer(model, 16, 16, "above")
         renderer.render(data)
-        assert len(_open_renderers) == before + 1
+        finalizer = renderer._free
+        assert finalizer.alive
         del renderer
         gc.collect()
-        assert len(_open_renderers) == before
+        assert not finalizer.alive
 
     def test_an_open_renderer_can_be_sent_elsewhere(
         self, model: mujoco.MjModel, data: mujoco.MjData
@@ -166,14 +165,12 @@ print("drawn")
 
 class TestErrors:
     def test_unknown_camera(self, model: mujoco.MjModel) -> None:
-        with pytest.raises(ValueError, match=r"no camera 'side'; it has 2.*'above', 'below'"):
+        with pytest.raises(KeyError, match=r"'side'.*'above', 'below'"):
             Renderer(model, 8, 8, "side")
-        with pytest.raises(ValueError, match="no camera 2"):
+        with pytest.raises(IndexError):
             Renderer(model, 8, 8, 2)
 
     def test_bad_values(self, model: mujoco.MjModel) -> None:
-        with pytest.raises(ValueError, match="width must be at least 1, got 0"):
-            Renderer(model, 0, 8, "above")
         with pytest.raises(ValueError, match=r"'best', expected one of .*'fast', 'full'"):
             Renderer(model, 8, 8, "above", quality="best")
         with pytest.raises(ValueError, match=r"'vulkan', expected one of.*'egl'"):
@@ -202,17 +199,9 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=r"(?s)libegl1 libgl1-mesa-dri.*libosmesa6.*glfw"):
             Renderer(model, 8, 8, "above").render(data)
 
-    @pytest.mark.parametrize(
-        ("variable", "value", "backend", "message"),
-        [
-            ("MUJOCO_GL", "off", None, "MUJOCO_GL=off turns drawing off"),
-            ("PYOPENGL_PLATFORM", "glx", "egl", "PYOPENGL_PLATFORM=glx holds for this process"),
-        ],
-    )
-    def test_variables_that_forbid_it(
-        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch,
-        variable: str, value: str, backend: GLBackend | None, message: str,
-    ) -> None:  # fmt: skip
-        monkeypatch.setenv(variable, value)
-        with pytest.raises(RuntimeError, match=message):
-            Renderer(model, 8, 8, "above", backend=backend).render(data)
+    def test_drawing_may_be_turned_off(
+        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MUJOCO_GL", "off")
+        with pytest.raises(RuntimeError, match=r"(?s)None of these OpenGL backends works.*off"):
+            Renderer(model, 8, 8, "above").render(data)

@@ -99,18 +99,6 @@ class TestReachGoals:
         assert steps["next", "reward"].equal((distance <= 0.5).float())
         assert not steps["next", "to_goal"][:, 2].equal(steps["next", "to_goal"][:, 1])
 
-    @pytest.mark.parametrize(
-        ("arguments", "options", "message"),
-        [
-            ((0.0, 1.0), {}, "goal_range must be positive"),
-            ((1.0, -1.0), {}, "radius must be positive"),
-            ((1.0, 1.0), {"steps_per_goal": 0}, "steps_per_goal must be at least 1"),
-        ],
-    )
-    def test_bad_sizes(self, arguments: tuple, options: dict, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            ReachGoals(*arguments, **options)
-
 
 class TestPassHurdles:
     def test_rewards_and_distances(self) -> None:

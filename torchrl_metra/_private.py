@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -23,6 +23,9 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.objectives.common import LossModule
 from torchrl.trainers import Trainer
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase, Transform
 
 # ---- torchrl: losses
 
@@ -204,6 +207,94 @@ def worker_processes(collector: BaseCollector) -> Sequence[Any]:
 # ---- torchrl: environments
 
 
+class SpecsMixin:
+    """TorchRL 0.14.1: ``_make_specs`` of environment wrappers, called once by their constructor.
+
+    Stands before the wrapper among the bases, and lets :meth:`adjust_specs` change its specs.
+    """
+
+    def _make_specs(self, env: Any, batch_size: Any = None) -> None:
+        super()._make_specs(env)  # type: ignore[misc]
+        self.adjust_specs()
+
+    def adjust_specs(self) -> None:
+        """Change the specs that the wrapper has made."""
+        raise NotImplementedError
+
+
+class AutoResetMixin:
+    """TorchRL 0.14.1: ``Transform._reset_on_native_autoreset``.
+
+    Called after each step of an environment that resets itself, with the reset mask in the first
+    TensorDict and what the environment shows in the second.
+    """
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        return self.update_where_reset(tensordict, tensordict_reset)
+
+    def update_where_reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        """Return the second TensorDict with new entries where environments were reset."""
+        raise NotImplementedError
+
+
+class WorkerCheckMixin:
+    """TorchRL 0.14.1: ``Transform._check_batched_worker_compat``.
+
+    Called by batched environments for each transform in a worker.
+    """
+
+    def _check_batched_worker_compat(self) -> None:
+        self.check_in_worker()
+
+    def check_in_worker(self) -> None:
+        """Raise an error if the transform cannot work inside of a worker."""
+        raise NotImplementedError
+
+
+def steps_mask(tensordict: TensorDictBase, done: Tensor) -> Tensor:
+    """TorchRL 0.14.1: the entry ``"_step"``, by which rollouts leave out finished environments.
+
+    Returns:
+        Which environments a step is for, of the shape of ``done``.
+    """
+    mask = tensordict.get("_step", None)
+    return torch.ones_like(done) if mask is None else mask.reshape(done.shape)
+
+
+def step_below(
+    env: EnvBase, transforms: Sequence[Transform], tensordict: TensorDictBase, active: Tensor
+) -> TensorDictBase:
+    """TorchRL 0.14.1: ``TransformedEnv._step``, with some of its transforms only.
+
+    ``EnvBase._complete_done``, ``EnvBase._step`` and ``Transform._step`` are called, with the
+    entry ``"_step"`` where not all environments are active.
+
+    Args:
+        env (EnvBase): the environment below all transforms.
+        transforms (sequence of Transform): those that see the step.
+        tensordict (TensorDictBase): with the action for the last of them.
+        active (Tensor): which environments are stepped, flags of shape ``[*B, 1]``.
+
+    Returns:
+        What follows, as below ``"next"``.
+    """
+    for transform in reversed(transforms):
+        tensordict = transform.inv(tensordict)
+    if active.all():
+        tensordict.pop("_step", None)
+    else:
+        tensordict.set("_step", active.reshape(tensordict.batch_size))
+    following = env._step(tensordict)
+    env._complete_done(env.full_done_spec, following)
+    for transform in transforms:
+        following = transform._step(tensordict, following)
+    return following
+
+
 # ---- torch
 
 
@@ -248,6 +339,23 @@ def fused_adam_operators() -> dict[Any, Callable[..., None]]:
 
 
 # ---- mujoco and dm_control
+
+
+def open_gl_context(cls: Any, width: int, height: int) -> Any:
+    """mujoco 3.10.0: ``GLContext._context``, which its ``__del__`` reads.
+
+    It is missing where the constructor has failed early: Python would report an ignored
+    ``AttributeError`` for every backend that does not work.
+    """
+    context = cls.__new__(cls)
+    context._context = None
+    context.__init__(width, height)
+    return context
+
+
+def suite_step_limit(env: Any) -> float:
+    """dm_control 1.0.43: ``Environment._step_limit``, infinite where episodes have no end."""
+    return env._step_limit
 
 
 # ---- hydra

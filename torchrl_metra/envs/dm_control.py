@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,14 +17,15 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Unbounded
+from torchrl.data import Composite, Unbounded
 from torchrl.envs import DMControlWrapper
 
 from torchrl_metra._extras import require
+from torchrl_metra._private import suite_step_limit
 from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
 from torchrl_metra.envs.places import draw_positions
 from torchrl_metra.envs.registry import EnvEntry, register_env
-from torchrl_metra.envs.rendering import Renderer, following_camera
+from torchrl_metra.envs.rendering import following_camera
 
 if TYPE_CHECKING:
     import mujoco
@@ -84,22 +86,21 @@ def stand_upright(task: Any, physics: Any) -> None:
 
 
 LOCOMOTION: dict[str, Locomotion] = {
-    "quadruped": Locomotion(
-        domain="quadruped", camera="y", control_timestep=0.02, start=stand_upright
-    ),
-    "humanoid": Locomotion(domain="humanoid", camera="back", control_timestep=0.025),
+    "quadruped": Locomotion("quadruped", "y", control_timestep=0.02, start=stand_upright),
+    "humanoid": Locomotion("humanoid", "back", control_timestep=0.025),
 }
 
 
 class SimulatedTask(SimulationEnv, DMControlWrapper):
     """A task of the control suite whose errors of physics end episodes, not runs."""
 
-    def _simulation(self) -> mujoco.MjData:
-        return self._env.physics.data.ptr
+    @property
+    def simulation(self) -> mujoco.MjData:
+        return self.simulator.physics.data.ptr
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        # A divergence is handled by the base class, for all simulators alike.
-        with self._env.physics.suppress_physics_errors():
+        # The base class handles a divergence, for all simulators alike.
+        with self.simulator.physics.suppress_physics_errors():
             return super()._step(tensordict)
 
 
@@ -111,12 +112,11 @@ class LocomotionPixelEnv(SimulatedTask):
     is the suite's, summed over the repeated action. Build it by :func:`make_locomotion`.
     """
 
-    def _read_state(self, observations: Any) -> dict[str, Tensor]:
-        del observations
-        position = self._simulation().body("torso").xpos[:2]
+    def read_state(self, observations: Any) -> dict[str, Tensor]:
+        position = self.simulation.body("torso").xpos[:2]
         return {"position": torch.as_tensor(position, dtype=torch.float32)}
 
-    def _state_spec(self) -> dict[str, Any]:
+    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
         return {"position": Unbounded(shape=(2,))}
 
     def frame_at(self, x: float, y: float) -> Tensor:
@@ -130,11 +130,11 @@ class LocomotionPixelEnv(SimulatedTask):
             A picture, ``uint8`` of shape ``[3, height, width]``. The simulation is left as
             it was.
         """
-        physics = self._env.physics
+        physics = self.simulator.physics
         qpos = physics.data.qpos.copy()
         physics.data.qpos[:2] = x, y
         physics.forward()
-        picture = self._draw()
+        picture = self.draw()
         physics.data.qpos[:] = qpos
         physics.forward()
         return picture
@@ -152,22 +152,21 @@ class SuiteEnv(SimulatedTask):
     @property
     def max_steps(self) -> int | None:
         """After how many steps episodes are truncated."""
-        limit = self._env._step_limit
-        return None if np.isinf(limit) else int(np.ceil(limit))
+        limit = suite_step_limit(self.simulator)
+        return None if math.isinf(limit) else math.ceil(limit)
 
     @functools.cached_property
     def _root(self) -> list[int]:
-        return root_coordinates(self._env.physics.model.ptr)
+        return root_coordinates(self.simulator.physics.model.ptr)
 
-    def _read_state(self, observations: Any) -> dict[str, Tensor]:
-        root = self._simulation().qpos[self._root]
+    def read_state(self, observations: Any) -> dict[str, Tensor]:
+        root = self.simulation.qpos[self._root]
         state = np.concatenate([root, *map(np.ravel, observations.values())])
         return {"observation": torch.as_tensor(state, dtype=torch.float32)}
 
-    def _state_spec(self) -> dict[str, Any]:
-        specs = self._env.observation_spec().values()
-        size = len(self._root) + sum(int(np.prod(spec.shape)) for spec in specs)
-        return {"observation": Unbounded(shape=(size,))}
+    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
+        sizes = [spec.shape.numel() for spec in observation_spec.values()]
+        return {"observation": Unbounded(shape=(len(self._root) + sum(sizes),))}
 
 
 def root_coordinates(model: mujoco.MjModel) -> list[int]:
@@ -197,20 +196,11 @@ def make_suite(
         return SuiteEnv(env, None)
     model = env.physics.model.ptr
     recolour_floor(model)
-    size = pixels.resolution
-    return SuiteEnv(
-        env, Renderer(model, size, size, following_camera(model), quality=pixels.quality)
-    )
+    return SuiteEnv(env, pixels.renderer(model, following_camera(model)))
 
 
 def suite_entry(task: str, options: Mapping[str, Any]) -> EnvEntry:
-    """What is known about a task of the control suite.
-
-    Raises:
-        ImportError: if dm_control is not installed; names the extra.
-        ValueError: if it has no such task.
-    """
-    del options
+    """What is known about a task of the control suite."""
     return EnvEntry(
         name=f"dm_control:{task}",
         make=partial(make_suite, task),
@@ -226,19 +216,15 @@ def _root_size(task: str) -> int:
 
 
 def _load(task: str, options: Mapping[str, Any]) -> Any:
-    suite = _suite()
+    with warnings.catch_warnings():
+        # On a machine without a display dm_control complains when it is imported.
+        warnings.filterwarnings("ignore", message=".*DISPLAY")
+        suite = require("dm_control.suite", "dm-control")
     domain, _, name = task.partition("-")
     if (domain, name) not in suite.ALL_TASKS:
         tasks = ["-".join(known) for known in suite.ALL_TASKS]
         raise ValueError(f"the control suite has no task {task!r}, expected one of {tasks}.")
     return suite.load(domain, name, task_kwargs=dict(options))
-
-
-def _suite() -> Any:
-    with warnings.catch_warnings():
-        # On a machine without a display dm_control complains when it is imported.
-        warnings.filterwarnings("ignore", message=".*DISPLAY")
-        return require("dm_control.suite", "dm-control")
 
 
 def make_locomotion(
@@ -256,20 +242,14 @@ def make_locomotion(
 
     Returns:
         The environment, with the suite's own range of actions.
-
-    Raises:
-        ImportError: if dm_control is not installed; names the extra.
     """
     duration = max_steps * ACTION_REPEAT * task.control_timestep
-    env = _suite().load(task.domain, "run", task_kwargs={"time_limit": duration})
+    env = _load(f"{task.domain}-run", {"time_limit": duration})
     if task.start is not None:
         env.task.initialize_episode = MethodType(task.start, env.task)
     model = env.physics.model.ptr
     recolour_floor(model)
-    renderer = Renderer(
-        model, pixels.resolution, pixels.resolution, task.camera, quality=pixels.quality
-    )
-    return LocomotionPixelEnv(env, renderer, frame_skip=ACTION_REPEAT)
+    return LocomotionPixelEnv(env, pixels.renderer(model, task.camera), frame_skip=ACTION_REPEAT)
 
 
 def recolour_floor(model: mujoco.MjModel) -> None:
@@ -283,35 +263,25 @@ def recolour_floor(model: mujoco.MjModel) -> None:
         model (mujoco.MjModel): a model of the suite, changed in place; before a renderer
             has uploaded its textures.
     """
-    floor = _floor(model)
-    if floor is None:
+    grids = [index for index in range(model.nmat) if model.mat(index).name == "grid"]
+    is_floor = model.geom_type == require("mujoco", "dm-control").mjtGeom.mjGEOM_PLANE
+    floors = (is_floor & np.isin(model.geom_matid, grids)).nonzero()[0]
+    if not len(floors):
         return
+    floor = floors[0]
     model.geom_size[floor, :2] = FLOOR_HALF_SIZE
     model.geom_pos[floor, :2] = 0.0  # Planar robots' begins where they do.
     material = model.geom_matid[floor]
-    # One copy of the texture over the whole plane, not one per metre.
+    # One copy of the texture over the whole plane, not one per meter.
     model.mat_texuniform[material] = False
     model.mat_texrepeat[material] = 1.0
     texture = model.tex("grid").id
     height, width = model.tex_height[texture], model.tex_width[texture]
-    rows, columns = np.mgrid[:height, :width]
-    colours = np.stack(
-        [255 * rows / height, 255 * columns / width, np.full((height, width), 128)], axis=-1
-    )
+    colors = np.full((height, width, 3), 128, dtype=np.uint8)
+    colors[..., 0] = (255 * np.arange(height) / height).astype(np.uint8)[:, None]
+    colors[..., 1] = (255 * np.arange(width) / width).astype(np.uint8)
     start = model.tex_adr[texture]
-    model.tex_data[start : start + colours.size] = colours.astype(np.uint8).ravel()
-
-
-def _floor(model: mujoco.MjModel) -> int | None:
-    """The plane with the suite's chequered texture."""
-    plane = require("mujoco", "dm-control").mjtGeom.mjGEOM_PLANE
-    textures = [model.tex(index).name for index in range(model.ntex)]
-    for geom, material in enumerate(model.geom_matid):
-        if model.geom_type[geom] == plane and material >= 0:
-            names = [textures[index] for index in model.mat_texid[material].ravel() if index >= 0]
-            if "grid" in names:
-                return geom
-    return None
+    model.tex_data[start : start + colors.size] = colors.ravel()
 
 
 def pictures_of_places(

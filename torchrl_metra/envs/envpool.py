@@ -12,14 +12,13 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._extras import require
 from torchrl_metra.envs.registry import EnvEntry
 
-__all__ = ["EnvPoolEnv", "envpool_entry", "make_envpool"]
+__all__ = ["EXCLUDES", "EnvPoolEnv", "add_limits", "envpool_entry", "make_envpool"]
 
+# What tasks whose observation begins by the place of the body call leaving it out.
 EXCLUDES = "exclude_current_positions_from_observation"
-TERMINATES = "terminate_when_unhealthy"
 
 
 class EnvPoolEnv(EnvBase):
@@ -39,10 +38,7 @@ class EnvPoolEnv(EnvBase):
         **options: passed on to ``envpool.make_gymnasium``.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if a number is out of range, or if EnvPool knows no such task, or one of
-            another kind.
-        ImportError: if EnvPool is not installed.
+        ValueError: if the task is of another kind.
 
     Examples:
         >>> env = EnvPoolEnv("HalfCheetah-v5", num_envs=2)
@@ -59,16 +55,13 @@ class EnvPoolEnv(EnvBase):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        check_type("task_id", task_id, str, "a string")
-        check_integer("num_envs", num_envs)
-        check_integer("num_threads", num_threads, minimum=0)
-        check_integer("seed", seed, minimum=0)
         super().__init__(batch_size=torch.Size([num_envs]), device=torch.device("cpu"))
-        envpool = require("envpool", "envpool")
-        if task_id not in envpool.list_all_envs():
-            raise ValueError(f"EnvPool has no task_id {task_id!r}: see envpool.list_all_envs().")
         self._make = partial(
-            envpool.make_gymnasium, task_id, num_envs=num_envs, num_threads=num_threads, **options
+            require("envpool", "envpool").make_gymnasium,
+            task_id,
+            num_envs=num_envs,
+            num_threads=num_threads,
+            **options,
         )
         self._env = self._make(seed=seed)
         if self._env.observation_space.shape is None or not self._env.action_space.shape:
@@ -80,10 +73,8 @@ class EnvPoolEnv(EnvBase):
         self.max_steps: int = self._env.config["max_episode_steps"]
         batch = (num_envs,)
         flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
-        self.observation_spec = Composite(
-            observation=Unbounded(shape=(*batch, *self._env.observation_space.shape)),
-            shape=batch,
-        )
+        observation = Unbounded(shape=(*batch, *self._env.observation_space.shape))
+        self.observation_spec = Composite(observation=observation, shape=batch)
         space = self._env.action_space
         self.action_spec = Bounded(
             torch.as_tensor(space.low, dtype=torch.float32).expand(*batch, -1),
@@ -98,13 +89,13 @@ class EnvPoolEnv(EnvBase):
         reset = None if tensordict is None else tensordict.get("_reset", None)
         # The simulator is on the CPU, wherever the environment was moved.
         observation = torch.zeros(self.observation_spec["observation"].shape, device="cpu")
-        if reset is None or reset.all():
+        every = torch.ones(len(observation), dtype=torch.bool)
+        mask = every if reset is None else reset.cpu().reshape(-1)
+        if mask.all():
             values, _ = self._env.reset()
-            observation.copy_(torch.from_numpy(values))
         else:
-            index = reset.cpu().reshape(-1).nonzero().squeeze(-1)
-            values, _ = self._env.reset(index.numpy())
-            observation[index] = torch.from_numpy(values).float()
+            values, _ = self._env.reset(mask.nonzero().squeeze(-1).numpy())
+        observation[mask] = torch.from_numpy(values).float()
         return TensorDict(
             {"observation": observation}, batch_size=self.batch_size, device=self.device
         )
@@ -150,30 +141,25 @@ def make_envpool(
     """Build a batch of a task of EnvPool; see :func:`~torchrl_metra.make_env`."""
     if num_envs is None:
         raise ValueError("EnvPool's environments are always batched: give num_envs.")
-    if max_steps is not None:
-        options["max_episode_steps"] = max_steps
-    if terminate is not None:
-        if TERMINATES not in _config(task_id):
-            raise ValueError(
-                f"EnvPool's {task_id} has no {TERMINATES}, but terminate={terminate} was given: "
-                "leave it out."
-            )
-        options[TERMINATES] = terminate
+    add_limits(options, max_steps, terminate)
     return EnvPoolEnv(task_id, num_envs, **options)
 
 
-def envpool_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
-    """What is known about a task of EnvPool.
+def add_limits(options: dict[str, Any], max_steps: int | None, terminate: bool | None) -> None:
+    """Add what EnvPool and gymnasium call the ends of an episode, where they are given."""
+    if max_steps is not None:
+        options["max_episode_steps"] = max_steps
+    if terminate is not None:
+        options["terminate_when_unhealthy"] = terminate
 
-    Raises:
-        ImportError: if EnvPool is not installed; names the extra.
-        ValueError: if it has no such task.
-    """
-    config = _config(task_id)
+
+def envpool_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
+    """What is known about a task of EnvPool."""
+    make_spec = require("envpool", "envpool").make_spec
+    config = make_spec(task_id).config._asdict()
     make, position = partial(make_envpool, task_id), None
     if EXCLUDES in config and EXCLUDES not in options:
         make = partial(make, **{EXCLUDES: False})
-        make_spec = require("envpool", "envpool").make_spec
         sizes = [
             make_spec(task_id, **{EXCLUDES: excludes}).observation_space.shape[0]
             for excludes in (False, True)
@@ -187,10 +173,3 @@ def envpool_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
         position=position,
         max_steps=config["max_episode_steps"],
     )
-
-
-def _config(task_id: str) -> dict[str, Any]:
-    envpool = require("envpool", "envpool")
-    if task_id not in envpool.list_all_envs():
-        raise ValueError(f"EnvPool has no task_id {task_id!r}: see envpool.list_all_envs().")
-    return envpool.make_spec(task_id).config._asdict()

@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import ObservationNorm
 
-from torchrl_metra._checks import check_integer, check_positive, check_type
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs.make import make_env, resolve
 from torchrl_metra.envs.pixels import PixelOptions
@@ -58,10 +57,8 @@ def sample_goals(
         :class:`~torchrl_metra.GoalPrimer`.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if the environment is unknown or does not have such an option, or if
-            a number is not positive.
-        ImportError: if the environment is not installed; names the extra to install.
+        ValueError: if the environment has no goals of its own, and no position or extent is
+            known, or if it cannot do what is asked for.
 
     Examples:
         >>> goals = sample_goals("half_cheetah", 50)
@@ -70,25 +67,15 @@ def sample_goals(
         >>> bool(goals["position"].abs().max() <= 100)
         True
     """
-    check_type("env_options", env_options, Mapping | None, "a mapping or None")
     options = dict(env_options or {})
     entry = resolve(env, options.get("options") or {})
-    check_integer("num_goals", num_goals)
-    check_integer("seed", seed, minimum=0)
-    check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
-    if extent is not None:
-        check_positive("extent", extent)
     if pixels is not None and entry.observes != "pixels":
         raise ValueError(f"{entry.name!r} is observed by its state, but pixels={pixels} was given.")
     extent = entry.goal_extent if extent is None else extent
     if entry.goals is not None:
         return entry.goals(num_goals, extent=extent, seed=seed, pixels=pixels)
-    position = options.get("position") or entry.position
-    if (
-        entry.observes == "pixels"
-        or isinstance(position, str)
-        or not isinstance(position, Sequence)
-    ):
+    where = options.get("position") or entry.position
+    if entry.observes == "pixels" or isinstance(where, str) or not isinstance(where, Sequence):
         raise ValueError(
             f"states of {entry.name!r} cannot be moved to a goal: no position is known that is a "
             "set of entries of its observation. Give env_options={'position': [0, 1]}, or give "
@@ -96,22 +83,12 @@ def sample_goals(
         )
     if extent is None:
         raise ValueError(f"how far do goals of {entry.name!r} lie? Give extent.")
-    return _move(env, num_goals, [int(entry) for entry in position], extent, seed, options)
-
-
-def _move(
-    env: str | Callable[..., Any],
-    num_goals: int,
-    entries: list[int],
-    extent: float,
-    seed: int,
-    options: dict[str, Any],
-) -> TensorDict:
-    """States after a reset in the form that the networks read, but for where they are."""
+    entries = [int(entry) for entry in where]
     position = draw_positions(num_goals, len(entries), extent, seed)
     with closing(make_env(env, 1, **options)) as built:
         built.set_seed(seed)
-        observation = torch.cat([built.reset()["observation"] for _ in position])
+        observation = torch.cat([built.reset()["observation"] for _ in range(num_goals)])
+        # Where the states are moved to, in the form that networks read.
         moved = torch.zeros_like(observation)
         moved[:, entries] = position
         states = TensorDict({"observation": moved}, [num_goals])

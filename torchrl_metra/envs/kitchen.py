@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Categorical
+from torchrl.data import Categorical, Composite
 from torchrl.envs import GymWrapper
 
 from torchrl_metra._extras import require
 from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
 from torchrl_metra.envs.registry import register_env
-from torchrl_metra.envs.rendering import FreeCamera, Renderer
+from torchrl_metra.envs.rendering import FreeCamera
 
 if TYPE_CHECKING:
     import mujoco
@@ -60,14 +60,14 @@ class KitchenPixelEnv(SimulationEnv, GymWrapper):
         these are not to be compared one to one.
     """
 
-    def _simulation(self) -> mujoco.MjData:
-        return self._env.unwrapped.data
+    @property
+    def simulation(self) -> mujoco.MjData:
+        return self.simulator.unwrapped.data
 
-    def _read_state(self, observations: Any = None) -> dict[str, Tensor]:
-        del observations
-        return {"tasks": torch.tensor(_solved_tasks(self._simulation()))}
+    def read_state(self, observations: Any = None) -> dict[str, Tensor]:
+        return {"tasks": torch.tensor(_solved_tasks(self.simulation))}
 
-    def _state_spec(self) -> dict[str, Any]:
+    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
         return {"tasks": Categorical(2, shape=(len(KITCHEN_TASKS),), dtype=torch.bool)}
 
     def observe_solved(self, task: str) -> dict[str, Tensor]:
@@ -80,12 +80,12 @@ class KitchenPixelEnv(SimulationEnv, GymWrapper):
             ``"pixels"`` and ``"tasks"``. The simulation is left as it was.
         """
         mujoco = require("mujoco", "kitchen")
-        model, data = self._env.unwrapped.model, self._simulation()
+        model, data = self.simulator.unwrapped.model, self.simulation
         qpos = data.qpos.copy()
         for joint, value in SOLVED_JOINTS[task].items():
             data.joint(joint).qpos[: len(value)] = value
         mujoco.mj_forward(model, data)
-        observed = {"pixels": self._draw(), **self._read_state()}
+        observed = {"pixels": self.draw(), **self.read_state()}
         data.qpos[:] = qpos
         mujoco.mj_forward(model, data)
         return observed
@@ -103,13 +103,9 @@ def make_kitchen(pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> Kit
 
     Returns:
         The environment.
-
-    Raises:
-        ImportError: if gymnasium-robotics is not installed; names the extra.
     """
-    robotics = require("gymnasium_robotics", "kitchen")
+    require("gymnasium_robotics", "kitchen")  # Registers its environments.
     gymnasium = require("gymnasium", "kitchen")
-    gymnasium.register_envs(robotics)
     env = gymnasium.make(
         "FrankaKitchen-v1",
         max_episode_steps=max_steps,
@@ -117,11 +113,9 @@ def make_kitchen(pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> Kit
         remove_task_when_completed=False,
         disable_env_checker=True,
     )
-    model = env.unwrapped.model
     if pixels.quality == "fast":
-        simplify(model)
-    renderer = Renderer(model, pixels.resolution, pixels.resolution, CAMERA, quality=pixels.quality)
-    return KitchenPixelEnv(env, renderer)
+        simplify(env.unwrapped.model)
+    return KitchenPixelEnv(env, pixels.renderer(env.unwrapped.model, CAMERA))
 
 
 def _solved_tasks(data: mujoco.MjData) -> list[bool]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import unravel_key
@@ -18,8 +18,8 @@ from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import (
     ActionScaling,
+    CatFrames,
     CatTensors,
-    Compose,
     DoubleToFloat,
     EnvBase,
     ExcludeTransform,
@@ -33,13 +33,13 @@ from torchrl.envs import (
     UnsqueezeTransform,
 )
 
-from torchrl_metra._checks import check_choice, check_device, check_integer, check_type
+from torchrl_metra._checks import check_choice
 from torchrl_metra._imports import import_object
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.envs.dm_control import suite_entry
 from torchrl_metra.envs.envpool import envpool_entry
 from torchrl_metra.envs.mujoco import gymnasium_entry
-from torchrl_metra.envs.pixels import PixelOptions, stack_frames
+from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry, Position, find_env, registered_envs
 from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, same_random_state
 from torchrl_metra.envs.transforms.position import ReadPosition
@@ -128,10 +128,8 @@ def make_env(
         The environment. Append a :class:`~torchrl_metra.SkillPrimer` to it.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if there is no such environment, or it cannot do what is asked for: a backend,
-            pictures, a position, not to terminate; if its actions are discrete; if its episodes
-            have no end and ``max_steps`` is not given.
+        ValueError: if there is no such environment, or it cannot do what is asked for; if its
+            actions are discrete; if its episodes have no end and ``max_steps`` is not given.
         ImportError: if the simulator is not installed; names the extra to install.
 
     Examples:
@@ -150,50 +148,33 @@ def make_env(
         >>> env.reset()["pixels"].shape  # doctest: +SKIP
         torch.Size([4, 9, 128, 128])
     """
-    if not callable(env):
-        check_type("env", env, str, "the name of an environment or a function that builds one")
-    if num_envs is not None:
-        check_integer("num_envs", num_envs)
     if backend is not None:
         check_choice("backend", backend, get_args(Backend))
-    if device is not None:
-        check_device("device", device)
-    check_type("pixels", pixels, PixelOptions | None, "PixelOptions or None")
-    if max_steps is not None:
-        check_integer("max_steps", max_steps)
-    check_type("terminate", terminate, bool | None, "True, False or None")
-    if normalize is not None and normalize is not False:
-        check_type("normalize", normalize, Mapping, "False, or a mapping with 'loc' and 'scale'")
-    check_type("options", options, Mapping | None, "a mapping or None")
     options = dict(options or {})
     entry = resolve(env, options)
     if pixels is None and entry.observes == "pixels":
         pixels = PixelOptions()
-    plan = _Plan(
-        env,
-        entry,
-        device,
-        pixels,
-        max_steps=entry.max_steps if max_steps is None else max_steps,
-        terminate=None if terminate is False and not entry.terminates else terminate,
-        position=entry.position if position is None else position,
-        options=options,
-    )
+    if max_steps is not None:
+        entry = replace(entry, max_steps=max_steps)
+    if position is not None:
+        entry = replace(entry, position=position)
+    if terminate is False and not entry.terminates:
+        terminate = None
+    plan = _Plan(env, entry, device, pixels, terminate, options)
+    if backend is not None and plan.makes_batches:
+        raise ValueError(f"{entry.name!r} has no backends, it steps a batch itself: leave it out.")
     norm = entry.observation_norm if normalize is None else normalize
     if entry.observes == "pixels":
         norm = False
     if norm is None:
-        norm = plan.measure().norm or False
-    if plan.max_steps is None and not plan.ends():
+        norm = plan.measure()[0] or False
+    if entry.max_steps is None and not plan.ends():
         raise ValueError(
             f"the episodes of {entry.name!r} have no time limit, and a skill lasts for one "
             "episode: give max_steps=200, or another number (on the command line "
             "env.max_steps=200)."
         )
-    built = plan.build(num_envs, backend, norm)
-    if position is not None:
-        built.observation_spec  # noqa: B018 Refuses entries that are not there, before a reset.
-    return built
+    return plan.build(num_envs, backend, norm)
 
 
 def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEntry:
@@ -212,13 +193,9 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
     return EnvEntry(name=env, make=env, summary="")
 
 
-class _Measured(NamedTuple):
-    norm: dict[str, Tensor] | None
-    truncates: bool
-
-
-# What random steps have shown, so that a run and its evaluation do not both take them.
-_MEASURED: dict[tuple[Any, ...], _Measured] = {}
+# What random steps have shown, so that a run and its evaluation do not both take them: constants
+# that normalize the observation, and whether a time limit was met.
+_MEASURED: dict[tuple[Any, ...], tuple[dict[str, Tensor] | None, bool]] = {}
 
 
 @dataclass(frozen=True)
@@ -229,9 +206,7 @@ class _Plan:
     entry: EnvEntry
     device: torch.device | str | None
     pixels: PixelOptions | None
-    max_steps: int | None
     terminate: bool | None
-    position: Position | None
     options: dict[str, Any]
 
     def build(
@@ -243,72 +218,64 @@ class _Plan:
         """Simulators, side by side, and what stands between them and the networks."""
         env = self._simulators(num_envs, backend)
         transforms = self._transforms(env, norm)
-        if isinstance(env, TransformedEnv):
-            for transform in transforms:
-                env.append_transform(transform)
-        else:
-            whole = transforms[0] if len(transforms) == 1 else Compose(*transforms)
-            env = TransformedEnv(env, whole)
         if self.entry.transform is not None:
-            env = env.append_transform(self.entry.transform())
+            transforms.append(self.entry.transform())
+        for transform in transforms:
+            env = env.append_transform(transform)
+        if not isinstance(env, TransformedEnv):
+            env = TransformedEnv(env)
         return env if self.device is None else env.to(self.device)
 
-    def measure(self) -> _Measured:
+    def measure(self) -> tuple[dict[str, Tensor] | None, bool]:
         """What random steps show of the observation and of the ends of episodes."""
         # Drawing is slow, and changes neither.
         plan = self if self.entry.observes == "pixels" else replace(self, pixels=None)
         registered = registered_envs().get(plan.env)  # type: ignore[arg-type]
         source = plan.env if registered is None else registered.make  # A name may be given anew.
-        key = (source, plan.max_steps, plan.terminate, repr(plan.options))
+        key = (source, plan.entry.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
-            draws_one = plan.pixels is not None and "num_envs" not in _parameters(plan.entry.make)
-            backend: Backend | None = "serial" if draws_one else None  # No processes for this.
+            # No processes for this.
+            backend: Backend | None = None if plan.pixels is None else "serial"
             with same_random_state(), closing(plan.build(NUM_ENVS, backend, norm=False)) as env:
                 observations, truncates = random_steps(env)
             norm = None if observations is None else constants_of(observations)
-            _MEASURED[key] = _Measured(norm, truncates)
+            _MEASURED[key] = norm, truncates
         return _MEASURED[key]
 
     def ends(self) -> bool:
         """Whether episodes have a time limit, as far as can be told."""
         with same_random_state(), closing(self.build(None, None, norm=False)) as env:
-            has_limit = _has_limit(env)
-        return self.measure().truncates if has_limit is None else has_limit
+            counters = [t for t in transforms_of(env) if isinstance(t, StepCounter)]
+            base = base_of(env)
+        if any(counter.max_steps is not None for counter in counters):
+            return True
+        if hasattr(base, "max_steps"):
+            return base.max_steps is not None
+        spec = getattr(base, "spec", None)  # gymnasium's
+        return getattr(spec, "max_episode_steps", None) is not None or self.measure()[1]
+
+    @property
+    def makes_batches(self) -> bool:
+        """Whether the environment's function builds a whole batch."""
+        return "num_envs" in _parameters(self.entry.make)
 
     def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
-        name, make, make_envpool = self.entry.name, self.entry.make, self.entry.make_envpool
-        arguments = self._arguments(make)
-        if "num_envs" in _parameters(make):
-            if backend is not None:
-                raise ValueError(
-                    f"{name!r} has no backends, it steps a batch itself, but backend={backend!r} "
-                    "was given."
-                )
-            if num_envs is not None:
-                arguments["num_envs"] = num_envs
-            env = _build_one(make, arguments)
-            if num_envs is not None and env.batch_size != (num_envs,):
-                raise ValueError(
-                    f"{name!r} was asked for num_envs={num_envs}, and has batch size "
-                    f"{list(env.batch_size)}."
-                )
-            return env
+        make, make_envpool = self.entry.make, self.entry.make_envpool
+        if self.makes_batches:
+            size = {} if num_envs is None else {"num_envs": num_envs}
+            return _build_one(make, {**self._arguments(make), **size})
         if backend is None:
             backend = self._default_backend(num_envs)
         if backend == "envpool":
-            if self.pixels is not None:
+            if make_envpool is None or self.pixels is not None:
                 raise ValueError(
-                    f"EnvPool renders no pixels: {name!r} has backend 'serial' or 'parallel'."
-                )
-            if make_envpool is None:
-                raise ValueError(
-                    f"{name!r} does not run on EnvPool: choose backend 'serial' or 'parallel'. "
-                    "EnvPool's own tasks are 'envpool:Ant-v5' and the like."
+                    f"{self.entry.name!r} does not run on EnvPool, or not with pixels: choose "
+                    "backend 'serial' or 'parallel'. EnvPool's own tasks are 'envpool:Ant-v5' and "
+                    "the like."
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
         # Episodes that never end apart are converted all at once.
-        build = _build_one_in_floats if self.entry.terminates else _build_one
-        make_one = partial(build, make, arguments)
+        make_one = partial(_build_one, make, self._arguments(make), floats=self.entry.terminates)
         if num_envs is None:
             return make_one()
         return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
@@ -318,130 +285,107 @@ class _Plan:
             is_in_envpool = self.entry.make_envpool is not None and num_envs is not None
             return "envpool" if is_in_envpool and find_spec("envpool") is not None else "serial"
         # Pictures beside the state of a registered task are to look at, and few.
-        is_registered = isinstance(self.env, str) and self.env in registered_envs()
-        is_to_look_at = is_registered and self.entry.observes == "state"
+        is_to_look_at = self.env in registered_envs() and self.entry.observes == "state"
         return "serial" if is_to_look_at else "parallel"
 
     def _arguments(self, make: Callable[..., Any] | str) -> dict[str, Any]:
         """What a function is given, of what was asked for."""
         accepted = _parameters(make)
+        if self.terminate is not None and "terminate" not in accepted:
+            raise ValueError(
+                f"{self.entry.name!r} cannot be told whether to terminate: its function has no "
+                "parameter 'terminate'."
+            )
         asked = {
             "device": self.device,
             "pixels": self.pixels,
-            "max_steps": self.max_steps,
+            "max_steps": self.entry.max_steps,
             "terminate": self.terminate,
         }
-        if self.terminate is not None and "terminate" not in accepted:
-            raise ValueError(
-                f"{self.entry.name!r} cannot be told whether to terminate, but terminate="
-                f"{self.terminate} was given. Its function has no parameter 'terminate'."
-            )
-        unknown = [] if _ANY in accepted else sorted(set(self.options) - set(accepted))
-        if unknown:
-            raise ValueError(
-                f"{self.entry.name!r} has no options {unknown}; it has "
-                f"{sorted(set(accepted) - set(asked) - {'num_envs'})}."
-            )
         given = {key: asked[key] for key in asked if key in accepted and asked[key] is not None}
         return {**given, **self.options}
 
     def _transforms(
         self, env: EnvBase, norm: Mapping[str, Any] | Literal[False]
     ) -> list[Transform]:
-        name = self.entry.name
+        name, sees_pixels_only = self.entry.name, self.entry.observes == "pixels"
         leaves = dict(env.observation_spec.items(True, True))
         found: list[Transform] = []
-        if self.max_steps is not None and "max_steps" not in _parameters(self.entry.make):
-            found.append(StepCounter(self.max_steps))
-        found += _to_floats(env, leaves)
-        state = [] if self.entry.observes == "pixels" else _state_keys(leaves, env.batch_dims)
-        if not state and "pixels" not in leaves:
-            raise ValueError(
-                f"{name!r} shows neither a vector of floats nor 'pixels', but only "
-                f"{sorted(map(str, leaves))}."
-            )
+        max_steps = self.entry.max_steps
+        if max_steps is not None and "max_steps" not in _parameters(self.entry.make):
+            found.append(StepCounter(max_steps))
+        found += _to_floats(env)
+        state = [] if sees_pixels_only else _state_keys(leaves, env.batch_dims)
         if state and state != ["observation"]:
             found += _concatenate(state, leaves, env.batch_dims)
-            if "position" in state and self.position is None:
+            if "position" in state and self.entry.position is None:
                 found.append(ExcludeTransform("position"))  # A state, and no place.
-        if self.position is not None:
-            position = self.position
-            if isinstance(position, str):
-                position = import_object(position, "the function of the position")
-            found.append(ReadPosition(position))
+        if self.entry.position is not None:
+            found.append(ReadPosition(self.entry.position))
         # Tasks from pictures were scaled whatever their bounds: checkpoints hold its state.
-        if _is_bounded(env.action_spec, name) and (
-            self.entry.observes == "pixels" or not _is_unit(env.action_spec)
-        ):
+        if _has_bounds(env.action_spec, name, unit_counts=sees_pixels_only):
             found.append(ActionScaling())
         if norm and state:
             size = sum(leaves[key].shape[env.batch_dims :].numel() for key in state)
-            found.append(_normalise(norm, size, env.device, name))
+            found.append(_normalize(norm, size, env.device, name))
         if self.pixels is not None:
-            _check_pixels(leaves, env.batch_dims, self.pixels, name)
-            found.append(stack_frames(self.pixels.frames))
+            shape = (3, self.pixels.resolution, self.pixels.resolution)
+            pictures = leaves.get("pixels")
+            if (
+                pictures is None
+                or pictures.dtype is not torch.uint8
+                or pictures.shape[env.batch_dims :] != shape
+            ):
+                raise ValueError(
+                    f"{name!r} must show 'pixels', torch.uint8 of shape {list(shape)} for "
+                    f"{self.pixels}, but its 'pixels' are {pictures}. Draw them in the function "
+                    "that builds it, which may have a parameter 'pixels'."
+                )
+            # The latest along the channels, the newest last.
+            found.append(
+                CatFrames(N=self.pixels.frames, dim=-3, in_keys=["pixels"], padding="same")
+            )
         return found
 
 
-_ANY = "**"
-
-
-def _parameters(function: Callable[..., Any] | str) -> list[str]:
-    """Names by which a function takes arguments; ``"**"`` if it takes any."""
+def _parameters(function: Any) -> list[str]:
+    """Names of the arguments that a function takes."""
     if isinstance(function, str):
-        return _parameters(import_object(function))
+        function = import_object(function)
     if isinstance(function, partial):
         # Those that stand by position are taken.
         return _parameters(function.func)[len(function.args) :]
     # Not the signature of a class: TorchRL's metaclass hides it.
     is_class = inspect.isclass(function)
     signature = inspect.signature(function.__init__ if is_class else function)
-    kinds = inspect.Parameter
-    return [
-        _ANY if parameter.kind is kinds.VAR_KEYWORD else parameter.name
-        for parameter in list(signature.parameters.values())[is_class:]
-        if parameter.kind is not kinds.VAR_POSITIONAL
-    ]
+    return list(signature.parameters)[is_class:]
 
 
-def _build_one(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
-    """Call a function that builds an environment, perhaps in a worker process."""
-    name = make if isinstance(make, str) else getattr(make, "__name__", repr(make))
+def _build_one(
+    make: Callable[..., Any] | str, arguments: dict[str, Any], floats: bool = False
+) -> EnvBase:
+    """Call a function that builds an environment, perhaps in a worker process.
+
+    With ``floats`` its numbers are converted there: TorchRL mixes them with ours where some
+    episodes have ended.
+    """
     env = (import_object(make) if isinstance(make, str) else make)(**arguments)
-    if isinstance(env, EnvBase):
-        return env
     gymnasium = sys.modules.get("gymnasium")
     if gymnasium is not None and isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
-        return GymWrapper(env)
-    raise TypeError(
-        f"{name} must return an environment, a torchrl.envs.EnvBase or a gymnasium.Env, got "
-        f"{type(env).__name__}."
-    )
-
-
-def _build_one_in_floats(make: Callable[..., Any] | str, arguments: dict[str, Any]) -> EnvBase:
-    """Floats inside of a worker: TorchRL mixes them with ours where some episodes have ended."""
-    env = _build_one(make, arguments)
-    for transform in _to_floats(env, dict(env.observation_spec.items(True, True))):
-        is_transformed = isinstance(env, TransformedEnv)
-        env = env.append_transform(transform) if is_transformed else TransformedEnv(env, transform)
+        env = GymWrapper(env)
+    if not isinstance(env, EnvBase):
+        raise TypeError(
+            f"{make} must return a torchrl.envs.EnvBase or a gymnasium.Env, got "
+            f"{type(env).__name__}."
+        )
+    for transform in _to_floats(env) if floats else []:
+        env = env.append_transform(transform)
     return env
 
 
-def _has_limit(env: EnvBase) -> bool | None:
-    """What an environment says about its time limit, ``None`` if it says nothing."""
-    counters = (t for t in transforms_of(env) if isinstance(t, StepCounter))
-    if any(counter.max_steps is not None for counter in counters):
-        return True
-    base = base_of(env)
-    if hasattr(base, "max_steps"):
-        return base.max_steps is not None
-    spec = getattr(base, "spec", None)  # gymnasium's
-    return getattr(spec, "max_episode_steps", None) is not None or None
-
-
-def _to_floats(env: EnvBase, leaves: dict[NestedKey, TensorSpec]) -> list[Transform]:
-    keys = [key for key, leaf in leaves.items() if leaf.dtype is torch.float64]
+def _to_floats(env: EnvBase) -> list[Transform]:
+    leaves = env.observation_spec.items(True, True)
+    keys = [key for key, leaf in leaves if leaf.dtype is torch.float64]
     if env.reward_spec.dtype is torch.float64:
         keys.append(env.reward_key)
     if env.action_spec.dtype is torch.float64:
@@ -475,29 +419,26 @@ def _concatenate(
     return [UnsqueezeTransform(-1, in_keys=numbers, out_keys=list(vector_of.values())), whole]
 
 
-def _is_bounded(spec: TensorSpec, name: str) -> bool:
+def _has_bounds(spec: TensorSpec, name: str, *, unit_counts: bool) -> bool:
+    """Whether actions are to be scaled to [-1, 1], or are there already if ``unit_counts``."""
     if not isinstance(spec, Bounded | Unbounded) or not spec.dtype.is_floating_point:
         raise ValueError(
-            f"the actions of {name!r} are no vector of floats but {type(spec).__name__}: build the "
-            "environment, a policy and critics for them yourself, as docs/guides/"
+            f"the actions of {name!r} are not a vector of floats but {type(spec).__name__}: build "
+            "the environment, a policy and critics for them yourself, as docs/guides/"
             "your_environment.md#actions does for discrete ones."
         )
-    space = spec.space
-    return isinstance(spec, Bounded) and bool((space.low.isfinite() & space.high.isfinite()).all())
+    low, high = spec.space.low, spec.space.high
+    is_unit = bool((low == -1).all() and (high == 1).all())
+    is_finite = bool((low.isfinite() & high.isfinite()).all())
+    return isinstance(spec, Bounded) and is_finite and (unit_counts or not is_unit)
 
 
-def _is_unit(spec: TensorSpec) -> bool:
-    return bool((spec.space.low == -1).all() and (spec.space.high == 1).all())
-
-
-def _normalise(
+def _normalize(
     norm: Mapping[str, Any], size: int, device: torch.device | None, name: str
 ) -> ObservationNorm:
-    if set(norm) != {"loc", "scale"}:
-        raise ValueError(f"normalize has 'loc' and 'scale', got {sorted(norm)}.")
     constants = {
-        key: torch.as_tensor(value, dtype=torch.float32, device=device)
-        for key, value in norm.items()
+        key: torch.as_tensor(norm[key], dtype=torch.float32, device=device)
+        for key in ("loc", "scale")
     }
     for key, value in constants.items():
         if value.shape != (size,):
@@ -506,21 +447,3 @@ def _normalise(
                 f"{name!r} have {size} entries."
             )
     return ObservationNorm(**constants, in_keys=["observation"], standard_normal=True)
-
-
-def _check_pixels(
-    leaves: dict[NestedKey, TensorSpec], batch_dims: int, options: PixelOptions, name: str
-) -> None:
-    if "pixels" not in leaves:
-        raise ValueError(
-            f"{name!r} shows no 'pixels', but pixels={options} was given: draw them in the "
-            "function that builds it, which may have a parameter 'pixels'."
-        )
-    found, expected = leaves["pixels"], (3, options.resolution, options.resolution)
-    shape = found.shape[batch_dims:]
-    if found.dtype is not torch.uint8 or shape != expected:
-        raise ValueError(
-            f"the 'pixels' of {name!r} are {found.dtype} of shape {list(shape)}, "
-            f"expected torch.uint8 of shape {list(expected)}: PixelOptions(resolution=...) says "
-            "how large they are."
-        )

@@ -1,4 +1,4 @@
-"""What observes a MuJoCo simulation: pictures, states, and what to do when it diverges."""
+"""Simulations that are observed by pictures, or by their own state, and that may diverge."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import CatFrames
 from torchrl.envs.gym_like import GymLikeEnv
 
 from torchrl_metra._checks import check_choice, check_integer
 from torchrl_metra._extras import require
-from torchrl_metra.envs.rendering import Quality, Renderer
+from torchrl_metra._private import SpecsMixin
+from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
 
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["PixelOptions", "SimulationEnv", "repeat_frames", "stack_frames"]
+__all__ = ["PixelOptions", "SimulationEnv", "repeat_frames"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class PixelOptions:
         resolution (int): width and height in pixels.
         frames (int): number of pictures in one observation, the newest last.
         quality (str): ``"fast"`` or ``"full"``, see :class:`~torchrl_metra.envs.Renderer`.
-
-    Raises:
-        TypeError: if a number is no integer.
-        ValueError: if one of them is impossible.
 
     Examples:
         >>> PixelOptions(resolution=128)
@@ -51,17 +47,21 @@ class PixelOptions:
         check_integer("frames", self.frames)
         check_choice("quality", self.quality, get_args(Quality))
 
+    def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
+        """What draws a model like this."""
+        return Renderer(model, self.resolution, self.resolution, camera, quality=self.quality)
 
-class SimulationEnv(GymLikeEnv):
+
+class SimulationEnv(SpecsMixin, GymLikeEnv):
     """Makes one of TorchRL's environment wrappers observe its simulation, and never die.
 
     A mixin for TorchRL's ``DMControlWrapper`` and ``GymWrapper``, before which it stands
-    among the bases. The observation is what :meth:`_read_state` returns and, with a renderer,
+    among the bases. The observation is what :meth:`read_state` returns and, with a renderer,
     the entry ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, drawn once per step
     however often the action is repeated. Rewards and actions are ``float32``.
 
     A simulation that diverges ends its episode by truncation, with the last good observation
-    and no reward, and with a warning: a run of days must not end for one bad contact.
+    and no reward, and with a warning: a run of days must not end because of one bad contact.
 
     Args:
         env: environment for the wrapper.
@@ -69,31 +69,32 @@ class SimulationEnv(GymLikeEnv):
         **kwargs: passed on to the wrapper.
 
     Raises:
-        ValueError: by a step, if the action is not finite: that is the policy's fault.
+        ValueError: by a step, if the action is not finite. MuJoCo would take it for zero.
     """
 
     def __init__(self, env: Any, renderer: Renderer | None, **kwargs: Any) -> None:
-        self._renderer = renderer
+        self.simulator = env
+        self.renderer = renderer
         self._last_observation: dict[str, Tensor] = {}
         super().__init__(env=env, **kwargs)
 
+    @property
     @abc.abstractmethod
-    def _simulation(self) -> mujoco.MjData:
+    def simulation(self) -> mujoco.MjData:
         """The state that is drawn."""
 
     @abc.abstractmethod
-    def _read_state(self, observations: Any) -> dict[str, Tensor]:
+    def read_state(self, observations: Any) -> dict[str, Tensor]:
         """What is shown beside pictures, given what the wrapped environment returned."""
 
     @abc.abstractmethod
-    def _state_spec(self) -> dict[str, Any]:
-        """Specs of what :meth:`_read_state` returns."""
+    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
+        """Specs of what :meth:`read_state` returns, given the wrapped environment's."""
 
-    def _make_specs(self, env: Any, batch_size: Any = None) -> None:
-        super()._make_specs(env)
-        specs = self._state_spec()
-        if self._renderer is not None:
-            shape = (3, self._renderer.height, self._renderer.width)
+    def adjust_specs(self) -> None:
+        specs = self.state_spec_of(self.full_observation_spec)
+        if self.renderer is not None:
+            shape = (3, self.renderer.height, self.renderer.width)
             specs = {"pixels": Bounded(0, 255, shape=shape, dtype=torch.uint8), **specs}
         self.observation_spec = Composite(specs)
         self.reward_spec = Unbounded(shape=(1,))
@@ -102,14 +103,15 @@ class SimulationEnv(GymLikeEnv):
     def read_obs(self, observations: Any) -> dict[str, Tensor]:
         """Observe the simulation in place of what the wrapped environment returned."""
         if not self._has_diverged():
-            self._last_observation = self._read_state(observations)
-            if self._renderer is not None:
-                self._last_observation["pixels"] = self._draw()
+            self._last_observation = self.read_state(observations)
+            if self.renderer is not None:
+                self._last_observation["pixels"] = self.draw()
         return dict(self._last_observation)
 
-    def _draw(self) -> Tensor:
-        assert self._renderer is not None
-        picture = self._renderer.render(self._simulation())
+    def draw(self) -> Tensor:
+        """A picture of the present state."""
+        assert self.renderer is not None
+        picture = self.renderer.render(self.simulation)
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -121,28 +123,23 @@ class SimulationEnv(GymLikeEnv):
             warnings.warn(
                 "The simulation diverged: its episode is truncated.", RuntimeWarning, stacklevel=2
             )
-            out["truncated"] = torch.ones_like(out["truncated"])
-            out["done"] = torch.ones_like(out["done"])
+            for key in ("truncated", "done"):
+                out[key] = torch.ones_like(out[key])
             out["reward"] = torch.zeros_like(out["reward"])
         return out
 
     def _has_diverged(self) -> bool:
         kinds = require("mujoco", "mujoco").mjtWarning
         # MuJoCo counts these since the last reset, and repairs the state by resetting it.
-        counts = self._simulation().warning
+        counts = self.simulation.warning
         bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
         return any(counts[int(kind)].number for kind in bad)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the OpenGL context and close the wrapped environment."""
-        if self._renderer is not None:
-            self._renderer.close()
+        if self.renderer is not None:
+            self.renderer.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def stack_frames(frames: int) -> CatFrames:
-    """The latest frames along the channels, the newest last."""
-    return CatFrames(N=frames, dim=-3, in_keys=["pixels"], padding="same")
 
 
 def repeat_frames(frames: Tensor, options: PixelOptions) -> Tensor:

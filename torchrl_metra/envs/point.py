@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -11,7 +12,6 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from torchrl_metra._checks import check_device, check_integer
 from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
 from torchrl_metra.envs.places import draw_positions
 from torchrl_metra.envs.registry import register_env
@@ -34,10 +34,6 @@ class PointEnv(EnvBase):
         max_steps (int, optional): length of an episode. Defaults to 200.
         device (torch.device, optional): device of the tensors.
 
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if a number is not positive, or by a step on the CPU, if the action is NaN.
-
     Examples:
         >>> env = PointEnv(num_envs=3)
         >>> env.rollout(5)["next", "observation"].shape
@@ -58,11 +54,6 @@ class PointEnv(EnvBase):
         max_steps: int = EPISODE_STEPS,
         device: torch.device | str | None = None,
     ) -> None:
-        if num_envs is not None:
-            check_integer("num_envs", num_envs)
-        check_integer("max_steps", max_steps)
-        if device is not None:
-            check_device("device", device)
         batch_size: Sequence[int] = () if num_envs is None else (num_envs,)
         super().__init__(device=device, batch_size=torch.Size(batch_size))
         self.max_steps = max_steps
@@ -100,8 +91,6 @@ class PointEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.get("action")
-        if action.is_cpu and action.isnan().any():
-            raise ValueError(f"actions must be numbers, got {action.tolist()}.")
         self._position = self._position + self._displacement(action)
         self._steps = self._steps + 1
         truncated = self._steps >= self.max_steps
@@ -159,10 +148,6 @@ class DrawPoint(Transform):
     Args:
         resolution (int, optional): width and height in pixels. Defaults to 64.
 
-    Raises:
-        TypeError: if ``resolution`` is no integer.
-        ValueError: if it is not positive.
-
     Examples:
         >>> from torchrl.envs import TransformedEnv
         >>> env = TransformedEnv(PointEnv(num_envs=3), DrawPoint())
@@ -174,7 +159,6 @@ class DrawPoint(Transform):
     radius = 6.0
 
     def __init__(self, resolution: int = 64) -> None:
-        check_integer("resolution", resolution)
         super().__init__(in_keys=["position"], out_keys=["pixels"])
         self.resolution = resolution
         self.pixel_size = 2 * self.extent / resolution
@@ -232,33 +216,32 @@ def pictures_of_places(
     return goals.set("pixels", repeat_frames(drawn, pixels))
 
 
+_KNOWN: dict[str, Any] = {
+    "max_steps": EPISODE_STEPS,
+    "terminates": False,
+    "goal_extent": 20.0,
+}
 register_env(
     "point",
     partial(make_point, PointEnv),
     summary="A point in the plane, moved by its action.",
     observation_norm=False,
-    max_steps=EPISODE_STEPS,
-    terminates=False,
     goals=places,
-    goal_extent=20.0,
+    **_KNOWN,
 )
 register_env(
     "windy_point",
     partial(make_point, WindyPointEnv),
     summary="A point in the plane in a constant wind.",
     observation_norm=False,
-    max_steps=EPISODE_STEPS,
-    terminates=False,
     goals=places,
-    goal_extent=20.0,
+    **_KNOWN,
 )
 register_env(
     "point_pixels",
     partial(make_point, PointEnv),
     summary="A point in the plane, seen from above.",
     observes="pixels",
-    max_steps=EPISODE_STEPS,
-    terminates=False,
     goals=pictures_of_places,
-    goal_extent=20.0,
+    **_KNOWN,
 )

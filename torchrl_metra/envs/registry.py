@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_metra._checks import check_choice, check_integer, check_positive, check_type
+from torchrl_metra._checks import check_choice
 
 __all__ = ["EnvEntry", "Position", "find_env", "register_env", "registered_envs"]
 
@@ -21,7 +21,32 @@ Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 
 @dataclass(frozen=True)
 class EnvEntry:
-    """What is known about an environment; :func:`register_env` explains the fields."""
+    """What is known about an environment.
+
+    Attributes:
+        name (str): name of the environment.
+        make (callable or str): builds it, see :func:`register_env`.
+        summary (str): what it is, in one line.
+        extra (str, optional): extra of this package that installs it.
+        position (optional): where ``"position"`` is, see ``make_env``. ``None`` (default) for
+            an environment that has this entry itself, or none.
+        observation_norm (mapping, optional): ``"loc"`` and ``"scale"``, mean and standard
+            deviation of each entry of the observation. ``False``: observations stay as they
+            are. Defaults to ``None``: measured when the environment is built.
+        observes (str, optional): ``"state"`` (default), or ``"pixels"`` for a task that is
+            observed by pictures only.
+        max_steps (int, optional): length of an episode, if it is known.
+        terminates (bool, optional): ``False`` where episodes end by truncation only.
+        goals (callable, optional): builds goals, ``goals(num_goals, extent=, seed=, pixels=)``,
+            as :func:`~torchrl_metra.sample_goals` returns them. Defaults to states after a
+            reset, moved to another position.
+        goal_extent (float, optional): how far goals lie from the origin along each axis, in
+            units of the position.
+        transform (callable, optional): builds a transform that is appended last, such as one
+            that makes a task of the environment.
+        make_envpool (callable, optional): builds a batch of the same environment in EnvPool,
+            given ``num_envs`` and what ``make`` is given.
+    """
 
     name: str
     make: Callable[..., Any] | str
@@ -38,16 +63,7 @@ class EnvEntry:
     make_envpool: Callable[..., EnvBase] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can be no environment."""
-        check_type("name", self.name, str, "a string")
-        check_type("summary", self.summary, str, "a string")
-        if not callable(self.make):
-            check_type("make", self.make, str, "a function or the name of an environment")
         check_choice("observes", self.observes, ("state", "pixels"))
-        if self.max_steps is not None:
-            check_integer("max_steps", self.max_steps)
-        if self.goal_extent is not None:
-            check_positive("goal_extent", self.goal_extent)
 
     @property
     def has_goals(self) -> bool:
@@ -72,17 +88,9 @@ def register_env(
     make: Callable[..., Any] | str,
     *,
     summary: str,
-    extra: str | None = None,
-    position: Position | None = None,
     observation_norm: Mapping[str, Sequence[float] | Tensor] | Literal[False] | None = None,
-    observes: Literal["state", "pixels"] = "state",
-    max_steps: int | None = None,
-    terminates: bool = True,
-    goals: Callable[..., TensorDictBase] | None = None,
-    goal_extent: float | None = None,
-    transform: Callable[[], Transform] | None = None,
-    make_envpool: Callable[..., EnvBase] | None = None,
     replace: bool = False,
+    **known: Any,
 ) -> EnvEntry:
     """Give an environment a name, by which :func:`~torchrl_metra.make_env` builds it.
 
@@ -101,33 +109,15 @@ def register_env(
 
     Keyword Args:
         summary (str): what it is, in one line.
-        extra (str, optional): extra of this package that installs it.
-        position (optional): where ``"position"`` is, see ``make_env``. ``None`` (default) for
-            an environment that has this entry itself, or none.
-        observation_norm (mapping, optional): ``"loc"`` and ``"scale"``, mean and standard
-            deviation of each entry of the observation. ``False``: observations stay as they
-            are. Defaults to ``None``: measured when the environment is built.
-        observes (str, optional): ``"state"`` (default), or ``"pixels"`` for a task that is
-            observed by pictures only.
-        max_steps (int, optional): length of an episode, if it is known.
-        terminates (bool, optional): ``False`` where episodes end by truncation only.
-        goals (callable, optional): builds goals, ``goals(num_goals, extent=, seed=, pixels=)``,
-            as :func:`~torchrl_metra.sample_goals` returns them. Defaults to states after a
-            reset, moved to another position.
-        goal_extent (float, optional): how far goals lie from the origin along each axis, in
-            units of the position.
-        transform (callable, optional): builds a transform that is appended last, such as one
-            that makes a task of the environment.
-        make_envpool (callable, optional): builds a batch of the same environment in EnvPool,
-            given ``num_envs`` and what ``make`` is given.
+        observation_norm (mapping, optional): see :class:`EnvEntry`.
         replace (bool, optional): whether it may replace an environment of that name.
+        **known: any other attribute of :class:`EnvEntry`.
 
     Returns:
         The entry.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if the name is taken or is none that ``make_env`` can tell from a function's.
+        ValueError: if the name is taken, or has a colon.
 
     Examples:
         >>> from torchrl_metra import PointEnv, make_env
@@ -137,23 +127,13 @@ def register_env(
         >>> make_env("short_point", 3, normalize=False).rollout(100).shape
         torch.Size([3, 10])
     """
-    entry = EnvEntry(
-        name=name,
-        make=make,
-        summary=summary,
-        extra=extra,
-        position=position,
-        observation_norm=observation_norm and _plain(observation_norm),
-        observes=observes,
-        max_steps=max_steps,
-        terminates=terminates,
-        goals=goals,
-        goal_extent=goal_extent,
-        transform=transform,
-        make_envpool=make_envpool,
-    )
-    if not name or ":" in name:
+    if ":" in name:
         raise ValueError(f"an environment's name has no colon, got {name!r}.")
+    if observation_norm:  # Comparable, and without a device.
+        observation_norm = {
+            key: tuple(map(float, observation_norm[key])) for key in ("loc", "scale")
+        }
+    entry = EnvEntry(name, make, summary, observation_norm=observation_norm, **known)
     if isinstance(make, str) and ":" not in make:
         entry = entry.on_top_of(find_env(make))
     if not replace and _ENTRIES.get(name, entry) != entry:
@@ -169,14 +149,12 @@ def find_env(name: str) -> EnvEntry:
     """The entry of a registered environment.
 
     Raises:
-        TypeError: if the name is no string.
         ValueError: if there is none of this name; names those that there are.
 
     Examples:
         >>> find_env("half_cheetah").goal_extent
         100.0
     """
-    check_type("name", name, str, "a string")
     if name in _ENTRIES:
         return _ENTRIES[name]
     similar = difflib.get_close_matches(name, _ENTRIES, n=1)
@@ -197,11 +175,3 @@ def registered_envs() -> Mapping[str, EnvEntry]:
         "gymnasium's Ant, observed by coordinates and velocities."
     """
     return MappingProxyType(_ENTRIES)
-
-
-def _plain(norm: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    check_type("observation_norm", norm, Mapping, "a mapping with 'loc' and 'scale', or False")
-    if set(norm) != {"loc", "scale"}:
-        raise ValueError(f"observation_norm has 'loc' and 'scale', got {sorted(norm)}.")
-    # Comparable, and without a device.
-    return {key: tuple(float(value) for value in values) for key, values in norm.items()}

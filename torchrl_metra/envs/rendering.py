@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
+import copy
 import ctypes
 import functools
 import importlib
 import os
 import sys
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_metra._checks import check_choice, check_integer, check_type
+from torchrl_metra._checks import check_choice
 from torchrl_metra._extras import require
+from torchrl_metra._private import open_gl_context
 
 if TYPE_CHECKING:
     import mujoco
@@ -71,14 +71,6 @@ class FreeCamera:
     elevation: float
 
 
-class _Open(NamedTuple):
-    """What exists while a renderer is open."""
-
-    gl: Any
-    context: mujoco.MjrContext
-    scene: mujoco.MjvScene
-
-
 class Renderer:
     """Draws one MuJoCo model from one camera.
 
@@ -106,9 +98,6 @@ class Renderer:
             to the first of them that works.
 
     Raises:
-        ImportError: if MuJoCo is not installed.
-        TypeError: if an argument is of the wrong type.
-        ValueError: if the size, the camera, the quality or the backend is impossible.
         RuntimeError: by :meth:`render`, if no backend works; names what to install.
 
     .. note:: Mesa, which draws where there is no GPU, starts a thread per core for each
@@ -136,20 +125,18 @@ class Renderer:
         quality: Quality = "fast",
         backend: GLBackend | None = None,
     ) -> None:
-        self._opened: _Open | None = None
-        check_integer("width", width)
-        check_integer("height", height)
         check_choice("quality", quality, get_args(Quality))
         if backend is not None:
             check_choice("backend", backend, list(_REMEDIES))
-        mujoco = require("mujoco", "mujoco")
-        check_type("model", model, mujoco.MjModel, "a mujoco.MjModel")
         self.model = model
         self.width = width
         self.height = height
-        self.camera = camera if isinstance(camera, FreeCamera) else _camera_id(model, camera)
+        self.camera = camera if isinstance(camera, FreeCamera) else model.camera(camera).id
         self.quality = quality
         self.backend = backend
+        # The OpenGL context, MuJoCo's own and the scene; and what frees the first two.
+        self._opened: tuple[Any, mujoco.MjrContext, mujoco.MjvScene] | None = None
+        self._free: weakref.finalize | None = None
 
     @property
     def is_open(self) -> bool:
@@ -164,9 +151,6 @@ class Renderer:
 
         Returns:
             The picture, a new ``uint8`` array of shape ``[height, width, 3]``, top row first.
-
-        Raises:
-            RuntimeError: if no OpenGL backend works.
         """
         mujoco = require("mujoco", "mujoco")
         if self._opened is None:
@@ -193,61 +177,55 @@ class Renderer:
 
     def close(self) -> None:
         """Free the OpenGL context, if there is one. Drawing again opens a new one."""
-        if self._opened is not None:
-            gl, context, _ = self._opened
-            self._opened = None
-            _open_renderers.discard(self)
-            gl.make_current()
-            context.free()
-            gl.free()
-
-    def __del__(self) -> None:
-        # A renderer that was refused at construction has no attributes.
-        if getattr(self, "_opened", None) is not None:
-            self.close()
+        if self._free is not None:
+            self._free()
+            atexit.unregister(self._free)
+        self._opened = self._free = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A context cannot leave its process: the copy opens its own.
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": None, "_free": None}
 
-    def _open(self) -> _Open:
+    def _open(self) -> tuple[Any, mujoco.MjrContext, mujoco.MjvScene]:
         mujoco = require("mujoco", "mujoco")
         gl = _open_gl(self.width, self.height, self.backend)
         gl.make_current()
-        with _context_settings(self.model, self.width, self.height, self.quality):
-            context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        # A context reads these when it is created.
+        model = copy.copy(self.model)
+        model.vis.global_.offwidth, model.vis.global_.offheight = self.width, self.height
+        if self.quality == "fast":
+            detail = model.vis.quality
+            detail.offsamples = detail.shadowsize = 0
+            detail.numslices, detail.numstacks, detail.numquads = 12, 8, 1
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         scene = mujoco.MjvScene(self.model, maxgeom=_MAX_GEOMS)
         if self.quality == "fast":
-            for effect in ("SHADOW", "REFLECTION"):
-                scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = 0
-        _open_renderers.add(self)
+            for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                scene.flags[effect] = 0
+        self._free = weakref.finalize(self, _free, gl, context)
         # Contexts must go before the backend's own exit handler, which `_open_gl` may just
         # have registered: the handler registered last runs first.
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-        return _Open(gl, context, scene)
+        self._free.atexit = False
+        atexit.register(self._free)
+        return gl, context, scene
 
     def _mujoco_camera(self) -> mujoco.MjvCamera:
         mujoco = require("mujoco", "mujoco")
         camera = mujoco.MjvCamera()
         if isinstance(self.camera, FreeCamera):
             camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-            camera.distance = self.camera.distance
-            camera.lookat[:] = self.camera.lookat
-            camera.azimuth = self.camera.azimuth
-            camera.elevation = self.camera.elevation
+            for name, value in asdict(self.camera).items():
+                setattr(camera, name, value)
         else:
             camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
             camera.fixedcamid = self.camera
         return camera
 
 
-_open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for renderer in list(_open_renderers):
-        renderer.close()
+def _free(gl: Any, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
 
 
 @functools.cache
@@ -274,93 +252,32 @@ def rendering_available() -> bool:
 
 def following_camera(model: mujoco.MjModel) -> int | FreeCamera:
     """The first camera that follows a body, else the first, else one that sees all."""
-    mujoco = require("mujoco", "mujoco")
-    modes = (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
-    for camera, mode in enumerate(model.cam_mode):
-        if mode in modes:
-            return camera
+    modes = require("mujoco", "mujoco").mjtCamLight
+    following = np.isin(model.cam_mode, [modes.mjCAMLIGHT_TRACK, modes.mjCAMLIGHT_TRACKCOM])
     if model.ncam:
-        return 0
-    view = model.vis.global_
-    return FreeCamera(
-        distance=1.5 * model.stat.extent,
-        lookat=tuple(model.stat.center),
-        azimuth=view.azimuth,
-        elevation=view.elevation,
-    )
-
-
-def _camera_id(model: mujoco.MjModel, camera: str | int) -> int:
-    names = [model.camera(index).name for index in range(model.ncam)]
-    if camera in names:
-        return names.index(camera)
-    if isinstance(camera, int) and 0 <= camera < model.ncam:
-        return camera
-    raise ValueError(
-        f"the model has no camera {camera!r}; it has {model.ncam}, named {names}. "
-        "A FreeCamera needs none."
-    )
-
-
-@contextlib.contextmanager
-def _context_settings(
-    model: mujoco.MjModel, width: int, height: int, quality: Quality
-) -> Iterator[None]:
-    """Give the model what a context reads from it when it is created, and take it back."""
-    wanted: list[tuple[Any, str, int]] = [
-        (model.vis.global_, "offwidth", width),
-        (model.vis.global_, "offheight", height),
-    ]
-    if quality == "fast":
-        settings = {"offsamples": 0, "shadowsize": 0}
-        settings |= {"numslices": 12, "numstacks": 8, "numquads": 1}
-        wanted += [(model.vis.quality, name, value) for name, value in settings.items()]
-    before = [getattr(group, name) for group, name, _ in wanted]
-    try:
-        for group, name, value in wanted:
-            setattr(group, name, value)
-        yield
-    finally:
-        for (group, name, _), value in zip(wanted, before, strict=True):
-            setattr(group, name, value)
+        return int(following.argmax())
+    view, center = model.vis.global_, tuple(model.stat.center)
+    return FreeCamera(1.5 * model.stat.extent, center, view.azimuth, view.elevation)
 
 
 def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
     """Create an OpenGL context with the asked backend, or the first that works."""
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    names = (_requested_backend() or _CANDIDATES) if backend is None else (backend,)
+    requested = backend or os.environ.get("MUJOCO_GL", "").lower()
+    names = (requested,) if requested else _CANDIDATES
     failures = {}
     for name in names:
         try:
-            context_class = _gl_context_class(name)
-            context = context_class.__new__(context_class)
-            # MuJoCo's finaliser reads this even where __init__ has failed before setting it.
-            context._context = None
-            context.__init__(width, height)
+            return open_gl_context(_gl_context_class(name), width, height)
         # PyOpenGL, GLFW and ctypes each have errors of their own.
         except Exception as err:
             failures[name] = f"{type(err).__name__}: {err}".splitlines()[0]
-        else:
-            return context
-    lines = [f"  {name} ({_REMEDIES[name]}): {failure}" for name, failure in failures.items()]
+    lines = [f"  {name} ({_REMEDIES.get(name)}): {failure}" for name, failure in failures.items()]
     raise RuntimeError(
         "MuJoCo cannot draw here. None of these OpenGL backends works:\n"
         + "\n".join(lines)
         + "\nChoose one by the environment variable MUJOCO_GL, set before Python starts."
     )
-
-
-def _requested_backend() -> tuple[str, ...]:
-    """What MUJOCO_GL asks for, in the spellings that MuJoCo knows; empty if nothing."""
-    value = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if value in ("disable", "disabled", "off", "false", "0"):
-        raise RuntimeError(
-            f"MUJOCO_GL={value} turns drawing off, and this environment draws. Unset it, or "
-            "set it to egl, osmesa or glfw."
-        )
-    if value == "glx":
-        return ("glfw",)
-    return (value,) if value in _REMEDIES else ()
 
 
 def _gl_context_class(backend: str) -> Any:
@@ -369,12 +286,10 @@ def _gl_context_class(backend: str) -> Any:
     Importing it binds PyOpenGL to that backend and loads its libraries for the whole
     process, after which no other can follow: what cannot work must be found out before.
     """
-    bound = os.environ.get("PYOPENGL_PLATFORM")
-    if backend in ("egl", "osmesa") and bound and bound.lower() != backend:
-        raise RuntimeError(f"PYOPENGL_PLATFORM={bound} holds for this process already")
     if backend == "egl" and not _egl_has_device():
         raise RuntimeError("libEGL lists no device")
-    if backend == "glfw" and sys.platform == "linux" and not _has_display():
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if backend == "glfw" and sys.platform == "linux" and not has_display:
         raise RuntimeError("there is no display")
     return importlib.import_module(f"mujoco.{backend}").GLContext
 
@@ -385,12 +300,6 @@ def _egl_has_device() -> bool:
     address = library.eglGetProcAddress(b"eglQueryDevicesEXT")
     if not address:
         return False
-    query = ctypes.CFUNCTYPE(
-        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
-    )(address)
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address)
     count = ctypes.c_int()
     return bool(query(0, None, ctypes.byref(count))) and count.value > 0
-
-
-def _has_display() -> bool:
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

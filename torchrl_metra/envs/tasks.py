@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import Transform
 
-from torchrl_metra._checks import check_integer, check_number, check_positive, check_type
+from torchrl_metra._private import AutoResetMixin
 from torchrl_metra.envs.mujoco import HURDLES
 from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.transforms.primer import where_reset
@@ -19,7 +18,7 @@ from torchrl_metra.envs.transforms.primer import where_reset
 __all__ = ["PassHurdles", "ReachGoals"]
 
 
-class ReachGoals(Transform):
+class ReachGoals(AutoResetMixin, Transform):
     """Replaces the reward by 1 for every step that ends near a goal.
 
     A goal is drawn at reset, uniformly from ``±goal_range`` along each axis of
@@ -41,10 +40,6 @@ class ReachGoals(Transform):
         steps_per_goal (int, optional): how long a goal lasts. Defaults to ``None``: for the
             whole episode.
 
-    Raises:
-        TypeError: if one of them is no number.
-        ValueError: if one of them is not positive.
-
     Examples:
         >>> from torchrl.envs import TransformedEnv
         >>> from torchrl_metra import PointEnv
@@ -56,10 +51,6 @@ class ReachGoals(Transform):
     def __init__(
         self, goal_range: float, radius: float, *, steps_per_goal: int | None = None
     ) -> None:
-        check_positive("goal_range", goal_range)
-        check_positive("radius", radius)
-        if steps_per_goal is not None:
-            check_integer("steps_per_goal", steps_per_goal)
         super().__init__()
         self.goal_range = goal_range
         self.radius = radius
@@ -75,15 +66,14 @@ class ReachGoals(Transform):
             tensordict_reset.set("goal_age", age)
         return self._show(tensordict_reset, self._draw(torch.zeros_like(position)))
 
-    def _reset_on_native_autoreset(
+    def update_where_reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
         reset = tensordict.get("_reset").reshape(tensordict.batch_size)
-        entries = self._reset(tensordict, tensordict_reset.select("position"))
-        for key, fresh in entries.items():
-            fresh = where_reset(reset, fresh, tensordict_reset.get(key))
-            tensordict_reset.set(key, fresh)
-        return tensordict_reset
+        fresh = self._reset(tensordict, tensordict_reset.select("position"))
+        return tensordict_reset.update(
+            where_reset(reset, fresh, tensordict_reset.select(*fresh.keys()))
+        )
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         goal = tensordict.get("goal_position")
@@ -132,10 +122,6 @@ class PassHurdles(Transform):
         hurdles (sequence of float, optional): where they stand, x in metres. Defaults to
             the paper's.
 
-    Raises:
-        TypeError: if they are no numbers.
-        ValueError: if none of them is ahead of the start.
-
     Examples:
         >>> from torchrl_metra import make_env
         >>> env = make_env("half_cheetah_hurdle")
@@ -146,11 +132,6 @@ class PassHurdles(Transform):
     back_foot = -0.62
 
     def __init__(self, hurdles: tuple[float, ...] = HURDLES) -> None:
-        check_type("hurdles", hurdles, Sequence, "a sequence of numbers")
-        for index, x in enumerate(hurdles):
-            check_number(f"hurdles[{index}]", x)
-        if not any(x > 0 for x in hurdles):
-            raise ValueError(f"hurdles must stand ahead of the start, x > 0, got {hurdles!r}.")
         super().__init__()
         self.register_buffer("hurdles", torch.tensor(sorted(x for x in hurdles if x > 0)))
 

@@ -6,7 +6,6 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs.utils import make_composite_from_td
 
-from torchrl_metra._checks import check_type
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
 __all__ = ["GoalPrimer"]
@@ -28,11 +27,7 @@ class GoalPrimer(EpisodePrimer):
             to be reached: ``TensorDict({"observation": observations}, [M])``.
 
     Raises:
-        TypeError: if ``goals`` is no TensorDict.
-        RuntimeError: when applied outside of an environment, to a replay buffer
-            above all, where it would overwrite the stored goals.
-        ValueError: if there are no goals, or if a goal passed to ``reset`` has other entries
-            or shapes than they have.
+        RuntimeError: when applied to a replay buffer, where it would overwrite the stored goals.
 
     Examples:
         >>> import torch
@@ -48,37 +43,10 @@ class GoalPrimer(EpisodePrimer):
     """
 
     def __init__(self, goals: TensorDictBase) -> None:
-        check_type("goals", goals, TensorDictBase, "a TensorDict")
-        if goals.batch_dims != 1 or not len(goals):
-            raise ValueError(
-                "goals must be a TensorDict of batch size [M] with at least one goal, found "
-                f"batch size {list(goals.batch_size)}."
-            )
         spec = make_composite_from_td(goals[0], unsqueeze_null_shapes=False)
         super().__init__("goal", spec)
         self.goals = goals
 
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> TensorDictBase:
-        """Goals of those that were given."""
+        """Some of the goals that were given."""
         return self.goals[torch.randint(len(self.goals), batch_size)]
-
-    def validate(self, goal: TensorDictBase, batch_size: torch.Size) -> TensorDictBase:
-        """Refuse other entries or shapes than those of the goals that were given."""
-        expected = {
-            key: [*batch_size, *value.shape[1:]] for key, value in self.goals.items(True, True)
-        }
-        found = {key: list(value.shape) for key, value in goal.items(True, True)}
-        if found != expected:
-            raise ValueError(
-                f"expected a goal with the entries and shapes {expected}, as those of "
-                f"GoalPrimer(goals), found {found}."
-            )
-        return goal
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Refuse to run outside of an environment."""
-        raise RuntimeError(
-            "GoalPrimer draws goals when an environment is reset; on a replay buffer or as a "
-            "postproc it would overwrite the goals of the stored episodes. Append it to the "
-            "environment instead: env.append_transform(GoalPrimer(goals))."
-        )

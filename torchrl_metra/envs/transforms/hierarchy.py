@@ -10,13 +10,13 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import Compose, EnvBase, TransformedEnv
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_metra._checks import check_integer, check_type
+from torchrl_metra._checks import check_integer
+from torchrl_metra._private import step_below, steps_mask
+from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 
 __all__ = ["SkillAction"]
 
@@ -48,11 +48,8 @@ class SkillAction(Transform):
         num_steps (int, optional): how long a skill is held. Defaults to 25, the paper's.
 
     Raises:
-        TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior` or ``policy`` no
-            ``TensorDictModule``.
-        ValueError: if ``num_steps`` is not positive, if the policy reads no skill, or, once
-            the environment's specs are asked for, if the policy does not fit environment
-            and prior.
+        ValueError: if the policy reads no skill, or, once the environment's specs are asked for,
+            if it does not fit environment and prior.
 
     Examples:
         >>> from torchrl_metra import SkillAction, UnitSphere, make_env, make_sac_networks
@@ -67,13 +64,6 @@ class SkillAction(Transform):
     def __init__(
         self, policy: TensorDictModuleBase, prior: SkillPrior, *, num_steps: int = 25
     ) -> None:
-        check_prior(prior)
-        check_type(
-            "policy",
-            policy,
-            TensorDictModuleBase,
-            "a TensorDictModule such as SkillPolicy.load(path).actor",
-        )
         if "skill" not in policy.in_keys:
             raise ValueError(
                 f"policy must read the entry 'skill', but it reads {list(policy.in_keys)}: it is "
@@ -106,9 +96,7 @@ class SkillAction(Transform):
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         # The first step is done. A rollout may have excluded environments that ended before.
-        done = next_tensordict.get("done")
-        wanted = tensordict.get("_step", None)
-        active = torch.ones_like(done) if wanted is None else wanted.reshape(done.shape)
+        active = steps_mask(tensordict, next_tensordict.get("done"))
         reward = next_tensordict.get("reward").float()
         steps = active.long()
         for _ in range(self.num_steps - 1):
@@ -131,31 +119,14 @@ class SkillAction(Transform):
             return tensordict.set("action", self.policy(inputs).get("action"))
 
     def _inner_step(self, tensordict: TensorDictBase, active: Tensor) -> TensorDictBase:
-        """A step of the environment below this transform, as ``TransformedEnv`` does it.
+        """A step of the environment below this transform.
 
         By the very transforms that come before: ``self.parent`` has copies of them, whose
         memories, of frames above all, would not be reset.
         """
-        env = self._attached_env()
-        transforms = _transforms_before(self, env)
-        tensordict = self._act(tensordict)
-        for transform in reversed(transforms):
-            tensordict = transform.inv(tensordict)
-        if active.all():
-            tensordict.pop("_step", None)
-        else:
-            tensordict.set("_step", active.reshape(tensordict.batch_size))
-        following = env.base_env._step(tensordict)
-        env.base_env._complete_done(env.base_env.full_done_spec, following)
-        for transform in transforms:
-            following = transform._step(tensordict, following)
-        return following
-
-    def _attached_env(self) -> TransformedEnv:
         env = self.container
-        if not isinstance(env, TransformedEnv):
-            raise RuntimeError("SkillAction is not attached to an environment.")
-        return env
+        before = list(takewhile(lambda other: other is not self, transforms_of(env)))
+        return step_below(base_of(env), before, self._act(tensordict), active)
 
     def transform_input_spec(self, input_spec: Composite) -> Composite:
         """Put a skill in the place of the action."""
@@ -177,13 +148,6 @@ class SkillAction(Transform):
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Add the number of steps, after a look at whether the policy fits."""
-        self._check_policy(observation_spec)
-        observation_spec["inner_steps"] = Unbounded(
-            shape=(*observation_spec.shape, 1), dtype=torch.int64, device=observation_spec.device
-        )
-        return observation_spec
-
-    def _check_policy(self, observation_spec: Composite) -> None:
         if "skill" in observation_spec.keys():
             raise ValueError(
                 "the environment draws skills of its own, in the entry 'skill'. SkillAction "
@@ -191,30 +155,15 @@ class SkillAction(Transform):
             )
         # A copy of its own acts where the environment is.
         self.policy.to(observation_spec.device or "cpu")
-        observation = observation_spec.zero()
         skill = torch.zeros(*observation_spec.shape, self.prior.dim, device=observation_spec.device)
-        try:
-            action = self._act(observation.set("skill", skill)).get("action")
-        except (KeyError, RuntimeError, ValueError) as err:
-            shapes = {key: list(spec.shape) for key, spec in observation_spec.items()}
-            raise ValueError(
-                f"the policy, which reads {list(self.policy.in_keys)}, does not fit an environment "
-                f"with entries {shapes} and skills of {self.prior!r}. Build the environment that "
-                "it was trained on, and take the prior that was saved with it."
-            ) from err
-        expected = self._attached_env().base_env.full_action_spec["action"].shape
+        action = self._act(observation_spec.zero().set("skill", skill)).get("action")
+        expected = base_of(self.container).full_action_spec["action"].shape
         if action.shape != expected:
             raise ValueError(
                 f"the policy writes actions of shape {list(action.shape)}, but the environment "
                 f"expects {list(expected)}: it was trained on another one."
             )
-
-
-def _transforms_before(transform: Transform, env: EnvBase) -> list[Transform]:
-    chain = env.transform.transforms if isinstance(env.transform, Compose) else [env.transform]
-    if not any(other is transform for other in chain):
-        raise RuntimeError(
-            f"{type(transform).__name__} must be appended to the environment itself, not to a "
-            "Compose inside of another one."
+        observation_spec["inner_steps"] = Unbounded(
+            shape=(*observation_spec.shape, 1), dtype=torch.int64, device=observation_spec.device
         )
-    return list(takewhile(lambda other: other is not transform, chain))
+        return observation_spec

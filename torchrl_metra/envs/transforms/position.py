@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import Transform
 
-from torchrl_metra._checks import check_integer, check_sizes, check_type
+from torchrl_metra._imports import import_object
 
 __all__ = ["ReadPosition"]
 
@@ -19,16 +19,16 @@ class ReadPosition(Transform):
     """Copies the position out of the observation.
 
     Evaluation reads the entry ``"position"``; no network does. Append it before
-    any normalisation.
+    any normalization.
 
     Args:
-        entries (int, sequence of int or callable): number of leading entries of the observation
-            to copy; or which entries, ``[0, 2]``; or a function of a TensorDict of states,
-            ``[*B]``, that returns positions, ``[*B, k]``.
+        entries (int, sequence of int, callable or str): number of leading entries of the
+            observation to copy; or which entries, ``[0, 2]``; or a function of a TensorDict of
+            states, ``[*B]``, that returns positions, ``[*B, k]``, or its name
+            ``"package.module:function"``.
 
     Raises:
-        TypeError: if ``entries`` is none of these.
-        ValueError: if the observation has no such entries, or the function returns no vector.
+        ValueError: once specs are asked for, if positions are not vectors.
 
     Examples:
         >>> from torchrl.envs import GymEnv, TransformedEnv
@@ -37,24 +37,20 @@ class ReadPosition(Transform):
         torch.Size([2])
     """
 
-    def __init__(self, entries: int | Sequence[int] | Callable[[TensorDictBase], Tensor]) -> None:
+    def __init__(
+        self, entries: int | Sequence[int] | Callable[[TensorDictBase], Tensor] | str
+    ) -> None:
         super().__init__(in_keys=["observation"], out_keys=["position"])
-        self.entries: Any = entries
-        if callable(entries):
-            return
-        if isinstance(entries, Sequence):
-            check_sizes("entries", entries, minimum=0)
-            if not entries:
-                raise ValueError("entries must name at least one entry of the observation.")
-            leading = list(entries) == list(range(len(entries)))
-            self.index: Any = slice(len(entries)) if leading else list(entries)
-            self.size, self.largest = len(entries), max(entries)
-        else:
-            check_integer("entries", entries)
-            self.index, self.size, self.largest = slice(entries), entries, entries - 1
+        if isinstance(entries, str):
+            entries = import_object(entries, "the function of the position")
+        self.entries: Any = list(range(entries)) if isinstance(entries, int) else entries
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        return next_tensordict.set("position", self._read(next_tensordict))
+        if callable(self.entries):
+            position = self.entries(next_tensordict)
+        else:
+            position = next_tensordict.get("observation")[..., list(self.entries)]
+        return next_tensordict.set("position", position)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Add the position to a TensorDict of states."""
@@ -65,22 +61,9 @@ class ReadPosition(Transform):
     ) -> TensorDictBase:
         return self._call(tensordict_reset)
 
-    def _read(self, tensordict: TensorDictBase) -> Tensor:
-        if callable(self.entries):
-            return self.entries(tensordict)
-        return tensordict.get("observation")[..., self.index]
-
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Add the position's spec."""
-        if not callable(self.entries):
-            source = observation_spec["observation"]
-            if source.shape[-1] <= self.largest:
-                raise ValueError(
-                    f"ReadPosition({self.entries}) reads entry {self.largest} of an observation "
-                    f"that has only {source.shape[-1]}."
-                )
-        position = self._read(observation_spec.zero())
-        check_type("a position", position, Tensor, "a tensor")
+        position = self._call(observation_spec.zero())["position"]
         if position.ndim != len(observation_spec.shape) + 1:
             raise ValueError(
                 f"positions must be vectors, [*B, k], got shape {list(position.shape)} for batch "

@@ -12,12 +12,14 @@ from torch import Tensor
 from torchrl.data import Composite, TensorSpec
 from torchrl.envs.transforms import TensorDictPrimer
 
+from torchrl_metra._private import AutoResetMixin
+
 __all__ = ["EpisodePrimer", "where_reset"]
 
 Entry = TypeVar("Entry", Tensor, TensorDictBase)
 
 
-class EpisodePrimer(TensorDictPrimer, abc.ABC):
+class EpisodePrimer(AutoResetMixin, TensorDictPrimer, abc.ABC):
     """Draws an entry at reset and carries it through the episode.
 
     What was passed to ``env.reset`` is kept, but where a ``"_reset"`` mask asks for a new
@@ -44,22 +46,25 @@ class EpisodePrimer(TensorDictPrimer, abc.ABC):
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor | TensorDictBase:
         """New values, of batch size ``batch_size``."""
 
-    @abc.abstractmethod
-    def validate(
-        self, value: Tensor | TensorDictBase, batch_size: torch.Size
-    ) -> Tensor | TensorDictBase:
-        """Return ``value``, of batch size ``batch_size``, after checking it."""
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Refuse to run outside of an environment."""
+        name = type(self).__name__
+        raise RuntimeError(
+            f"{name} draws when an environment is reset; on a replay buffer or as a postproc it "
+            f"would overwrite {self.key!r} of the stored episodes. Append it to the environment "
+            f"instead: env.append_transform({name}(...))."
+        )
 
-    def _reset_func(
+    def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
         value = tensordict.get(self.key, default=None)
         if value is None or self._mask(tensordict) is not None:
             # One for every environment: TorchRL drops those of environments that go on.
             value = self.draw(tensordict_reset.batch_size, tensordict_reset.device)
-        return tensordict_reset.set(self.key, self.validate(value, tensordict_reset.batch_size))
+        return tensordict_reset.set(self.key, value)
 
-    def _reset_on_native_autoreset(
+    def update_where_reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
         reset = self._mask(tensordict)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
-from torchrl_metra._checks import check_key
+from torchrl_metra._private import WorkerCheckMixin
 
-__all__ = ["IntrinsicRewardTransform", "SkillReward"]
-
-
-class SkillReward(Protocol):
-    """What :class:`IntrinsicRewardTransform` needs of a skill-discovery loss."""
-
-    def reward(self, tensordict: TensorDictBase) -> Tensor:
-        """Reward of shape ``[*B, 1]`` for transitions of batch size ``*B``."""
+__all__ = ["IntrinsicRewardTransform"]
 
 
-class IntrinsicRewardTransform(Transform):
+class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
     """Writes the intrinsic reward of a skill-discovery loss, with its weights of today.
 
     Works in three places: on an environment (after :class:`SkillPrimer`), as the
@@ -35,15 +27,14 @@ class IntrinsicRewardTransform(Transform):
     multi-process collectors it belongs on the replay buffer.
 
     Args:
-        skill_loss (SkillReward): the loss that owns the encoder, such as
-            :class:`~torchrl_metra.METRALoss`.
+        skill_loss (SkillLoss): the loss that owns the encoder, such as
+            :class:`~torchrl_metra.METRALoss`. Anything with a method ``reward(tensordict)``.
 
     Keyword Args:
         reward_key (NestedKey, optional): entry written below ``"next"``.
             Defaults to ``"intrinsic_reward"``.
 
     Raises:
-        TypeError: if ``skill_loss`` has no ``reward`` method, or ``reward_key`` is no key.
         RuntimeError: inside of the workers of a batched environment.
 
     Examples:
@@ -59,15 +50,7 @@ class IntrinsicRewardTransform(Transform):
         torch.Size([4, 3, 1])
     """
 
-    def __init__(
-        self, skill_loss: SkillReward, *, reward_key: NestedKey = "intrinsic_reward"
-    ) -> None:
-        if not callable(getattr(skill_loss, "reward", None)):
-            raise TypeError(
-                "skill_loss must have a method reward(tensordict), as METRALoss has, but "
-                f"{type(skill_loss).__name__} has none."
-            )
-        check_key("reward_key", reward_key)
+    def __init__(self, skill_loss: Any, *, reward_key: NestedKey = "intrinsic_reward") -> None:
         super().__init__(in_keys=[], out_keys=[reward_key])
         # Not a submodule: the environment's state_dict is not the place for the encoder.
         self.__dict__["skill_loss"] = skill_loss
@@ -83,7 +66,7 @@ class IntrinsicRewardTransform(Transform):
         transition = tensordict.copy().set("next", next_tensordict)
         return next_tensordict.set(self.out_keys[0], self.skill_loss.reward(transition))
 
-    def _check_batched_worker_compat(self) -> None:
+    def check_in_worker(self) -> None:
         raise RuntimeError(
             "IntrinsicRewardTransform inside of a batched environment's workers would keep the "
             "encoder that they started with. Put it outside: "

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_metra._checks import check_key
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
 __all__ = ["SkillPrimer"]
@@ -32,10 +29,7 @@ class SkillPrimer(EpisodePrimer):
         reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
 
     Raises:
-        TypeError: if ``prior`` is no :class:`~torchrl_metra.SkillPrior`, or a key is none.
-        RuntimeError: when applied outside of an environment, to a replay buffer
-            above all, where it would overwrite the stored skills.
-        ValueError: if a skill passed to ``reset`` does not have ``D`` entries.
+        RuntimeError: when applied to a replay buffer, where it would overwrite the stored skills.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -58,10 +52,6 @@ class SkillPrimer(EpisodePrimer):
         skill_key: NestedKey = "skill",
         reset_key: NestedKey | None = None,
     ) -> None:
-        check_prior(prior)
-        check_key("skill_key", skill_key)
-        if reset_key is not None:
-            check_key("reset_key", reset_key)
         super().__init__(skill_key, prior.spec, reset_key=reset_key)
         self.prior = prior
         self.skill_key = skill_key
@@ -69,15 +59,3 @@ class SkillPrimer(EpisodePrimer):
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor:
         """Skills of the prior."""
         return self.prior.sample(batch_size, device=device)
-
-    def validate(self, skill: Tensor, batch_size: torch.Size) -> Tensor:
-        """Refuse what has not the prior's size."""
-        return self.prior.validate(skill)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Refuse to run outside of an environment."""
-        raise RuntimeError(
-            "SkillPrimer draws skills when an environment is reset; on a replay buffer or as a "
-            "postproc it would overwrite the skills of the stored episodes. Append it to the "
-            "environment instead: env.append_transform(SkillPrimer(prior))."
-        )
