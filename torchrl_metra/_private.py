@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchrl.data import TensorStorage
+from torchrl.envs import EnvBase
 from torchrl.modules import TanhNormal
 
 # ---- torchrl: losses
@@ -94,6 +95,11 @@ class SelfSamplingStorage(TensorStorage):
 
 
 # ---- torchrl: environments
+
+
+def resets_itself(env: EnvBase) -> bool:
+    """TorchRL 0.14.1: ``EnvBase._torchrl_native_autoreset``, set where a step starts an episode."""
+    return vars(env).get("_torchrl_native_autoreset", False)
 
 
 # ---- torch

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_metra._checks import check_floats, check_integer, check_type
+from torchrl_metra._private import resets_itself
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation.trajectories import episode_lengths
@@ -50,11 +50,6 @@ def rollout_skills(
         under ``"skill"``, and where the environment has them. All of it is on the
         environment's device, that of simulators on the CPU.
 
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if there are no skills, if ``max_steps`` is not positive, or if the
-            environment has no entry for skills.
-
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
@@ -63,8 +58,6 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
-    check_type("env", env, EnvBase, "an environment")
-    check_floats("skills", skills, None, None)
     key = _skill_key(env)
     starts = TensorDict({}, [len(skills)]).set(key, skills)
     rollouts = concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
@@ -100,14 +93,7 @@ def episodes(
         The transitions of ``N`` episodes, of batch size ``[N, T]``, on the environment's
         device. The last ones may be more than were asked for.
     """
-    check_type("env", env, EnvBase, "an environment")
-    check_type("policy", policy, Callable, "a TensorDictModule")
-    if max_steps is None:
-        max_steps = LONGEST_EPISODE
-    check_integer("max_steps", max_steps)
-    if starts.batch_dims != 1 or not len(starts):
-        (name,) = starts.keys()
-        raise ValueError(f"{name}s must be at least one, in one dimension, got {starts.shape}.")
+    max_steps = LONGEST_EPISODE if max_steps is None else max_steps
     width = env.batch_size.numel()
     # The last chunk is filled up by starts whose episodes are to be dropped again.
     index = torch.arange(-(-len(starts) // width) * width) % len(starts)
@@ -126,9 +112,7 @@ def episodes(
                 break_when_all_done=True,
             )
         rollout = rollout.reshape(width, -1)
-        # TorchRL's mark of environments that reset themselves.
-        resets_itself = vars(env).get("_torchrl_native_autoreset", False)
-        yield _hide_resets(rollout, env) if resets_itself else rollout
+        yield _hide_resets(rollout, env) if resets_itself(env) else rollout
 
 
 def _hide_resets(rollout: TensorDictBase, env: EnvBase) -> TensorDictBase:

@@ -87,7 +87,7 @@ class SkillPolicy(TensorDictModuleBase):
         env_options: dict[str, Any] | None = None,
     ) -> None:
         check_prior(prior)
-        check_choice("constraint_norm", constraint_norm, ("l2", "rms", None))
+        check_choice("constraint_norm", constraint_norm or "l2", ("l2", "rms"))
         super().__init__()
         self.actor = actor
         self.encoder = encoder
