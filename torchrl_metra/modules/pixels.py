@@ -43,18 +43,18 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, shape: Sequence[int], *, channels: int = 48, float32: bool = False) -> None:
         super().__init__()
-        resolution = shape[-1]
-        is_power_of_two = resolution & (resolution - 1) == 0
-        if shape[-2] != resolution or resolution < _SMALLEST_RESOLUTION or not is_power_of_two:
+        in_channels, height, width = shape
+        if height != width or width < _SMALLEST_RESOLUTION or width & (width - 1):
             raise ValueError(
                 "pixels must be of shape [C, H, W] with H = W a power of two from "
                 f"{_SMALLEST_RESOLUTION} on, got {list(shape)}."
             )
-        num_layers = int(resolution).bit_length() - 3
+        num_layers = int(width).bit_length() - 3
         widths = [channels * min(2**layer, 8) for layer in range(num_layers)]
         layers: list[nn.Module] = []
-        for in_channels, out_channels in zip([shape[0], *widths], widths, strict=False):
+        for out_channels in widths:
             layers += [nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2), nn.ELU()]
+            in_channels = out_channels
         self.layers = nn.Sequential(*layers)
         self.shape = tuple(shape)
         self.num_features = 4 * widths[-1]
