@@ -288,46 +288,30 @@ def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
     """The policy's hidden layers."""
     *inner, last = num_cells
     trunk = MLP(
-        in_features=in_features,
-        out_features=last,
-        num_cells=inner,
-        activation_class=nn.Tanh,
-        activate_last_layer=True,
+        in_features, last, num_cells=inner, activation_class=nn.Tanh, activate_last_layer=True
     )
-    _keep_float32(trunk, [0])
-    return _initialize(trunk, nn.init.xavier_uniform_)
+    return _initialize(trunk, nn.init.xavier_uniform_, float32_layers=[0])
 
 
 def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
     """φ, or what of it follows the convolutions."""
-    encoder = _mlp(in_features, out_features, num_cells)
-    _keep_float32(encoder, range(0, len(encoder), 2))
-    return _initialize(encoder, nn.init.xavier_uniform_)
+    encoder = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
+    layers = range(0, len(encoder), 2)
+    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=layers)
 
 
 def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:
     """A critic, or what of it follows the convolutions."""
-    critic = _mlp(in_features, out_features, num_cells)
-    _keep_float32(critic, [0, -1])
-    return _initialize(critic, nn.init.xavier_normal_)
+    critic = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
+    return _initialize(critic, nn.init.xavier_normal_, float32_layers=[0, -1])
 
 
-def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
-    return MLP(
-        in_features=in_features,
-        out_features=out_features,
-        num_cells=list(num_cells),
-        activation_class=nn.ReLU,
-    )
-
-
-def _keep_float32(network: MLP, layers: Iterable[int]) -> None:
-    for index in layers:
+def _initialize(
+    network: MLP, init_weight: Callable[[Tensor], Tensor], float32_layers: Iterable[int]
+) -> MLP:
+    for index in float32_layers:
         layer = network[index]
         network[index] = Float32Linear(layer.in_features, layer.out_features)
-
-
-def _initialize(network: MLP, init_weight: Any) -> MLP:
     for layer in network:
         if isinstance(layer, nn.Linear):
             init_weight(layer.weight)

@@ -278,20 +278,20 @@ def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
             "policy.observation_norm = {'loc': ..., 'scale': ...}.",
             stacklevel=3,
         )
-    norm: dict[str, Tensor] | None = None
-    for transform in transforms_of(env):
-        if not isinstance(transform, ObservationNorm):
-            continue
-        if ("observation", "observation") not in zip(
-            transform.in_keys, transform.out_keys, strict=True
-        ):
-            continue
-        loc, scale = transform.loc.clone(), transform.scale.clone()
-        if not transform.standard_normal:
-            # x · scale + loc, TorchRL's default, as (x - loc') / scale'.
-            loc, scale = -loc / scale, 1 / scale
-        if norm is not None:
-            # ((x - loc) / scale - loc') / scale'
-            loc, scale = norm["loc"] + norm["scale"] * loc, norm["scale"] * scale
-        norm = {"loc": loc, "scale": scale}
-    return norm
+    norms = [
+        norm
+        for norm in transforms_of(env)
+        if isinstance(norm, ObservationNorm)
+        and ("observation", "observation") in zip(norm.in_keys, norm.out_keys, strict=True)
+    ]
+    if not norms:
+        return None
+    loc, scale = torch.zeros(()), torch.ones(())
+    for norm in norms:
+        # x · scale + loc, TorchRL's default, as (x - next_loc) / next_scale.
+        next_loc, next_scale = -norm.loc / norm.scale, 1 / norm.scale
+        if norm.standard_normal:
+            next_loc, next_scale = norm.loc, norm.scale
+        # ((x - loc) / scale - next_loc) / next_scale
+        loc, scale = loc + scale * next_loc, scale * next_scale
+    return {"loc": loc, "scale": scale}
