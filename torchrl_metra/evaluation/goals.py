@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 
 from torchrl_metra.envs import GoalPrimer, SkillPrimer
-from torchrl_metra.evaluation.rollouts import concatenate, episodes
+from torchrl_metra.evaluation.rollouts import roll_out
 from torchrl_metra.modules import SkillPolicy
 
 __all__ = ["goal_metrics", "rollout_goal_policies", "rollout_goals"]
@@ -54,12 +54,8 @@ def rollout_goals(
         (torch.Size([6, 200]), torch.Size([6, 200, 2]))
     """
     starts = TensorDict({"goal": goals}, [len(goals)])
-    chunks = [
-        # Pictures of a goal at every step would be half of the data.
-        chunk.exclude("goal", ("next", "goal"))
-        for chunk in episodes(env, policy, starts, max_steps)
-    ]
-    rollouts = concatenate(chunks)[: len(goals)]
+    # Pictures of a goal at every step would be half of the data.
+    rollouts = roll_out(env, policy, starts, max_steps, without=["goal", ("next", "goal")])
     goals = goals.to(rollouts.device or "cpu")
     return rollouts.set("goal", goals.unsqueeze(1).expand(rollouts.shape))
 
@@ -159,7 +155,7 @@ def rollout_goal_policies(
         "single": policy.reach_goals(adaptive=False),
         "random": policy,
     }
-    # Nobody measures pictures, and those of three times 50 episodes are gigabytes.
+    # Nobody measures pictures, and three times 50 episodes of them are gigabytes.
     pictures = ("pixels", ("next", "pixels"))
     return {
         name: rollout_goals(env, module, goals, max_steps=max_steps).exclude(*pictures)

@@ -82,8 +82,8 @@ def measure_skills(
         prior (SkillPrior): distribution of the skills.
 
     Keyword Args:
-        norm (str, optional): that of METRA's constraint in training, ``None`` if there was no
-            temporal constraint. Defaults to ``"l2"``.
+        norm (str, optional): the norm of METRA's constraint in training, ``None`` if there was
+            no temporal constraint. Defaults to ``"l2"``.
         projection (Callable, optional): coordinates of states, see
             :func:`~torchrl_metra.evaluation.visited`.
         cell_size (float, optional): edge of a cell in these coordinates. Defaults to 1.
@@ -105,7 +105,13 @@ def measure_skills(
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
         ['latent_rank_episode', 'latent_step_max', 'latent_step_mean']
     """
-    results = _measure_coverage(rollouts, projection, cell_size)
+    results: dict[str, float] = {}
+    cells = visited(rollouts, projection=projection, cell_size=cell_size)
+    if cells is not None:
+        results["policy_coverage"] = len(cells.unique(dim=0))
+        position = positions(rollouts, projection)
+        if position is not None and position.shape[-1] == 2:
+            results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
     if latents is None:
         return results
     skills = prior.validate(rollouts["skill"][:, 0]).cpu()
@@ -115,17 +121,4 @@ def measure_skills(
     results["latent_rank_episode"] = round(float(effective_rank(end - start)), 6)
     if norm is not None:
         results |= temporal_check(latents, episode_lengths(rollouts), norm=norm)
-    return results
-
-
-def _measure_coverage(
-    rollouts: TensorDictBase, projection: Projection | None, cell_size: float
-) -> dict[str, float]:
-    cells = visited(rollouts, projection=projection, cell_size=cell_size)
-    if cells is None:
-        return {}
-    results: dict[str, float] = {"policy_coverage": len(cells.unique(dim=0))}
-    position = positions(rollouts, projection)
-    if position is not None and position.shape[-1] == 2:
-        results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
     return results

@@ -113,7 +113,7 @@ def plot_temporal_distances(
 
     Keyword Args:
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
-        norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+        norm (str, optional): the norm of the constraint in training. Defaults to ``"l2"``.
 
     Returns:
         The figure, which notebooks show.

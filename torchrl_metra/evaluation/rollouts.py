@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -60,7 +60,7 @@ def rollout_skills(
     """
     key = _skill_key(env)
     starts = TensorDict({}, [len(skills)]).set(key, skills)
-    rollouts = concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+    rollouts = roll_out(env, policy, starts, max_steps)
     return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
 
 
@@ -78,10 +78,15 @@ def _skill_key(env: EnvBase) -> NestedKey:
 
 
 @torch.no_grad()
-def episodes(
-    env: EnvBase, policy: TensorDictModuleBase, starts: TensorDictBase, max_steps: int | None
-) -> Iterator[TensorDictBase]:
-    """Deterministic episodes, as many at a time as the environment is wide.
+def roll_out(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    starts: TensorDictBase,
+    max_steps: int | None,
+    *,
+    without: Sequence[NestedKey] = (),
+) -> TensorDictBase:
+    """One deterministic episode per start, as many at a time as the environment is wide.
 
     Args:
         env (EnvBase): environment of batch size ``[N]`` or ``[]``.
@@ -89,17 +94,21 @@ def episodes(
         starts (TensorDictBase): what each episode's reset is given, of batch size ``[M]``.
         max_steps (int, optional): length of the episodes, ``None``: until they end.
 
-    Yields:
-        The transitions of ``N`` episodes, of batch size ``[N, T]``, on the environment's
-        device. The last ones may be more than were asked for.
+    Keyword Args:
+        without (sequence of NestedKey, optional): entries that are dropped along the way.
+
+    Returns:
+        The transitions, of batch size ``[M, T]``, on the environment's device. Episodes that
+        ended before the longest repeat their last transition.
     """
     max_steps = LONGEST_EPISODE if max_steps is None else max_steps
     width = env.batch_size.numel()
-    # The last chunk is filled up by starts whose episodes are to be dropped again.
+    # The last chunk is filled up by starts whose episodes are dropped again.
     index = torch.arange(-(-len(starts) // width) * width) % len(starts)
     # Environments that name no device are simulators, on the CPU.
     home = env.device or torch.device("cpu")
     act = _at_home(policy, home)
+    chunks = []
     for chunk in starts[index].split(width):
         start = chunk.reshape(env.batch_size).to(home)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -112,7 +121,12 @@ def episodes(
                 break_when_all_done=True,
             )
         rollout = rollout.reshape(width, -1)
-        yield _hide_resets(rollout, env) if resets_itself(env) else rollout
+        rollout = _hide_resets(rollout, env) if resets_itself(env) else rollout
+        chunks.append(rollout.exclude(*without))
+    # An index past the end of an episode stands for its last transition.
+    steps = torch.arange(max(chunk.shape[1] for chunk in chunks))
+    rollouts = torch.cat([chunk[:, steps.clamp(max=chunk.shape[1] - 1)] for chunk in chunks])
+    return rollouts[: len(starts)]
 
 
 def _hide_resets(rollout: TensorDictBase, env: EnvBase) -> TensorDictBase:
@@ -139,19 +153,3 @@ def _at_home(
         return tensordict.update(policy(tensordict.to(weight.device)).to(home))
 
     return act
-
-
-def concatenate(chunks: list[TensorDictBase]) -> TensorDictBase:
-    """Episodes of different lengths as one batch, in which the shorter ones repeat their end.
-
-    Args:
-        chunks (list of TensorDictBase): transitions of batch sizes ``[N, T]``, each with a
-            ``T`` of its own.
-
-    Returns:
-        The transitions of all, with the longest ``T``.
-    """
-    longest = max(chunk.shape[1] for chunk in chunks)
-    # An index past the end of an episode stands for its last transition.
-    steps = torch.arange(longest)
-    return torch.cat([chunk[:, steps.clamp(max=chunk.shape[1] - 1)] for chunk in chunks])

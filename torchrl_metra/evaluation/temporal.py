@@ -29,7 +29,7 @@ def latent_steps(
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training, see
+        norm (str, optional): the norm of the constraint in training, see
             :class:`~torchrl_metra.METRALoss`. Defaults to ``"l2"``.
 
     Returns:
@@ -57,7 +57,7 @@ def pair_distances(
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+        norm (str, optional): the norm of the constraint in training. Defaults to ``"l2"``.
 
     Returns:
         ``|i - j|`` in steps and :math:`\|\phi(s_i) - \phi(s_j)\|`, each of shape ``[n]``.
@@ -98,7 +98,7 @@ def temporal_check(
             all of them are ``T``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training: with ``"rms"``, distances
+        norm (str, optional): the norm of the constraint in training: with ``"rms"``, distances
             are divided by :math:`\sqrt D`. Defaults to ``"l2"``.
 
     Returns:

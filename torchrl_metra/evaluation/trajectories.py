@@ -23,7 +23,7 @@ Projection: TypeAlias = Callable[[TensorDictBase], Tensor]
 def trajectories(rollouts: TensorDictBase, read: Projection) -> Tensor:
     """What ``read`` finds in every state of the episodes, the first and the last included.
 
-    Episodes are read one at a time: those of pictures are large.
+    Episodes are read one at a time, as episodes of pictures are large.
 
     Args:
         rollouts (TensorDictBase): transitions of batch size ``[M, T]``, as
@@ -77,7 +77,7 @@ def encode_trajectories(
         >>> encode_trajectories(rollouts, nn.Linear(2, 3)).shape
         torch.Size([4, 11, 3])
     """
-    # A copy: what is measured may be in training, where spectral normalisation goes on with
+    # A copy: what is measured may be in training, where spectral normalization goes on with
     # every call.
     encoder = deepcopy(as_encoder(encoder)).eval()
     key = latent_key(encoder)
@@ -108,7 +108,7 @@ def episode_lengths(rollouts: TensorDictBase) -> Tensor:
         tensor([10, 10])
     """
     done = rollouts["next", "done"]
-    # Whatever comes after batch and time: one flag of an environment, or one for each of several.
+    # After batch and time comes one flag of an environment, or one for each of several.
     done = done.reshape(*rollouts.batch_size, -1).bool().any(-1).cpu()
     return (done.long().cumsum(1) - done.long() == 0).sum(1)
 

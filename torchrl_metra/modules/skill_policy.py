@@ -46,7 +46,7 @@ class SkillPolicy(TensorDictModuleBase):
         prior (SkillPrior): distribution of the skills.
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
             :class:`~torchrl.envs.ObservationNorm` with ``standard_normal=True`` that the
-            networks expect to have been applied, or ``None``. Of several, that of all together.
+            networks expect to have been applied, or ``None``. Several are given as one.
             The policy does not apply it: the environment does.
         architecture (Architecture, optional): what it takes to build the networks again, if
             :func:`~torchrl_metra.make_sac_networks` or
