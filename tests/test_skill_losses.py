@@ -375,11 +375,3 @@ class TestBadInput:
         for call in (loss, loss.reward):
             with pytest.raises(ValueError, match=rf"to the {prior.dim} dimensions of .*, 5\]"):
                 call(batch)
-        with pytest.raises(TypeError, match=r"encoder must be an nn\.Module, got Opaque"):
-            BUILD[name](prior, Opaque())
-
-
-class Opaque:
-    """Not a network."""
-
-    in_keys = ["observation"]

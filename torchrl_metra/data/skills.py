@@ -123,7 +123,8 @@ class SkillPrior(abc.ABC):
         """
         if skill.shape[-1:] != (self.dim,):
             raise ValueError(
-                f"expected skills of shape [..., {self.dim}] for {self!r}, got {list(skill.shape)}."
+                f"expected skills of shape [..., {self.dim}] for {self!r}, got "
+                f"{list(skill.shape)}. Draw them with prior.sample."
             )
         return skill
 
