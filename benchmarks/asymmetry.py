@@ -62,7 +62,7 @@ def measure(policy: SkillPolicy, name: str) -> dict[str, Any]:
     wind = WindyPointEnv.wind if name == "windy_point" else 0.0
     encode = policy.encoder.module
     env = make_env(name, 48).append_transform(SkillPrimer(policy.prior))
-    rollouts = rollout_skills(env, policy.actor, policy.prior.grid(NUM_SKILLS))
+    rollouts = rollout_skills(env, policy, policy.prior.grid(NUM_SKILLS))
     visited, following = rollouts["position"].flatten(0, 1), rollouts["next", "position"]
     made_steps = (encode(following).flatten(0, 1) - encode(visited)).norm(dim=-1)
     x, y = following[:, -1].unbind(-1)

@@ -167,7 +167,7 @@ def train(case: Case, seed: int) -> dict[str, Any]:
 
         SkillEvaluation(
             make_world(case, prior, NUM_SKILLS, seed + 1_000),
-            skills.actor,
+            skills,
             prior.evaluation_skills(NUM_SKILLS),
             settings.evaluation_interval,
             measure=measure,

@@ -48,7 +48,7 @@ def main() -> None:
 def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
     """Train in a folder; returns what was counted, row by row."""
     trainer = make_metra("point", output=str(folder), total_frames=10**9, progress_bar=False)
-    policy, prior = trainer.skill_policy.actor, trainer.skill_policy.prior
+    policy, prior = trainer.skill_policy, trainer.skill_policy.prior
     skills = prior.grid(8)
     env = make_env("point", len(skills), pixels=PixelOptions(resolution=64, frames=1))
     env = env.append_transform(SkillPrimer(prior))

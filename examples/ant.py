@@ -22,7 +22,7 @@ def main(preset: str = "laptop", **settings: Any) -> None:
     # A hook: each 50 000 steps, the cells that 48 skills visit appear in the progress bar.
     env = make_env("ant", 48).append_transform(SkillPrimer(policy.prior))
     skills = policy.prior.evaluation_skills(48)
-    SkillEvaluation(env, policy.actor, skills, interval=50_000).register(trainer)
+    SkillEvaluation(env, policy, skills, interval=50_000).register(trainer)
     trainer.train()
 
     # Zero-shot: the skill that points from here to the goal in latent space, chosen at each step.

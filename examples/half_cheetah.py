@@ -25,7 +25,7 @@ def main(preset: str = "laptop", **settings: Any) -> None:
     policy = SkillPolicy.load(f"{FOLDER}/skill_policy.pt")
     env = make_env("half_cheetah", 8).append_transform(SkillPrimer(policy.prior))
     skills = policy.prior.grid(8)  # each skill once
-    episodes = rollout_skills(env, policy.actor, skills)
+    episodes = rollout_skills(env, policy, skills)
     for index, x in enumerate(episodes["next", "position"][:, -1, 0].tolist()):
         print(f"skill {index} ends at {x:.1f} m")
     latents = encode_trajectories(episodes, policy.encoder)

@@ -85,7 +85,7 @@ def main(total_frames=48_000):
 
     def count():
         skills = policy.prior.evaluation_skills(16)
-        return coverage(rollout_skills(env, policy.actor, skills)["next", "position"])
+        return coverage(rollout_skills(env, policy, skills)["next", "position"])
 
     before = count()
     trainer.train()

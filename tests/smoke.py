@@ -90,7 +90,7 @@ def check_learning() -> None:
     trainer.skill_policy.save("skill_policy.pt")
     policy = SkillPolicy.load("skill_policy.pt")
     env = make_env("point", num_envs=48).append_transform(SkillPrimer(policy.prior))
-    ends = rollout_skills(env, policy.actor, policy.prior.grid(48))["next", "position"][:, -1]
+    ends = rollout_skills(env, policy, policy.prior.grid(48))["next", "position"][:, -1]
     distance = ends.norm(dim=-1).mean().item()
     sectors = sector_coverage(ends)
     assert distance > 5, distance

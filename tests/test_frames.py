@@ -230,18 +230,11 @@ def test_like_a_storage_of_stacks_behind_a_collector() -> None:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"max_size": 0}, r"max_size must be at least 1, got 0"),
-            ({"num_frames": 0}, r"num_frames must be at least 1, got 0"),
-            ({"max_frames": 3}, r"max_frames must exceed the 3 frames of a stack, got 3"),
-            ({"scratch_dir": "x", "device": "cuda"}, r"lie on disk, not on device 'cuda'"),
-        ],
-    )
-    def test_arguments(self, arguments: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            FrameStackStorage(**{"max_size": 10, **arguments})
+    def test_too_few_frames(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"max_frames must exceed the 3 frames of a stack, got 3"
+        ):
+            FrameStackStorage(10, max_frames=3)
 
     def write(self, data: TensorDictBase, **arguments: Any) -> None:
         ReplayBuffer(storage=FrameStackStorage(10, **arguments), batch_size=2).extend(data)
@@ -249,21 +242,12 @@ class TestBadInput:
     def test_frames_in_the_wrong_order(self) -> None:
         data = NumberedFrames(1, 3, [10]).collect(5)
         data["pixels"] = data["pixels"].unflatten(1, (3, 3)).flip(1).flatten(1, 2)
-        with pytest.raises(ValueError, match=r"moved on by one frame.*CatFrames"):
+        with pytest.raises(ValueError, match=r"moved on by one of 3 frames.*CatFrames"):
             self.write(data)
-
-    def test_other_number_of_frames(self) -> None:
-        with pytest.raises(ValueError, match=r"stacks of 4 frames"):
-            self.write(NumberedFrames(1, 3, [10]).collect(5), num_frames=4)
 
     def test_batch_of_two_dimensions(self) -> None:
         data = NumberedFrames(1, 3, [10]).collect(8).reshape(4, 2)
         with pytest.raises(ValueError, match=r"Flatten batches with reshape\(-1\)"):
-            self.write(data)
-
-    def test_no_pixels(self) -> None:
-        data = NumberedFrames(1, 3, [10]).collect(5).exclude("pixels")
-        with pytest.raises(ValueError, match=r"found shapes \[None"):
             self.write(data)
 
     def test_more_than_fits(self) -> None:

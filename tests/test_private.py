@@ -30,6 +30,7 @@ from torchrl.envs import (
     Transform,
     TransformedEnv,
 )
+from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss
 from torchrl.trainers import OptimizationStepper, Trainer, _execution
 
@@ -196,6 +197,26 @@ def test_BatchedCritics(losses: SimpleNamespace, batch: TensorDict) -> None:
 
 
 # ---- torchrl: distributions
+
+
+@pytest.mark.parametrize("high", [1.0, 3.0])
+def test_unchecked_tanh_normal(high: float) -> None:
+    loc, scale = torch.randn(5, 2), torch.rand(5, 2) + 0.1
+    bounds = () if high == 1.0 else (-torch.ones(2), torch.full([2], high))
+    ours = _private.unchecked_tanh_normal(loc, scale, *bounds)
+    stock = TanhNormal(loc, scale, low=-1.0, high=high)
+    samples = []
+    for distribution in (ours, stock):
+        torch.manual_seed(0)
+        samples.append(distribution.rsample_and_log_prob())
+    torch.testing.assert_close(samples[0], samples[1])
+    action = samples[1][0]
+    torch.testing.assert_close(ours.log_prob(action), stock.log_prob(action))
+    torch.testing.assert_close(ours.deterministic_sample, stock.deterministic_sample)
+    # What it is for: no value is read, as a tensor without values shows.
+    nothing = torch.empty(5, 2, device="meta")
+    bounds = tuple(bound.to("meta") for bound in bounds)
+    assert _private.unchecked_tanh_normal(nothing, nothing, *bounds).rsample().shape == (5, 2)
 
 
 # ---- torchrl: trainers
@@ -386,6 +407,37 @@ class CountingEnv(EnvBase):
 # ---- torchrl: storages and loggers
 
 
+def test_SelfSamplingStorage() -> None:
+    class Latest(_private.SelfSamplingStorage):
+        """Samples its latest entry only."""
+
+        cleared = False
+
+        def set(self, cursor: Any, data: Any, **kwargs: Any) -> None:
+            self.latest = int(torch.as_tensor(cursor)[-1])
+            super().set(cursor, data, **kwargs)
+
+        def draw(self, batch_size: int, generator: torch.Generator | None) -> torch.Tensor:
+            assert generator is rng
+            return torch.full([batch_size], self.latest)
+
+        def clear(self) -> None:
+            self.cleared = True
+
+    rng = torch.Generator()
+    storage = Latest(TensorDict({"x": torch.zeros(9)}, [9]))
+    buffer = ReplayBuffer(storage=storage, batch_size=3)
+    buffer.set_rng(rng)
+    buffer.extend(TensorDict({"x": torch.arange(4.0)}, [4]))
+    assert buffer.sample()["x"].tolist() == [3.0] * 3
+    before = storage._mutation_revision
+    storage.note_change(torch.tensor([4, 5]))
+    assert storage._mutation_revision > before
+    assert storage._last_cursor.tolist() == [4, 5]
+    buffer.empty()
+    assert storage.cleared
+
+
 # ---- torchrl: environments
 
 
@@ -469,6 +521,15 @@ def test_step_below() -> None:
         assert out["count"].equal(mask.float())
         assert out["reward"].equal(2 * mask.float())
         assert not out["terminated"].any()  # Which the environment does not write.
+
+
+def test_resets_itself() -> None:
+    assert not _private.resets_itself(PointEnv())
+    env = SelfResettingPoint(1, max_steps=2)
+    assert _private.resets_itself(env)
+    # By this mark TorchRL goes on with the next episode without a reset.
+    steps = env.rollout(4, break_when_any_done=False)["next", "done"].flatten().tolist()
+    assert steps == [False, True, False, True]
 
 
 # ---- torch

@@ -70,7 +70,7 @@ def test_a_run_leaves_pictures_curve_policy_and_record(tmp_path: Path) -> None:
     policy = SkillPolicy.load(tmp_path / "skill_policy.pt")
     assert (policy.env_name, policy.constraint_norm) == ("point", "l2")
     env = make_env("point", 48, max_steps=50).append_transform(SkillPrimer(policy.prior))
-    rollouts = rollout_skills(env, policy.actor, policy.prior.evaluation_skills(48))
+    rollouts = rollout_skills(env, policy, policy.prior.evaluation_skills(48))
     assert coverage(rollouts["next", "position"]) == results["coverage_after"]
 
 

@@ -45,14 +45,17 @@ class TestEveryPrior:
             drawn = prior.sample([16], generator=torch.Generator().manual_seed(0))
             assert skills.equal(drawn)
 
-    def test_toward_a_displacement_is_the_skill_that_gains_most(self, prior: SkillPrior) -> None:
+    def test_the_skill_along_a_displacement_is_the_skill_that_gains_most(
+        self, prior: SkillPrior
+    ) -> None:
         displacement = 5 * torch.randn(40, prior.dim)
-        skills = prior.toward(displacement)
+        skills = prior.skill_along(displacement)
         assert prior.spec.expand(40, prior.dim).is_in(skills)
         gain = (displacement * prior.center(skills)).sum(-1)
         others = (displacement[:, None] * prior.center(prior.grid(24))).sum(-1)
         assert (gain[:, None] >= others - 1e-4).all()
-        assert prior.toward(displacement * 3).allclose(skills)
+        assert prior.skill_along(displacement * 3).allclose(skills)
+        assert prior.toward(displacement).equal(skills), "the name in version 0.1"
 
     def test_config_round_trip(self, prior: SkillPrior) -> None:
         assert SkillPrior.from_config(prior.to_config()) == prior
@@ -60,12 +63,6 @@ class TestEveryPrior:
     def test_wrong_size_is_refused_with_both_sizes(self, prior: SkillPrior) -> None:
         with pytest.raises(ValueError, match=rf"\[\.\.\., {prior.dim}\].*\[4, {prior.dim + 1}\]"):
             prior.validate(torch.zeros(4, prior.dim + 1))
-
-
-@pytest.mark.parametrize("dim", [0, -1, 2.0, True])
-def test_number_of_dimensions_must_be_a_positive_integer(dim: object) -> None:
-    with pytest.raises(ValueError, match="positive integer"):
-        OneHot(dim)
 
 
 def test_unknown_kind_names_the_known_ones() -> None:

@@ -46,7 +46,7 @@ policy = trainer.skill_policy
 # rewarded for going as far as they can, so that along their episodes the bound should be nearly
 # met.
 env = make_env("point", num_envs=48).append_transform(SkillPrimer(prior))
-rollouts = rollout_skills(env, policy.actor, prior.evaluation_skills(48))
+rollouts = rollout_skills(env, policy, prior.evaluation_skills(48))
 latents = encode_trajectories(rollouts, policy.encoder)
 figure = plot_temporal_distances(latents)
 

@@ -54,7 +54,7 @@ num_envs, num_steps = 32, 10
 def make_task(with_skills):
     env = make_env("point_goal", num_envs)
     if with_skills:
-        env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=num_steps))
+        env.append_transform(SkillAction(skills, skills.prior, num_steps=num_steps))
     return env
 
 

@@ -138,7 +138,7 @@ def place(states):
 
 
 def measure(policy):
-    rollouts = rollout_skills(skill_env(48), policy.actor, skills)
+    rollouts = rollout_skills(skill_env(48), policy, skills)
     latents = encode_trajectories(rollouts, policy.encoder)
     numbers = measure_skills(rollouts, latents, prior, projection=place)
     return rollouts, latents, numbers

@@ -13,12 +13,12 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorStorage
 
-from torchrl_metra._checks import check_device, check_integer, check_key, check_type
+from torchrl_metra._private import SelfSamplingStorage
 
 __all__ = ["FrameStackStorage"]
 
 
-class FrameStackStorage(TensorStorage):
+class FrameStackStorage(SelfSamplingStorage):
     """Stores each frame once, where a transition with stacked frames holds it six times.
 
     A storage for TorchRL's :class:`~torchrl.data.ReplayBuffer`. It takes transitions
@@ -27,15 +27,15 @@ class FrameStackStorage(TensorStorage):
     memory once for all the stacks that show it: 12.4 kB a transition for 64×64 RGB
     and three frames, in place of 73.7 kB.
 
-    Which frames are shared is found by comparing pictures, so nothing depends on
-    trajectory ids or flags, and transitions may come from any number of environments,
-    in whole or in partial episodes, flattened as collectors' batches are by
-    ``reshape(-1)``. An uninterrupted run of ``n`` transitions takes ``n + 1`` frames if
-    it starts an episode, and ``n + num_frames`` if it continues one.
+    Shared frames are found by comparing pictures, so nothing depends on trajectory ids or
+    flags. Transitions may come from any number of environments, in whole or in partial
+    episodes, flattened as collectors' batches are by ``reshape(-1)``. An uninterrupted run
+    of ``n`` transitions takes ``n + 1`` frames if it starts an episode, and
+    ``n + num_frames`` if it continues one.
 
     With the default :class:`~torchrl.data.RandomSampler`, sampling is uniform over all
     transitions whose frames are still there. If frames run out before transitions,
-    for runs were shorter than planned, then the oldest transitions are forgotten early;
+    because runs were shorter than planned, the oldest transitions are forgotten early;
     ``len`` counts what can be sampled.
 
     Args:
@@ -53,10 +53,9 @@ class FrameStackStorage(TensorStorage):
         pixel_key (NestedKey, optional): the entry of stacks. Defaults to ``"pixels"``.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if a size is not positive, if ``scratch_dir`` is given beside another
-            device than the CPU, or if written data are no stacks of ``num_frames``
-            frames, not in the order of time or unlike those of before.
+        ValueError: when data are written that are not stacks of ``num_frames`` frames or are
+            not in the order of time.
+        IndexError: when a transition is read whose frames have been overwritten.
 
     Examples:
         >>> from torchrl.data import ReplayBuffer
@@ -80,31 +79,30 @@ class FrameStackStorage(TensorStorage):
         scratch_dir: str | os.PathLike[str] | None = None,
         pixel_key: NestedKey = "pixels",
     ) -> None:
-        check_integer("max_size", max_size)
-        check_integer("num_frames", num_frames)
         max_frames = max_size + -(-max_size // 64) if max_frames is None else max_frames
-        check_integer("max_frames", max_frames)
-        check_key("pixel_key", pixel_key)
-        check_device("device", device)
-        check_type("scratch_dir", scratch_dir, str | os.PathLike | None, "a path or None")
         if max_frames <= num_frames:
             raise ValueError(
                 f"max_frames must exceed the {num_frames} frames of a stack, got {max_frames}."
-            )
-        if scratch_dir is not None and torch.device(device).type != "cpu":
-            raise ValueError(
-                f"data in scratch_dir lie on disk, not on device {str(device)!r}: give one of them."
             )
         super().__init__(None, max_size, device=device)
         self.num_frames = num_frames
         self.max_frames = max_frames
         self.pixel_key = unravel_key(pixel_key)
         self.next_pixel_key = unravel_key(("next", pixel_key))
-        self._transitions = _make_storage(max_size, device, scratch_dir, "transitions")
-        self._frames = _make_storage(max_frames, device, scratch_dir, "frames")
-        self._next_slot = 0
-        self._frames_written = 0
-        self._num_valid = 0
+        self._scratch_dir = scratch_dir
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all data."""
+        self._transitions = self._make_storage(self.max_size, "transitions")
+        self._frames = self._make_storage(self.max_frames, "frames")
+        self._next_slot = self._frames_written = self._num_valid = 0
+
+    def _make_storage(self, max_size: int, name: str) -> TensorStorage:
+        if self._scratch_dir is None:
+            return LazyTensorStorage(max_size, device=self.device)
+        folder = str(Path(self._scratch_dir) / name)
+        return LazyMemmapStorage(max_size, scratch_dir=folder, device=self.device, existsok=True)
 
     @property
     def num_stored_frames(self) -> int:
@@ -118,9 +116,13 @@ class FrameStackStorage(TensorStorage):
         if isinstance(cursor, int):
             cursor, data = [cursor], data.unsqueeze(0)
         slots = torch.as_tensor(cursor, device=self.device)
-        self._check_slots(slots)
-        if set_cursor:
-            self._set_last_cursor(slots)
+        expected = (torch.arange(len(slots), device=self.device) + self._next_slot) % self.max_size
+        if len(slots) > self.max_size or not slots.equal(expected):
+            raise ValueError(
+                f"FrameStackStorage is written in the order of time, at most {self.max_size} "
+                f"transitions at once and next at slot {self._next_slot}; got {len(slots)} "
+                "transitions. Use the default RoundRobinWriter."
+            )
         data = data.to(self.device)
         frames, frame_index = self._split_frames(data)
         if len(frames) > self.max_frames:
@@ -130,17 +132,13 @@ class FrameStackStorage(TensorStorage):
             )
         transitions = data.exclude(self.pixel_key, self.next_pixel_key)
         transitions["frame_index"] = frame_index
-
-        _check_alike(self._transitions, transitions)
-        _check_alike(self._frames, frames)
         frame_slots = torch.arange(len(frames), device=self.device) + self._frames_written
         self._frames.set(frame_slots % self.max_frames, frames)
         self._transitions.set(slots, transitions)
-        self._frames_written += len(frames)
-        self._next_slot = (self._next_slot + len(slots)) % self.max_size
-        self._num_valid = self._count_valid()
-        self.initialized = True
-        self._bump_mutation_revision()
+        self._set_counters(
+            (self._next_slot + len(slots)) % self.max_size, self._frames_written + len(frames)
+        )
+        self.note_change(slots if set_cursor else None)
 
     def get(self, index: int | Sequence[int] | slice | Tensor) -> TensorDictBase:
         """Transitions with their stacks; both stacks of a transition share memory."""
@@ -169,9 +167,9 @@ class FrameStackStorage(TensorStorage):
         # A run is a sequence of transitions, each of which starts where the last one ended.
         continues = torch.zeros(count, dtype=torch.bool, device=stack.device)
         continues[1:] = _equal(stack[1:], next_stack[:-1])
-        previous = self._last_transition()
-        if previous is not None:
-            continues[0] = _equal(stack[:1], self._unstack(previous)[1])
+        last_slot = (self._next_slot - 1) % self.max_size
+        if self._num_valid:
+            continues[0] = _equal(stack[:1], self._unstack(self.get([last_slot]))[1])
 
         # New frames are each transition's last one and, where a run begins, its first stack
         # without the repetitions which fill the stack at the start of an episode.
@@ -182,8 +180,9 @@ class FrameStackStorage(TensorStorage):
         frames = torch.cat([stack, next_stack[:, -1:]], dim=1)[is_new]
 
         first = number[:, :-1].clone()
-        if previous is not None:
-            first[0] = torch.where(continues[0], self._last_frame_index()[1:], first[0])
+        if self._num_valid:
+            last_numbers = self._transitions.get(last_slot)["frame_index"]
+            first[0] = torch.where(continues[0], last_numbers[1:], first[0])
         run_start = torch.where(continues, 0, row).cummax(0).values
         # Entry k of the i-th transition of a run is the run's frame i + k, counted from its first
         # stack; those after the first stack are the last ones of earlier transitions.
@@ -195,69 +194,30 @@ class FrameStackStorage(TensorStorage):
 
     def _unstack(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Both stacks, each of shape ``[B, num_frames, C, H, W]``."""
-        stacks = [data.get(key, None) for key in (self.pixel_key, self.next_pixel_key)]
-        shapes = [None if stack is None else tuple(stack.shape) for stack in stacks]
-        if (
-            data.ndim != 1
-            or shapes[0] is None
-            or shapes[0] != shapes[1]
-            or len(shapes[0]) != 4
-            or shapes[0][1] % self.num_frames
-        ):
+        stack, next_stack = (
+            data[key].unflatten(-3, (self.num_frames, -1))
+            for key in (self.pixel_key, self.next_pixel_key)
+        )
+        if data.ndim != 1 or not next_stack[:, :-1].equal(stack[:, 1:]):
             raise ValueError(
-                f"expected a flat batch of transitions with stacks of {self.num_frames} frames, "
-                f"[B, {self.num_frames} * C, H, W], at {self.pixel_key!r} and "
-                f"{self.next_pixel_key!r}; found shapes {shapes} in a batch of shape "
-                f"{list(data.shape)}. Flatten batches with reshape(-1) and stack frames with "
-                f"CatFrames(N={self.num_frames}, dim=-3)."
-            )
-        stack, next_stack = (value.unflatten(1, (self.num_frames, -1)) for value in stacks)
-        if not next_stack[:, :-1].equal(stack[:, 1:]):
-            raise ValueError(
-                f"{self.next_pixel_key!r} must be {self.pixel_key!r} moved on by one frame, the "
-                "newest last: stack frames with CatFrames, and write no data changed since."
+                f"expected a flat batch of transitions in which {self.next_pixel_key!r} is "
+                f"{self.pixel_key!r} moved on by one of {self.num_frames} frames, the newest last; "
+                f"got a batch of shape {list(data.shape)}. Flatten batches with reshape(-1), stack "
+                f"frames with CatFrames(N={self.num_frames}, dim=-3), and do not change them."
             )
         return stack, next_stack
-
-    def _check_slots(self, slots: Tensor) -> None:
-        expected = (torch.arange(len(slots), device=slots.device) + self._next_slot) % self.max_size
-        if len(slots) > self.max_size or not slots.equal(expected):
-            raise ValueError(
-                f"FrameStackStorage is written in the order of time, at most {self.max_size} "
-                f"transitions at once and next at slot {self._next_slot}; got {len(slots)} "
-                "transitions. Use the default RoundRobinWriter."
-            )
 
     @property
     def _oldest_frame(self) -> int:
         return self._frames_written - self.max_frames
 
-    def _last_frame_index(self) -> Tensor:
-        return self._transitions.get((self._next_slot - 1) % self.max_size)["frame_index"]
-
-    def _last_transition(self) -> TensorDictBase | None:
-        if not self._num_valid:
-            return None
-        last = (self._next_slot - 1) % self.max_size
-        return self.get(last).select(self.pixel_key, self.next_pixel_key).unsqueeze(0)
-
-    def _count_valid(self) -> int:
-        # Older transitions show older frames: counting tells where the valid ones begin.
-        first_frame = self._transitions.get(slice(None))["frame_index"][:, 0]
-        return int((first_frame >= self._oldest_frame).sum())
-
-    def _rand_given_ndim(self, batch_size: int) -> Tensor:
-        age = torch.randint(self._num_valid, (batch_size,), generator=self._rng, device=self.device)
+    def draw(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """Indices of transitions whose frames are still there."""
+        age = torch.randint(self._num_valid, (batch_size,), generator=generator, device=self.device)
         return (self._next_slot - 1 - age) % self.max_size
 
     def __len__(self) -> int:
         return self._num_valid
-
-    def _empty(self) -> None:
-        self._transitions._empty()
-        self._frames._empty()
-        self._next_slot = self._frames_written = self._num_valid = 0
-        self._bump_mutation_revision()
 
     def dumps(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a folder."""
@@ -272,8 +232,8 @@ class FrameStackStorage(TensorStorage):
         path = Path(path)
         self._transitions.loads(path / "transitions")
         self._frames.loads(path / "frames")
-        self._set_counters(torch.load(path / "counters.pt", weights_only=True))
-        self._bump_mutation_revision()
+        self._set_counters(**torch.load(path / "counters.pt", weights_only=True))
+        self.note_change()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -285,43 +245,18 @@ class FrameStackStorage(TensorStorage):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._transitions.load_state_dict(state_dict["transitions"])
         self._frames.load_state_dict(state_dict["frames"])
-        self._set_counters(state_dict)
-        self._bump_mutation_revision()
+        self._set_counters(state_dict["next_slot"], state_dict["frames_written"])
+        self.note_change()
 
     def _counters(self) -> dict[str, int]:
         return {"next_slot": self._next_slot, "frames_written": self._frames_written}
 
-    def _set_counters(self, counters: dict[str, Any]) -> None:
-        self._next_slot = counters["next_slot"]
-        self._frames_written = counters["frames_written"]
-        self._num_valid = self._count_valid()
+    def _set_counters(self, next_slot: int, frames_written: int) -> None:
+        self._next_slot, self._frames_written = next_slot, frames_written
+        # Older transitions show older frames: counting tells where the valid ones begin.
+        first_frame = self._transitions.get(slice(None))["frame_index"][:, 0]
+        self._num_valid = int((first_frame >= self._oldest_frame).sum())
         self.initialized = True
-
-
-def _make_storage(
-    max_size: int,
-    device: torch.device | str,
-    scratch_dir: str | os.PathLike[str] | None,
-    name: str,
-) -> TensorStorage:
-    if scratch_dir is None:
-        return LazyTensorStorage(max_size, device=device)
-    return LazyMemmapStorage(max_size, scratch_dir=str(Path(scratch_dir) / name), existsok=True)
-
-
-def _check_alike(storage: TensorStorage, data: TensorDictBase) -> None:
-    """Refuse what does not fit beside the data of before, while nothing is written."""
-    if not len(storage):
-        return
-    stored, found = (
-        {str(key): (list(value.shape[1:]), value.dtype) for key, value in batch.items(True, True)}
-        for batch in (storage.get(slice(0, 1)), data)
-    )
-    if stored != found:
-        raise ValueError(
-            f"data must have the entries, shapes and types of those before, {stored}, found "
-            f"{found}."
-        )
 
 
 def _equal(left: Tensor, right: Tensor, num_dims: int = 1) -> Tensor:

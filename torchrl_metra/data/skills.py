@@ -12,13 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.data import OneHot as OneHotSpec
 
-from torchrl_metra._checks import (
-    check_choice,
-    check_floats,
-    check_integer,
-    check_sizes,
-    check_type,
-)
+from torchrl_metra._checks import check_choice, check_integer, check_type
 
 __all__ = ["OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
 
@@ -29,19 +23,12 @@ class SkillPrior(abc.ABC):
     Args:
         dim (int): size ``D`` of a skill vector, which is also the size of the
             latent space of the encoder.
-
-    Raises:
-        ValueError: if ``dim`` is not a positive integer.
     """
 
     _registry: ClassVar[dict[str, type[SkillPrior]]] = {}
 
     def __init__(self, dim: int) -> None:
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(
-                f"{type(self).__name__} expects a positive integer number of skill "
-                f"dimensions, got {dim!r}."
-            )
+        check_integer("dim", dim)
         self.dim = dim
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,10 +60,6 @@ class SkillPrior(abc.ABC):
 
         Returns:
             A ``float32`` tensor of shape ``[*batch_size, D]``.
-
-        Raises:
-            TypeError: if ``batch_size`` is no sequence of integers.
-            ValueError: if one of them is negative.
         """
 
     @abc.abstractmethod
@@ -84,14 +67,10 @@ class SkillPrior(abc.ABC):
         """Skills spread evenly over the prior, the same at every call.
 
         Args:
-            num_skills (int): number of skills wanted.
+            num_skills (int): number of skills.
 
         Returns:
             A ``float32`` tensor of shape ``[num_skills, D]``.
-
-        Raises:
-            TypeError: if ``num_skills`` is no integer.
-            ValueError: if it is negative.
         """
 
     def evaluation_skills(self, num_skills: int = 48, *, seed: int = 0) -> Tensor:
@@ -101,19 +80,14 @@ class SkillPrior(abc.ABC):
         them further apart and counts more cells, so grids are for pictures.
 
         Args:
-            num_skills (int, optional): number of skills wanted. Defaults to 48.
+            num_skills (int, optional): number of skills. Defaults to 48.
 
         Keyword Args:
             seed (int, optional): seed of the draw. Defaults to 0.
 
         Returns:
             A ``float32`` tensor of shape ``[num_skills, D]``.
-
-        Raises:
-            TypeError: if ``num_skills`` is no integer.
-            ValueError: if it is negative.
         """
-        check_integer("num_skills", num_skills, minimum=0)
         return self.sample([num_skills], generator=torch.Generator().manual_seed(seed))
 
     def center(self, skill: Tensor) -> Tensor:
@@ -124,7 +98,7 @@ class SkillPrior(abc.ABC):
         return skill
 
     @abc.abstractmethod
-    def toward(self, displacement: Tensor) -> Tensor:
+    def skill_along(self, displacement: Tensor) -> Tensor:
         """The skill that moves φ along a displacement (Section 4.2).
 
         With ``displacement = φ(g) - φ(s)`` it is the skill to reach a goal ``g`` from a
@@ -135,24 +109,22 @@ class SkillPrior(abc.ABC):
 
         Returns:
             Skills of the same shape; NaN where the displacement is not finite.
-
-        Raises:
-            TypeError: if the displacement is no tensor of floats.
-            ValueError: if its last dimension is not ``D``.
         """
+
+    def toward(self, displacement: Tensor) -> Tensor:
+        """The name of :meth:`skill_along` in version 0.1."""
+        return self.skill_along(displacement)
 
     def validate(self, skill: Tensor) -> Tensor:
-        """Return ``skill`` after checking its type and its last dimension.
+        """Return ``skill`` after checking its last dimension.
 
         Raises:
-            TypeError: if it is no tensor of floats.
             ValueError: if the last dimension is not ``D``.
         """
-        check_floats("skill", skill)
-        if not skill.ndim or skill.shape[-1] != self.dim:
+        if skill.shape[-1:] != (self.dim,):
             raise ValueError(
-                f"expected skills of shape [..., {self.dim}] for {self!r}, found "
-                f"{list(skill.shape)}. Draw them with `prior.sample` or change the prior."
+                f"expected skills of shape [..., {self.dim}] for {self!r}, got "
+                f"{list(skill.shape)}. Draw them with prior.sample."
             )
         return skill
 
@@ -164,20 +136,12 @@ class SkillPrior(abc.ABC):
     def from_config(config: Mapping[str, Any]) -> SkillPrior:
         """Rebuild a prior from :meth:`to_config`.
 
-        Raises:
-            TypeError: if ``config`` is no mapping.
-            ValueError: if the kind of prior is unknown, or a part is missing.
-
         Examples:
             >>> SkillPrior.from_config({"kind": "OneHot", "dim": 16})
             OneHot(16)
         """
-        check_type("config", config, Mapping, "a mapping, as to_config() returns one")
-        if missing := {"kind", "dim"} - config.keys():
-            raise ValueError(f"config lacks {sorted(missing)}, it has {list(config)}.")
-        kind = config["kind"]
-        check_choice("skill prior", kind, sorted(SkillPrior._registry))
-        return SkillPrior._registry[kind](config["dim"])
+        check_choice("skill prior", config["kind"], sorted(SkillPrior._registry))
+        return SkillPrior._registry[config["kind"]](config["dim"])
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.dim == other.dim
@@ -190,10 +154,10 @@ class SkillPrior(abc.ABC):
 
 
 def check_prior(prior: object) -> None:
-    """Refuse what is no prior.
+    """Check that a prior was given.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if it is something else.
     """
     check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
 
@@ -233,7 +197,6 @@ class UnitSphere(SkillPrior):
         Equal angles for ``D = 2``, a Fibonacci lattice for ``D = 3``, random
         directions from a fixed seed beyond.
         """
-        check_integer("num_skills", num_skills, minimum=0)
         index = torch.arange(num_skills, dtype=torch.float32)
         if self.dim == 1:
             return 1.0 - 2.0 * (index % 2).unsqueeze(-1)
@@ -245,11 +208,10 @@ class UnitSphere(SkillPrior):
             angle = math.pi * (1.0 + math.sqrt(5.0)) * index
             radius = (1.0 - height.square()).sqrt()
             return torch.stack([radius * angle.cos(), radius * angle.sin(), height], dim=-1)
-        return self.sample([num_skills], generator=torch.Generator().manual_seed(0))
+        return self.evaluation_skills(num_skills)
 
-    def toward(self, displacement: Tensor) -> Tensor:
+    def skill_along(self, displacement: Tensor) -> Tensor:
         """The displacement's direction."""
-        check_floats("displacement", displacement, self.dim)
         # By the largest entry first: squares of numbers such as 1e30 are out of range.
         largest = displacement.abs().amax(dim=-1, keepdim=True)
         scaled = displacement / torch.where(largest > 0, largest, 1.0)
@@ -278,16 +240,15 @@ class StandardNormal(SkillPrior):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        check_sizes("batch_size", batch_size, minimum=0)
         return torch.randn(*batch_size, self.dim, generator=generator, device=device)
 
     def grid(self, num_skills: int) -> Tensor:
         """Evenly spaced directions at the prior's typical length, ``√D``."""
         return UnitSphere(self.dim).grid(num_skills) * math.sqrt(self.dim)
 
-    def toward(self, displacement: Tensor) -> Tensor:
+    def skill_along(self, displacement: Tensor) -> Tensor:
         """The displacement's direction, at the prior's typical length, ``√D``."""
-        return UnitSphere(self.dim).toward(displacement) * math.sqrt(self.dim)
+        return UnitSphere(self.dim).skill_along(displacement) * math.sqrt(self.dim)
 
 
 class OneHot(SkillPrior):
@@ -313,7 +274,6 @@ class OneHot(SkillPrior):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        check_sizes("batch_size", batch_size, minimum=0)
         index = torch.randint(self.dim, tuple(batch_size), generator=generator, device=device)
         # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
         return torch.eye(self.dim, device=device)[index]
@@ -321,10 +281,9 @@ class OneHot(SkillPrior):
     def grid(self, num_skills: int) -> Tensor:
         """Every one-hot skill in turn, each repeated equally often.
 
-        With fewer than ``N`` skills asked for, evenly spaced ones.
+        With fewer than ``N`` skills, evenly spaced ones.
         """
-        check_integer("num_skills", num_skills, minimum=0)
-        stride = max(self.dim // num_skills, 1) if num_skills else 1
+        stride = max(self.dim // max(num_skills, 1), 1)
         index = (torch.arange(num_skills) * stride) % self.dim
         return torch.nn.functional.one_hot(index, self.dim).float()
 
@@ -332,9 +291,8 @@ class OneHot(SkillPrior):
         """Every skill equally often, as in :meth:`grid`; there is nothing to draw."""
         return self.grid(num_skills)
 
-    def toward(self, displacement: Tensor) -> Tensor:
+    def skill_along(self, displacement: Tensor) -> Tensor:
         """The skill of the displacement's largest entry."""
-        check_floats("displacement", displacement, self.dim)
         skill = torch.nn.functional.one_hot(displacement.argmax(-1), self.dim).to(displacement)
         return skill.where(displacement.isfinite().all(dim=-1, keepdim=True), math.nan)
 

@@ -1,11 +1,7 @@
 """Evaluation of trained skills."""
 
 from torchrl_metra.evaluation.coverage import CoverageCounter, coverage, sector_coverage, visited
-from torchrl_metra.evaluation.goals import (
-    goal_metrics,
-    rollout_goal_policies,
-    rollout_goals,
-)
+from torchrl_metra.evaluation.goals import goal_metrics, rollout_goal_policies, rollout_goals
 from torchrl_metra.evaluation.metrics import measure_skills, skill_accuracy, skill_alignment
 from torchrl_metra.evaluation.plots import (
     plot_coverage,

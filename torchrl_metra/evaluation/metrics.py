@@ -6,17 +6,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_metra._checks import check_finite, check_floats, read_tensors
 from torchrl_metra.data import OneHot, SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.evaluation.coverage import sector_coverage, visited
 from torchrl_metra.evaluation.temporal import temporal_check
-from torchrl_metra.evaluation.trajectories import (
-    Projection,
-    check_episodes,
-    episode_lengths,
-    positions,
-)
+from torchrl_metra.evaluation.trajectories import Projection, episode_lengths, positions
 from torchrl_metra.objectives.functional import ConstraintNorm, effective_rank
 
 __all__ = ["measure_skills", "skill_accuracy", "skill_alignment"]
@@ -30,17 +23,11 @@ def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float
         next_latent (Tensor): φ at its end, of shape ``[*B, D]``.
         skill (Tensor): skills of shape ``[*B, D]``, one-hot ones centred.
 
-    Raises:
-        TypeError: if an argument is no tensor of floats.
-        ValueError: if they have not one shape, are empty or not finite.
-
     Examples:
         >>> import torch
         >>> skill_alignment(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[2.0, 2.0]]))
         1.0
     """
-    for name, value in (("latent", latent), ("next_latent", next_latent), ("skill", skill)):
-        _check_rows(name, value, latent)
     cosine = torch.nn.functional.cosine_similarity(next_latent - latent, skill, dim=-1)
     return round(float(cosine.mean()), 6)
 
@@ -48,7 +35,7 @@ def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float
 def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> float:
     """How often a skill is recovered from where it led in latent space.
 
-    The skill toward the displacement, :meth:`SkillPrior.toward`, is compared with the one that
+    The skill along the displacement, :meth:`SkillPrior.skill_along`, is compared with the one that
     was followed: one-hot skills must be equal, of continuous ones the followed skill must be
     the nearest of all in ``skills``. By chance it is 1 out of the number of distinct skills.
 
@@ -60,21 +47,13 @@ def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> f
     Returns:
         The share of episodes, between 0 and 1.
 
-    Raises:
-        TypeError: if the prior is none, or a tensor none of floats.
-        ValueError: if tensors have not one shape ``[M, D]``, are empty or not finite.
-
     Examples:
         >>> import torch
         >>> from torchrl_metra import OneHot
         >>> skill_accuracy(torch.tensor([[3.0, 1.0], [3.0, 2.0]]), torch.eye(2), OneHot(2))
         0.5
     """
-    check_prior(prior)
-    for name, value in (("displacement", displacement), ("skills", skills)):
-        check_floats(name, value, None, prior.dim)
-        _check_rows(name, value, displacement)
-    recovered = prior.toward(displacement)
+    recovered = prior.skill_along(displacement)
     if isinstance(prior, OneHot):
         hits = recovered.argmax(-1) == skills.argmax(-1)
     else:
@@ -103,8 +82,8 @@ def measure_skills(
         prior (SkillPrior): distribution of the skills.
 
     Keyword Args:
-        norm (str, optional): that of METRA's constraint in training, ``None`` if there was no
-            temporal constraint. Defaults to ``"l2"``.
+        norm (str, optional): the norm of METRA's constraint in training, ``None`` if there was
+            no temporal constraint. Defaults to ``"l2"``.
         projection (Callable, optional): coordinates of states, see
             :func:`~torchrl_metra.evaluation.visited`.
         cell_size (float, optional): edge of a cell in these coordinates. Defaults to 1.
@@ -114,12 +93,6 @@ def measure_skills(
         coordinates or tasks; with latents, ``skill_alignment`` and ``skill_accuracy`` of whole
         episodes and ``latent_rank_episode``, in how many directions these lead; with latents and
         a norm, :func:`~torchrl_metra.evaluation.temporal_check`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        KeyError: if the rollouts have no skills.
-        ValueError: if the rollouts are no episodes, if shapes do not fit, or if positions or
-            latents are not finite.
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
@@ -132,42 +105,20 @@ def measure_skills(
         >>> sorted(measure_skills(rollouts, latents, prior))[:3]
         ['latent_rank_episode', 'latent_step_max', 'latent_step_mean']
     """
-    check_episodes(rollouts)
-    check_prior(prior)
-    results = _measure_coverage(rollouts, projection, cell_size)
+    results: dict[str, float] = {}
+    cells = visited(rollouts, projection=projection, cell_size=cell_size)
+    if cells is not None:
+        results["policy_coverage"] = len(cells.unique(dim=0))
+        position = positions(rollouts, projection)
+        if position is not None and position.shape[-1] == 2:
+            results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
     if latents is None:
         return results
-    hint = " rollout_skills makes them from an environment with a SkillPrimer."
-    (skill,) = read_tensors(rollouts, ["skill"], "measure_skills", hint)
-    check_floats("latents", latents, *rollouts.batch_size[:1], rollouts.shape[1] + 1, prior.dim)
-    skills = prior.validate(skill)[:, 0].cpu()
+    skills = prior.validate(rollouts["skill"][:, 0]).cpu()
     start, end = latents[:, 0], latents[:, -1]
     results["skill_alignment"] = skill_alignment(start, end, prior.center(skills))
     results["skill_accuracy"] = skill_accuracy(end - start, skills, prior)
     results["latent_rank_episode"] = round(float(effective_rank(end - start)), 6)
     if norm is not None:
         results |= temporal_check(latents, episode_lengths(rollouts), norm=norm)
-    return results
-
-
-def _check_rows(name: str, value: Tensor, first: Tensor) -> None:
-    check_floats(name, value, None)
-    if value.shape != first.shape or not value.numel():
-        raise ValueError(
-            f"{name} must be of the shape of the others, {list(first.shape)}, with at least one "
-            f"row, found {list(value.shape)}."
-        )
-    check_finite(name, value)
-
-
-def _measure_coverage(
-    rollouts: TensorDictBase, projection: Projection | None, cell_size: float
-) -> dict[str, float]:
-    cells = visited(rollouts, projection=projection, cell_size=cell_size)
-    if cells is None:
-        return {}
-    results: dict[str, float] = {"policy_coverage": len(cells.unique(dim=0))}
-    position = positions(rollouts, projection)
-    if position is not None and position.shape[-1] == 2:
-        results["sectors"] = sector_coverage(position[:, -1] - position[:, 0])
     return results

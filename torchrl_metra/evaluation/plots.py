@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchrl_metra._checks import check_finite, check_floats, check_type
 from torchrl_metra._extras import require
 from torchrl_metra.evaluation.temporal import latent_steps, pair_distances
 from torchrl_metra.objectives.functional import ConstraintNorm
@@ -42,17 +41,7 @@ def plot_coverage(
 
     Returns:
         The figure, which notebooks show.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if a curve is not of shape ``[n, 2]``.
-        ImportError: if matplotlib is not installed.
     """
-    check_type("curves", curves, Mapping, "a mapping from names to curves")
-    for name, points in curves.items():
-        check_type(f"curves[{name!r}]", points, Tensor, "a tensor")
-        if points.ndim != 2 or points.shape[-1] != 2:
-            raise ValueError(f"curves[{name!r}] must be of shape [n, 2], got {list(points.shape)}.")
     figure, (axes,) = _new_figure(1, title)
     axes.set(xlabel="environment steps", ylabel=f"policy coverage ({unit})")
     for name, points in curves.items():
@@ -92,23 +81,12 @@ def plot_skills(
 
     Returns:
         The figure, which notebooks show.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if there are neither latents nor positions, if they are not one line for
-            each skill, or not finite.
-        ImportError: if matplotlib is not installed.
     """
-    check_floats("skills", skills, None, None)
     panels = []
     if position is not None:
-        _check_lines("position", position, skills)
         panels.append((position[..., :2], (f"x ({unit})", f"y ({unit})")))
     if latents is not None:
-        _check_lines("latents", latents, skills)
         panels.append(_principal_components(latents))
-    if not panels:
-        raise ValueError("plot_skills draws latents, positions or both, but both are None.")
     figure, all_axes = _new_figure(len(panels), title)
     for axes, (lines, names) in zip(all_axes, panels, strict=True):
         _plot_lines(axes, lines, skills, names)
@@ -135,15 +113,10 @@ def plot_temporal_distances(
 
     Keyword Args:
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
-        norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+        norm (str, optional): the norm of the constraint in training. Defaults to ``"l2"``.
 
     Returns:
         The figure, which notebooks show.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: as by :func:`~torchrl_metra.evaluation.temporal_check`.
-        ImportError: if matplotlib is not installed.
     """
     figure, (left, right) = _new_figure(2)
     scale = " / √D" if norm == "rms" else ""
@@ -190,20 +163,7 @@ def plot_goals(
 
     Returns:
         The figure, which notebooks show.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if shapes are not ``[M, k]``, if positions are not finite, or if there is no
-            policy.
-        ImportError: if matplotlib is not installed.
     """
-    check_floats("goals", goals, None, None)
-    check_type("reached", reached, Mapping, "a mapping from names to positions")
-    if not reached:
-        raise ValueError("reached must name at least one policy, got none.")
-    for name, ends in {"goals": goals, **reached}.items():
-        check_floats(name, ends, *goals.shape)
-        check_finite(name, ends)
     figure, panels = _new_figure(len(reached))
     for axes, (name, ends) in zip(panels, reached.items(), strict=True):
         if goals.shape[-1] == 1:
@@ -222,16 +182,6 @@ def plot_goals(
         distance = (goals - ends).norm(dim=-1).mean()
         axes.set_title(f"{name}: {distance:.1f} m from the goal", fontsize="medium")
     return _save(figure, path)
-
-
-def _check_lines(name: str, lines: Tensor, skills: Tensor) -> None:
-    check_floats(name, lines)
-    if lines.ndim != 3 or len(lines) != len(skills) or not lines.numel():
-        raise ValueError(
-            f"{name} must be of shape [M, T, k], a line for each of {len(skills)} skills, got "
-            f"{list(lines.shape)}."
-        )
-    check_finite(name, lines)
 
 
 def _principal_components(latents: Tensor) -> tuple[Tensor, tuple[str, str]]:
@@ -269,7 +219,6 @@ def _new_figure(num_panels: int, title: str = "") -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
-    check_type("path", path, str | os.PathLike | None, "a path, or None to write no picture")
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._record import describe_run
-from torchrl_metra.data import OneHot, SkillPrior
+from torchrl_metra.data import OneHot
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation.goals import goal_metrics, rollout_goal_policies
 from torchrl_metra.evaluation.metrics import measure_skills
-from torchrl_metra.evaluation.page import Section, write_page
 from torchrl_metra.evaluation.plots import plot_goals, plot_skills, plot_temporal_distances
 from torchrl_metra.evaluation.rollouts import rollout_skills
 from torchrl_metra.evaluation.trajectories import (
@@ -31,6 +28,9 @@ from torchrl_metra.evaluation.videos import write_video
 from torchrl_metra.modules import SkillPolicy
 
 __all__ = ["evaluate"]
+
+# Heading, caption and file of a picture or a video.
+Section: TypeAlias = tuple[str, str, Path]
 
 SKILLS_CAPTION = (
     "One line per episode, coloured by its skill, in {}. A good set of skills is a fan: every "
@@ -99,11 +99,6 @@ def evaluate(
         :func:`~torchrl_metra.evaluation.measure_skills`; ``"goals"``, by policy what
         :func:`~torchrl_metra.evaluation.goal_metrics` measures; and how to repeat it.
 
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if a number is not positive, or if positions or latents are not finite.
-        ImportError: if matplotlib or, for videos, imageio is not installed; names the extra.
-
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
@@ -115,26 +110,22 @@ def evaluate(
         >>> report["skills"]["policy_coverage"] > 0
         True
     """
-    check_type("policy", policy, SkillPolicy, "a SkillPolicy")
-    check_type("env", env, EnvBase, "an environment")
-    check_type("video_env", video_env, EnvBase | None, "an environment or None")
-    check_type("output", output, str | os.PathLike, "a path")
-    check_type("projection", projection, Callable | None, "a function of states, or None")
-    check_type("goals", goals, TensorDictBase | None, "a TensorDict or None")
-    check_type("title", title, str, "a string")
-    check_integer("num_episodes", num_episodes)
-    if max_steps is not None:
-        check_integer("max_steps", max_steps)
+    from torchrl_metra.evaluation.page import write_page
+
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)
     report: dict[str, Any] = {"skills": results}
     if goals is not None and policy.encoder is not None:
-        report["goals"], more = _evaluate_goals(policy, env, output, goals, max_steps)
-        sections += more
+        rollouts = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
+        report["goals"] = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
+        if "position" in goals.keys():
+            ends = {name: part["next", "position"][:, -1].cpu() for name, part in rollouts.items()}
+            plot_goals(goals["position"].cpu(), ends, output / "goals.png")
+            sections.append(("Zero-shot goals", GOALS_CAPTION, output / "goals.png"))
     filmed = env if video_env is None else video_env
     if "pixels" in filmed.observation_spec.keys():
-        sections += _film_skills(policy, filmed, output, max_steps)
+        sections.append(_film_skills(policy, filmed, output, max_steps))
     report |= {"prior": repr(policy.prior), "episodes": num_episodes, **describe_run()}
     report = _rounded(report)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -154,7 +145,7 @@ def _evaluate_skills(
     env = _with_skills(env, policy)
 
     def roll_out(skills: Tensor) -> tuple[TensorDictBase, Tensor | None]:
-        rollouts = rollout_skills(env, policy.actor, skills, max_steps=max_steps)
+        rollouts = rollout_skills(env, policy, skills, max_steps=max_steps)
         encoder = policy.encoder
         return rollouts, None if encoder is None else encode_trajectories(rollouts, encoder)
 
@@ -172,58 +163,29 @@ def _evaluate_skills(
         picture = output / "skills.png"
         unit = "m" if projection is None else "projection"
         plot_skills(latents, grid, picture, position=position, unit=unit)
-        sections.append(Section("Skills", SKILLS_CAPTION.format(" and in ".join(shown)), picture))
+        sections.append(("Skills", SKILLS_CAPTION.format(" and in ".join(shown)), picture))
     if latents is not None and norm is not None:
         picture = output / "temporal.png"
         plot_temporal_distances(latents, picture, lengths=episode_lengths(rollouts), norm=norm)
-        sections.append(Section("Temporal distances", TEMPORAL_CAPTION, picture))
+        sections.append(("Temporal distances", TEMPORAL_CAPTION, picture))
     return results, sections
 
 
-def _evaluate_goals(
-    policy: SkillPolicy,
-    env: EnvBase,
-    output: Path,
-    goals: TensorDictBase,
-    max_steps: int | None,
-) -> tuple[dict[str, dict[str, float]], list[Section]]:
-    rollouts = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
-    metrics = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
-    if "position" not in goals.keys():
-        return metrics, []
-    reached = {
-        name: episodes["next", "position"][:, -1].cpu() for name, episodes in rollouts.items()
-    }
-    picture = output / "goals.png"
-    plot_goals(goals["position"].cpu(), reached, picture)
-    return metrics, [Section("Zero-shot goals", GOALS_CAPTION, picture)]
-
-
-def _film_skills(
-    policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int | None
-) -> list[Section]:
-    skills = filmed_skills(policy)
-    env = _with_skills(env, policy)
-    pixels = rollout_skills(env, policy.actor, skills, max_steps=max_steps)["next", "pixels"]
+def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int | None) -> Section:
+    prior = policy.prior
+    is_discrete = isinstance(prior, OneHot)
+    skills = prior.grid(min(prior.dim, 16) if is_discrete else 9)
+    rollouts = rollout_skills(_with_skills(env, policy), policy, skills, max_steps=max_steps)
+    pixels = rollouts["next", "pixels"]
     write_video(pixels, output / "skills.mp4")
     # GIFs become large: every fourth picture, twice as fast.
     write_video(pixels[:, ::4], output / "skills.gif", fps=12.5)
-    names = _name_skills(policy.prior, skills)
-    return [Section("What it looks like", f"Skills, row by row: {names}.", output / "skills.mp4")]
-
-
-def filmed_skills(policy: SkillPolicy) -> Tensor:
-    """The skills of the video: all discrete ones, up to 16; else 9."""
-    prior = policy.prior
-    return prior.grid(min(prior.dim, 16) if isinstance(prior, OneHot) else 9)
-
-
-def _name_skills(prior: SkillPrior, skills: Tensor) -> str:
-    if isinstance(prior, OneHot):
-        return ", ".join(str(int(skill.argmax())) for skill in skills)
-    return ", ".join(
-        "(" + ", ".join(f"{value:.1f}" for value in skill) + ")" for skill in skills.tolist()
-    )
+    if is_discrete:
+        names = [str(index) for index in skills.argmax(-1).tolist()]
+    else:
+        names = ["(" + ", ".join(f"{x:.1f}" for x in skill) + ")" for skill in skills.tolist()]
+    caption = f"Skills, row by row: {', '.join(names)}."
+    return "What it looks like", caption, output / "skills.mp4"
 
 
 def _rounded(report: Any) -> Any:

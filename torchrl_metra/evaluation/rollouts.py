@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_metra._checks import check_floats, check_integer, check_type
+from torchrl_metra._private import resets_itself
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation.trajectories import episode_lengths
@@ -50,11 +50,6 @@ def rollout_skills(
         under ``"skill"``, and where the environment has them. All of it is on the
         environment's device, that of simulators on the CPU.
 
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if there are no skills, if ``max_steps`` is not positive, or if the
-            environment has no entry for skills.
-
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
@@ -63,11 +58,9 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
-    check_type("env", env, EnvBase, "an environment")
-    check_floats("skills", skills, None, None)
     key = _skill_key(env)
     starts = TensorDict({}, [len(skills)]).set(key, skills)
-    rollouts = concatenate(list(episodes(env, policy, starts, max_steps)))[: len(skills)]
+    rollouts = roll_out(env, policy, starts, max_steps)
     return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
 
 
@@ -85,10 +78,15 @@ def _skill_key(env: EnvBase) -> NestedKey:
 
 
 @torch.no_grad()
-def episodes(
-    env: EnvBase, policy: TensorDictModuleBase, starts: TensorDictBase, max_steps: int | None
-) -> Iterator[TensorDictBase]:
-    """Deterministic episodes, as many at a time as the environment is wide.
+def roll_out(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    starts: TensorDictBase,
+    max_steps: int | None,
+    *,
+    without: Sequence[NestedKey] = (),
+) -> TensorDictBase:
+    """One deterministic episode per start, as many at a time as the environment is wide.
 
     Args:
         env (EnvBase): environment of batch size ``[N]`` or ``[]``.
@@ -96,24 +94,21 @@ def episodes(
         starts (TensorDictBase): what each episode's reset is given, of batch size ``[M]``.
         max_steps (int, optional): length of the episodes, ``None``: until they end.
 
-    Yields:
-        The transitions of ``N`` episodes, of batch size ``[N, T]``, on the environment's
-        device. The last ones may be more than were asked for.
+    Keyword Args:
+        without (sequence of NestedKey, optional): entries that are dropped along the way.
+
+    Returns:
+        The transitions, of batch size ``[M, T]``, on the environment's device. Episodes that
+        ended before the longest repeat their last transition.
     """
-    check_type("env", env, EnvBase, "an environment")
-    check_type("policy", policy, Callable, "a TensorDictModule")
-    if max_steps is None:
-        max_steps = LONGEST_EPISODE
-    check_integer("max_steps", max_steps)
-    if starts.batch_dims != 1 or not len(starts):
-        (name,) = starts.keys()
-        raise ValueError(f"{name}s must be at least one, in one dimension, got {starts.shape}.")
+    max_steps = LONGEST_EPISODE if max_steps is None else max_steps
     width = env.batch_size.numel()
-    # The last chunk is filled up by starts whose episodes are to be dropped again.
+    # The last chunk is filled up by starts whose episodes are dropped again.
     index = torch.arange(-(-len(starts) // width) * width) % len(starts)
     # Environments that name no device are simulators, on the CPU.
     home = env.device or torch.device("cpu")
     act = _at_home(policy, home)
+    chunks = []
     for chunk in starts[index].split(width):
         start = chunk.reshape(env.batch_size).to(home)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -126,9 +121,12 @@ def episodes(
                 break_when_all_done=True,
             )
         rollout = rollout.reshape(width, -1)
-        # TorchRL's mark of environments that reset themselves.
-        resets_itself = vars(env).get("_torchrl_native_autoreset", False)
-        yield _hide_resets(rollout, env) if resets_itself else rollout
+        rollout = _hide_resets(rollout, env) if resets_itself(env) else rollout
+        chunks.append(rollout.exclude(*without))
+    # An index past the end of an episode stands for its last transition.
+    steps = torch.arange(max(chunk.shape[1] for chunk in chunks))
+    rollouts = torch.cat([chunk[:, steps.clamp(max=chunk.shape[1] - 1)] for chunk in chunks])
+    return rollouts[: len(starts)]
 
 
 def _hide_resets(rollout: TensorDictBase, env: EnvBase) -> TensorDictBase:
@@ -155,19 +153,3 @@ def _at_home(
         return tensordict.update(policy(tensordict.to(weight.device)).to(home))
 
     return act
-
-
-def concatenate(chunks: list[TensorDictBase]) -> TensorDictBase:
-    """Episodes of different lengths as one batch, in which the shorter ones repeat their end.
-
-    Args:
-        chunks (list of TensorDictBase): transitions of batch sizes ``[N, T]``, each with a
-            ``T`` of its own.
-
-    Returns:
-        The transitions of all, with the longest ``T``.
-    """
-    longest = max(chunk.shape[1] for chunk in chunks)
-    # An index past the end of an episode stands for its last transition.
-    steps = torch.arange(longest)
-    return torch.cat([chunk[:, steps.clamp(max=chunk.shape[1] - 1)] for chunk in chunks])

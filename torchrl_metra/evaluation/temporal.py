@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from torchrl_metra._checks import check_choice, check_finite, check_floats, check_type
+from torchrl_metra._checks import check_choice
 from torchrl_metra.objectives import functional as F
 
 __all__ = ["latent_steps", "pair_distances", "rank_correlation", "temporal_check"]
@@ -31,22 +31,19 @@ def latent_steps(
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training, see
+        norm (str, optional): the norm of the constraint in training, see
             :class:`~torchrl_metra.METRALoss`. Defaults to ``"l2"``.
 
     Returns:
         A tensor of shape ``[n]``.
-
-    Raises:
-        TypeError: if an argument is no tensor.
-        ValueError: as by :func:`temporal_check`.
 
     Examples:
         >>> import torch
         >>> latent_steps(torch.tensor([[[0.0, 0.0], [3.0, 4.0], [3.0, 4.5]]]))
         tensor([5.0000, 0.5000])
     """
-    lengths = _check(latents, lengths, norm)
+    lengths = _lengths(latents, lengths)
+    check_choice("norm", norm, get_args(F.ConstraintNorm))
     squares = (latents[:, 1:] - latents[:, :-1]).square()
     steps = (squares.sum(dim=-1) if norm == "l2" else squares.mean(dim=-1)).sqrt()
     return steps[torch.arange(steps.shape[1]) < lengths[:, None]]
@@ -64,21 +61,17 @@ def pair_distances(
         lengths (Tensor, optional): steps of each episode, of shape ``[M]``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training. Defaults to ``"l2"``.
+        norm (str, optional): the norm of the constraint in training. Defaults to ``"l2"``.
 
     Returns:
         ``|i - j|`` in steps and :math:`\|\phi(s_i) - \phi(s_j)\|`, each of shape ``[n]``.
-
-    Raises:
-        TypeError: if an argument is no tensor.
-        ValueError: as by :func:`temporal_check`.
 
     Examples:
         >>> import torch
         >>> pair_distances(torch.tensor([[[0.0], [1.0], [1.5]]]))
         (tensor([1, 2, 1]), tensor([1.0000, 1.5000, 0.5000]))
     """
-    lengths = _check(latents, lengths, norm)
+    lengths = _lengths(latents, lengths)
     stride = max(1, (latents.shape[1] - 1) // MAX_STATES)
     latents, lengths = latents[:, ::stride], lengths // stride
     first, second = torch.triu_indices(latents.shape[1], latents.shape[1], offset=1)
@@ -109,7 +102,7 @@ def temporal_check(
             all of them are ``T``.
 
     Keyword Args:
-        norm (str, optional): that of the constraint in training: with ``"rms"``, distances
+        norm (str, optional): the norm of the constraint in training: with ``"rms"``, distances
             are divided by :math:`\sqrt D`. Defaults to ``"l2"``.
 
     Returns:
@@ -117,11 +110,6 @@ def temporal_check(
         ``steps_beyond``, the share of them more than 5 % beyond one; ``pairs_beyond``, the
         share of all pairs of an episode as far beyond ``|i - j|``; ``rank_correlation``,
         Spearman's, between latent distance and ``|i - j|``.
-
-    Raises:
-        TypeError: if an argument is no tensor.
-        ValueError: if the latents are not of shape ``[M, T + 1, D]`` with ``T`` positive or
-            not finite, if lengths are not from 1 to ``T``, or if the norm is unknown.
 
     Examples:
         >>> import torch
@@ -150,23 +138,11 @@ def rank_correlation(x: Tensor, y: Tensor) -> float:
     Returns:
         The correlation, NaN if one of them is constant.
 
-    Raises:
-        TypeError: if an argument is no tensor.
-        ValueError: if they are not of one shape ``[n]`` with ``n`` positive, or not finite.
-
     Examples:
         >>> import torch
         >>> rank_correlation(torch.tensor([1, 2, 3]), torch.tensor([1.0, 10.0, 5.0]))
         0.5
     """
-    for name, values in (("x", x), ("y", y)):
-        check_type(name, values, Tensor, "a tensor")
-        if values.ndim != 1 or not len(values) or len(values) != len(x):
-            raise ValueError(
-                f"{name} must be of shape [n], one for both, found {list(x.shape)} and "
-                f"{list(y.shape)}."
-            )
-        check_finite(name, values)
     ranks = torch.stack([_ranks(x), _ranks(y)])
     return round(float(torch.corrcoef(ranks)[0, 1]), 6)
 
@@ -177,27 +153,5 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[index]
 
 
-def _check(latents: Tensor, lengths: Tensor | None, norm: str) -> Tensor:
-    """The lengths, after a look at all arguments."""
-    check_floats("latents", latents)
-    if latents.ndim != 3 or latents.shape[1] < 2 or not latents.numel():
-        raise ValueError(
-            "latents must be of shape [episodes, steps + 1, D] with at least one step, found "
-            f"{list(latents.shape)}."
-        )
-    check_finite("latents", latents)
-    check_choice("norm", norm, get_args(F.ConstraintNorm))
-    longest = latents.shape[1] - 1
-    if lengths is None:
-        return torch.full([len(latents)], longest)
-    check_type("lengths", lengths, Tensor, "a tensor")
-    if (
-        lengths.is_floating_point()
-        or lengths.shape != latents.shape[:1]
-        or not ((lengths >= 1) & (lengths <= longest)).all()
-    ):
-        raise ValueError(
-            f"lengths must be integers from 1 to {longest}, one for each of {len(latents)} "
-            f"episodes, got {lengths}."
-        )
-    return lengths
+def _lengths(latents: Tensor, lengths: Tensor | None) -> Tensor:
+    return torch.full([len(latents)], latents.shape[1] - 1) if lengths is None else lengths

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchrl_metra._checks import check_positive, check_type
 from torchrl_metra._extras import require
 
 __all__ = ["write_video"]
@@ -27,28 +26,14 @@ def write_video(pixels: Tensor, path: str | os.PathLike[str], *, fps: float = 25
     Keyword Args:
         fps (float, optional): pictures per second. Defaults to 25.
 
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if pixels are of another shape or type, or ``fps`` is not positive.
-        ImportError: if imageio is not installed.
-
     Examples:
         >>> import tempfile, torch
         >>> pixels = torch.randint(256, (6, 10, 9, 64, 64), dtype=torch.uint8)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_video(pixels, folder + "/skills.gif")
     """
-    check_type("pixels", pixels, Tensor, "a tensor")
-    check_type("path", path, str | os.PathLike, "a path")
-    check_positive("fps", fps)
     if pixels.ndim == 5 and pixels.shape[-1] == 3:
         pixels = pixels.permute(0, 1, 4, 2, 3)
-    is_video = pixels.dtype == torch.uint8 and pixels.ndim == 5 and pixels.shape[2] >= 3
-    if not is_video or not pixels.numel():
-        raise ValueError(
-            "expected uint8 pixels of shape [episodes, steps, channels, height, width] with at "
-            f"least three channels, found {pixels.dtype} of shape {list(pixels.shape)}."
-        )
     imageio = require("imageio.v3", "video")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,13 @@
 from torchrl_metra.modules.actor import NormalHead, SkillConditionedActor
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.linear import Float32Linear
-from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks, make_sac_networks
-from torchrl_metra.modules.pixels import (
-    PixelArchitecture,
-    PixelEncoder,
-    PixelNetwork,
+from torchrl_metra.modules.networks import (
+    Architecture,
+    SACNetworks,
     make_pixel_sac_networks,
+    make_sac_networks,
 )
+from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
 from torchrl_metra.modules.skill_policy import SkillPolicy
 
 __all__ = [
@@ -17,10 +17,8 @@ __all__ = [
     "Float32Linear",
     "GoalReachingPolicy",
     "NormalHead",
-    "PixelArchitecture",
     "PixelEncoder",
     "PixelNetwork",
-    "Recipe",
     "SACNetworks",
     "SkillConditionedActor",
     "SkillPolicy",

@@ -6,8 +6,6 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 
-from torchrl_metra._checks import check_type
-
 __all__ = ["as_encoder", "latent_key"]
 
 
@@ -17,20 +15,16 @@ def as_encoder(encoder: nn.Module | TensorDictModuleBase) -> TensorDictModuleBas
     Args:
         encoder (nn.Module or TensorDictModuleBase): φ, to ``[*B, D]``.
 
-    Raises:
-        TypeError: if it is no module.
-
     Examples:
         >>> from torch import nn
         >>> as_encoder(nn.Linear(3, 2)).in_keys
         ['observation']
     """
-    check_type("encoder", encoder, nn.Module, "an nn.Module")
     if isinstance(encoder, TensorDictModuleBase):
         return encoder
     return TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"])
 
 
 def latent_key(encoder: TensorDictModuleBase) -> NestedKey:
-    """Where the encoder writes φ: ``"latent"``, or its first entry if it has none of that name."""
+    """Where the encoder writes φ: ``"latent"``, or its first entry if none has that name."""
     return "latent" if "latent" in encoder.out_keys else encoder.out_keys[0]

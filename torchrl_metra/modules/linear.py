@@ -31,7 +31,7 @@ class Float32Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.bias is None or not torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
-        # Read once: a parametrised weight is computed at each access.
+        # Read once: a parametrized weight is computed at each access.
         weight = self.weight
         return _Float32Forward.apply(input.to(weight.dtype), weight, self.bias)
 

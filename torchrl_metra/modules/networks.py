@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -13,61 +13,54 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_metra._checks import check_integer, check_sizes
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.linear import Float32Linear
+from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
 
-__all__ = ["Architecture", "SACNetworks", "make_sac_networks"]
-
-
-class Recipe(Protocol):
-    """What a :class:`~torchrl_metra.SkillPolicy` file keeps to build its networks again."""
-
-    def to_config(self) -> dict[str, Any]:
-        """The recipe as plain data."""
-
-    def build(self, prior: SkillPrior) -> SACNetworks:
-        """Networks with fresh weights."""
+__all__ = ["Architecture", "SACNetworks", "make_pixel_sac_networks", "make_sac_networks"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build the networks of :func:`make_sac_networks` again.
+    """What it takes to build networks again: the arguments of the function that built them.
+
+    That is :func:`~torchrl_metra.make_pixel_sac_networks` if there is a ``pixel_shape``, else
+    :func:`~torchrl_metra.make_sac_networks`. What the function does not take is ``None``.
 
     Attributes:
-        observation_size (int): size of the observation vector.
         action_low (tuple of float): lower bound of each action.
         action_high (tuple of float): upper bound of each action.
         num_cells (tuple of int): widths of the hidden layers.
-        policy_ignores (tuple of int): entries of the observation that the policy does not read.
+        observation_size (int, optional): size of the observation vector.
+        policy_ignores (tuple of int, optional): entries of the observation that the policy does
+            not read.
+        pixel_shape (tuple of int, optional): shape ``[C, H, W]`` of a picture.
+        channels (int, optional): channels of the first convolution.
+        shared_encoder (bool, optional): whether all networks share one encoder.
     """
 
-    observation_size: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     num_cells: tuple[int, ...]
-    policy_ignores: tuple[int, ...] = ()
+    observation_size: int | None = None
+    policy_ignores: tuple[int, ...] | None = None
+    pixel_shape: tuple[int, ...] | None = None
+    channels: int | None = None
+    shared_encoder: bool | None = None
 
     def to_config(self) -> dict[str, Any]:
-        """The architecture as plain data, for files."""
-        config = asdict(self)
-        if not self.policy_ignores:
-            # Versions of before there was this can build these networks, too.
-            del config["policy_ignores"]
-        return config
+        """The architecture as plain data, for files: ``Architecture(**config)`` reads it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def build(self, prior: SkillPrior) -> SACNetworks:
         """Networks with fresh weights."""
-        action_spec = Bounded(torch.tensor(self.action_low), torch.tensor(self.action_high))
-        return make_sac_networks(
-            self.observation_size,
-            action_spec,
-            prior,
-            num_cells=self.num_cells,
-            policy_ignores=self.policy_ignores,
-        )
+        options = self.to_config()
+        low, high = (torch.tensor(options.pop(f"action_{end}")) for end in ("low", "high"))
+        make: Callable[..., SACNetworks] = make_sac_networks
+        if self.pixel_shape is not None:
+            make = make_pixel_sac_networks
+        return make(action_spec=Bounded(low, high), prior=prior, **options)
 
 
 @dataclass
@@ -78,8 +71,8 @@ class SACNetworks:
         actor (SkillConditionedActor): policy π(a | s, z).
         critics (list of ValueOperator): twin critics Q(s, z, a), as ``SACLoss`` takes them.
         encoder (TensorDictModule, optional): φ(s), from ``"observation"`` to ``"latent"``;
-            ``None`` for an objective that has none.
-        architecture (Recipe, optional): what it takes to build them again; ``None`` if one of
+            ``None`` for an objective without one.
+        architecture (Architecture, optional): what it takes to build them again; ``None`` if one of
             them is of your own.
         shared_encoder (TensorDictModule, optional): the part of φ whose features
             actor and critics read, if they share one.
@@ -88,7 +81,7 @@ class SACNetworks:
     actor: SkillConditionedActor
     critics: list[ValueOperator]
     encoder: TensorDictModuleBase | None
-    architecture: Recipe | None
+    architecture: Architecture | None
     shared_encoder: TensorDictModule | None = None
 
     @property
@@ -135,16 +128,14 @@ def make_sac_networks(
             :class:`~torchrl_metra.SuccessorFeatureSACLoss`. Defaults to 1.
         policy_ignores (sequence of int, optional): entries of the observation that the policy
             does not read, while φ and the critics do. Without those that say where the body is,
-            a skill is the same everywhere. Defaults to none, as in the paper.
+            a skill is the same everywhere. By default it reads all, as in the paper.
 
     Returns:
         The networks, on the CPU.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if a size is not positive, if there is no hidden layer, if the actions
-            are no vector with finite bounds, or if ``policy_ignores`` names an entry that the
-            observation does not have, or one twice.
+        ValueError: if ``policy_ignores`` names an entry that the observation does not have, or
+            one twice.
 
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
@@ -153,29 +144,126 @@ def make_sac_networks(
         >>> networks.encoder(env.reset())["latent"].shape
         torch.Size([4, 2])
     """
-    check_integer("observation_size", observation_size)
-    check_prior(prior)
-    _check_entries("policy_ignores", policy_ignores, observation_size)
-    state_size = observation_size + prior.dim
+    if len({*policy_ignores} & {*range(observation_size)}) < len(policy_ignores):
+        raise ValueError(
+            f"policy_ignores must be different entries of an observation of {observation_size}, "
+            f"from 0 to {observation_size - 1}, got {list(policy_ignores)}."
+        )
     spec = single_action_spec(action_spec)
+    state_size = observation_size + prior.dim
     trunk: nn.Module = make_trunk(state_size - len(policy_ignores), num_cells)
     if len(policy_ignores):
         trunk = _PartialView(trunk, observation_size, policy_ignores)
     critics = [make_critic(state_size + spec.shape[-1], num_cells, value_size) for _ in range(2)]
     encoder = make_encoder(observation_size, prior.dim, num_cells)
+    # Version 0.1 can build these networks too, if they do not mention policy_ignores.
+    architecture = {
+        "observation_size": observation_size,
+        "policy_ignores": tuple(sorted(policy_ignores)) or None,
+    }
+    return _assemble("observation", trunk, critics, encoder, spec, num_cells, architecture)
+
+
+def make_pixel_sac_networks(
+    pixel_shape: Sequence[int],
+    action_spec: Bounded,
+    prior: SkillPrior,
+    *,
+    num_cells: Sequence[int] = (1024, 1024),
+    channels: int = 48,
+    shared_encoder: bool = False,
+    value_size: int = 1,
+) -> SACNetworks:
+    """Build actor, twin critics and encoder for pictures under ``"pixels"``.
+
+    The authors' settings: convolutions (:class:`PixelEncoder`) of their own for the
+    actor, for each critic and for φ, then the networks of
+    :func:`~torchrl_metra.make_sac_networks`, which read the skill beside the features.
+
+    With ``shared_encoder`` there is a single set of convolutions. φ's loss trains it;
+    actor and critics read its ``"features"`` without a gradient. A step takes half of
+    the time. Give it to the stepper, which keeps the features up to date:
+    ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``.
+
+    Args:
+        pixel_shape (sequence of int): shape ``[C, H, W]`` of a picture, or of a stack
+            of them along ``C``.
+        action_spec (Bounded): spec of the action, such as ``env.action_spec``.
+        prior (SkillPrior): distribution of the skills.
+
+    Keyword Args:
+        num_cells (sequence of int, optional): widths of the hidden layers.
+            Defaults to ``(1024, 1024)``.
+        channels (int, optional): channels of the first convolution. Defaults to 48.
+        shared_encoder (bool, optional): see above. Defaults to ``False``.
+        value_size (int, optional): see :func:`~torchrl_metra.make_sac_networks`.
+            Defaults to 1.
+
+    Returns:
+        The networks, on the CPU.
+
+    Examples:
+        >>> from torchrl_metra import UnitSphere, make_env, make_pixel_sac_networks
+        >>> env = make_env("point_pixels", num_envs=4)
+        >>> networks = make_pixel_sac_networks(
+        ...     (9, 64, 64), env.action_spec, UnitSphere(2), num_cells=[64], channels=8
+        ... )
+        >>> networks.encoder(env.reset())["latent"].shape
+        torch.Size([4, 2])
+    """
+    spec = single_action_spec(action_spec)
+    shared = None
+    if shared_encoder:
+        shared = PixelEncoder(pixel_shape, channels=channels, float32=True)
+
+    def see(make_head: Callable[[int], nn.Module], float32: bool = False) -> nn.Module:
+        if shared is not None:
+            return make_head(shared.num_features)
+        encoder = PixelEncoder(pixel_shape, channels=channels, float32=float32)
+        return PixelNetwork(encoder, make_head(encoder.num_features))
+
+    input_size = prior.dim + spec.shape[-1]
+    trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
+    critics = [
+        see(lambda size: make_critic(size + input_size, num_cells, value_size)) for _ in range(2)
+    ]
+    encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
+    architecture = {
+        "pixel_shape": tuple(pixel_shape),
+        "channels": channels,
+        "shared_encoder": shared_encoder,
+    }
+    if shared is None:
+        return _assemble("pixels", trunk, critics, encoder, spec, num_cells, architecture)
+    features = TensorDictModule(shared, in_keys=["pixels"], out_keys=["features"])
+    return _assemble("features", trunk, critics, encoder, spec, num_cells, architecture, features)
+
+
+def _assemble(
+    key: str,
+    trunk: nn.Module,
+    critics: Sequence[nn.Module],
+    encoder: nn.Module,
+    spec: Bounded,
+    num_cells: Sequence[int],
+    architecture: dict[str, Any],
+    shared_encoder: TensorDictModule | None = None,
+) -> SACNetworks:
+    """Networks that read ``key``, with the entries that they read and write."""
+    phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[key], out_keys=["latent"])
+    if shared_encoder is not None:
+        phi = TensorDictSequential(shared_encoder, phi)
     return SACNetworks(
-        actor=SkillConditionedActor(trunk, num_cells[-1], action_spec),
-        critics=[
-            ValueOperator(critic, in_keys=["observation", "skill", "action"]) for critic in critics
-        ],
-        encoder=TensorDictModule(encoder, in_keys=["observation"], out_keys=["latent"]),
+        actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[key, "skill"]),
+        critics=[ValueOperator(critic, in_keys=[key, "skill", "action"]) for critic in critics],
+        encoder=phi,
         architecture=Architecture(
-            observation_size=observation_size,
             action_low=tuple(spec.space.low.tolist()),
             action_high=tuple(spec.space.high.tolist()),
             num_cells=tuple(num_cells),
-            policy_ignores=tuple(sorted(policy_ignores)),
+            **architecture,
         ),
+        shared_encoder=shared_encoder,
     )
 
 
@@ -196,65 +284,34 @@ class _PartialView(nn.Module):
         return self.network(*runs[self._first_seen :: 2], *others)
 
 
-def _check_entries(name: str, entries: Sequence[int], size: int) -> None:
-    """Refuse what are no different entries of a vector."""
-    check_sizes(name, entries, minimum=0)
-    if len(set(entries)) < len(entries) or max(entries, default=0) >= size:
-        raise ValueError(
-            f"{name} must be different entries of an observation of {size}, from 0 to {size - 1}, "
-            f"got {list(entries)}."
-        )
-
-
 def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
     """The policy's hidden layers."""
-    check_sizes("num_cells", num_cells)
-    if not len(num_cells):
-        raise ValueError("num_cells must name at least one hidden layer, got none.")
     *inner, last = num_cells
     trunk = MLP(
-        in_features=in_features,
-        out_features=last,
-        num_cells=inner,
-        activation_class=nn.Tanh,
-        activate_last_layer=True,
+        in_features, last, num_cells=inner, activation_class=nn.Tanh, activate_last_layer=True
     )
-    _keep_float32(trunk, [0])
-    return _initialize(trunk, nn.init.xavier_uniform_)
+    return _initialize(trunk, nn.init.xavier_uniform_, float32_layers=[0])
 
 
 def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
     """φ, or what of it follows the convolutions."""
-    encoder = _mlp(in_features, out_features, num_cells)
-    _keep_float32(encoder, range(0, len(encoder), 2))
-    return _initialize(encoder, nn.init.xavier_uniform_)
+    encoder = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
+    layers = range(0, len(encoder), 2)
+    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=layers)
 
 
 def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:
     """A critic, or what of it follows the convolutions."""
-    check_integer("value_size", out_features)
-    critic = _mlp(in_features, out_features, num_cells)
-    _keep_float32(critic, [0, -1])
-    return _initialize(critic, nn.init.xavier_normal_)
+    critic = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
+    return _initialize(critic, nn.init.xavier_normal_, float32_layers=[0, -1])
 
 
-def _mlp(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
-    check_sizes("num_cells", num_cells)
-    return MLP(
-        in_features=in_features,
-        out_features=out_features,
-        num_cells=list(num_cells),
-        activation_class=nn.ReLU,
-    )
-
-
-def _keep_float32(network: MLP, layers: Iterable[int]) -> None:
-    for index in layers:
+def _initialize(
+    network: MLP, init_weight: Callable[[Tensor], Tensor], float32_layers: Iterable[int]
+) -> MLP:
+    for index in float32_layers:
         layer = network[index]
         network[index] = Float32Linear(layer.in_features, layer.out_features)
-
-
-def _initialize(network: MLP, init_weight: Any) -> MLP:
     for layer in network:
         if isinstance(layer, nn.Linear):
             init_weight(layer.weight)

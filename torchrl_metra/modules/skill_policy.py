@@ -1,30 +1,27 @@
-"""A trained skill policy as one file."""
+"""A trained skill policy, which acts and is kept in one file."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import is_parametrized
 from torchrl.envs import EnvBase, ObservationNorm, ParallelEnv, SerialEnv
 
-from torchrl_metra._checks import check_choice, check_type
+from torchrl_metra._checks import check_choice
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
-from torchrl_metra.modules.actor import SkillConditionedActor
 from torchrl_metra.modules.goal import GoalReachingPolicy
-from torchrl_metra.modules.networks import Architecture, Recipe, SACNetworks
-from torchrl_metra.modules.pixels import PixelArchitecture
+from torchrl_metra.modules.networks import Architecture, SACNetworks
 
 __all__ = ["SkillPolicy"]
 
@@ -32,60 +29,80 @@ _FORMAT = "torchrl_metra.SkillPolicy"
 _FORMAT_VERSION = 3
 
 
-@dataclass
-class SkillPolicy:
+class SkillPolicy(TensorDictModuleBase):
     """What remains of a training run: a policy, its latent space and its skills.
 
-    Attributes:
-        actor (nn.Module): policy π(a | s, z).
-        encoder (nn.Module, optional): φ(s), or ``None`` if the objective has none.
+    It acts as its ``actor`` does, so that collectors, ``env.rollout`` and
+    :func:`~torchrl_metra.evaluation.rollout_skills` take it as it is. Like the actor it expects
+    observations as they were in training. An environment of :func:`~torchrl_metra.make_env` with
+    ``env_options`` normalizes them already; for another one, see ``observation_norm``.
+
+    Its parameters are those of ``actor`` and ``encoder``. Files are written by :meth:`save`, not
+    by ``state_dict``.
+
+    Args:
+        actor (TensorDictModuleBase): policy π(a | s, z).
+        encoder (nn.Module, optional): φ(s), or ``None`` if the objective has no latent space.
         prior (SkillPrior): distribution of the skills.
         observation_norm (dict, optional): ``"loc"`` and ``"scale"`` of the
             :class:`~torchrl.envs.ObservationNorm` with ``standard_normal=True`` that the
-            networks expect to have been applied, or ``None``. Of several, that of all together.
-        architecture (Recipe, optional): what it takes to build the networks again, if
+            networks expect to have been applied, or ``None``. Several are given as one.
+            The policy does not apply it: the environment does.
+        architecture (Architecture, optional): what it takes to build the networks again, if
             :func:`~torchrl_metra.make_sac_networks` or
             :func:`~torchrl_metra.make_pixel_sac_networks` built them.
         env_name (str, optional): where it was trained, for
             :func:`~torchrl_metra.make_env`.
-        env_options (dict, optional): further arguments of ``make_env``, such as ``max_steps``, with
-            the constants of ``normalize``.
         constraint_norm (str, optional): the norm by which training bounded steps in latent
             space, see :class:`~torchrl_metra.METRALoss`, or ``None`` if it was not trained with
             METRA's temporal constraint. Defaults to ``"l2"``.
-
-    Raises:
-        TypeError: if an attribute is of the wrong kind.
-        ValueError: if ``constraint_norm`` is unknown.
+        env_options (dict, optional): further arguments of ``make_env``, such as ``max_steps``, with
+            the constants of ``normalize``.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
-        >>> from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
+        >>> from torchrl_metra import (
+        ...     SkillPolicy, SkillPrimer, UnitSphere, make_env, make_sac_networks
+        ... )
         >>> env, prior = make_env("point", num_envs=4), UnitSphere(2)
         >>> networks = make_sac_networks(2, env.action_spec, prior, num_cells=[32])
         >>> with TemporaryDirectory() as folder:
         ...     SkillPolicy.from_networks(networks, prior, env).save(folder + "/skills.pt")
-        ...     SkillPolicy.load(folder + "/skills.pt").prior
+        ...     policy = SkillPolicy.load(folder + "/skills.pt")
+        >>> policy.prior
         UnitSphere(2)
+        >>> env.append_transform(SkillPrimer(policy.prior)).rollout(100, policy).shape
+        torch.Size([4, 100])
     """
 
-    actor: SkillConditionedActor | nn.Module
-    encoder: TensorDictModule | nn.Module | None
-    prior: SkillPrior
-    observation_norm: dict[str, Tensor] | None = None
-    architecture: Recipe | None = None
-    env_name: str | None = None
-    constraint_norm: Literal["l2", "rms"] | None = "l2"
-    env_options: dict[str, Any] | None = None
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        encoder: nn.Module | None,
+        prior: SkillPrior,
+        observation_norm: dict[str, Tensor] | None = None,
+        architecture: Architecture | None = None,
+        env_name: str | None = None,
+        constraint_norm: Literal["l2", "rms"] | None = "l2",
+        env_options: dict[str, Any] | None = None,
+    ) -> None:
+        check_prior(prior)
+        check_choice("constraint_norm", constraint_norm or "l2", ("l2", "rms"))
+        super().__init__()
+        self.actor = actor
+        self.encoder = encoder
+        self.prior = prior
+        self.observation_norm = observation_norm
+        self.architecture = architecture
+        self.env_name = env_name
+        self.constraint_norm = constraint_norm
+        self.env_options = env_options
+        self.in_keys = actor.in_keys
+        self.out_keys = actor.out_keys
 
-    def __post_init__(self) -> None:
-        check_type("actor", self.actor, nn.Module, "an nn.Module")
-        check_type("encoder", self.encoder, nn.Module | None, "an nn.Module or None")
-        check_prior(self.prior)
-        check_type("env_name", self.env_name, str | None, "a string or None")
-        check_type("observation_norm", self.observation_norm, dict | None, "a dictionary or None")
-        if self.constraint_norm is not None:
-            check_choice("constraint_norm", self.constraint_norm, ("l2", "rms"))
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``"action"``, and whatever else the actor writes."""
+        return self.actor(tensordict)
 
     @classmethod
     def from_networks(
@@ -97,13 +114,7 @@ class SkillPolicy:
         env_name: str | None = None,
         constraint_norm: Literal["l2", "rms"] | None = "l2",
     ) -> SkillPolicy:
-        """Collect the parts, the normalisation from the environment's transforms.
-
-        Raises:
-            TypeError: if an argument is of the wrong kind.
-        """
-        check_type("networks", networks, SACNetworks, "SACNetworks")
-        check_type("env", env, EnvBase | None, "an environment or None")
+        """Collect the parts, the normalization from the environment's transforms."""
         return cls(
             actor=networks.policy,
             encoder=networks.encoder,
@@ -127,15 +138,14 @@ class SkillPolicy:
         if self.encoder is None:
             raise ValueError(
                 "this policy has no encoder: its objective learned no latent space in which a "
-                "skill could point to a goal. Goals need a policy that was trained with METRA or "
-                "another objective that has one."
+                "skill could point to a goal. Train with METRA, or another objective with one."
             )
         return GoalReachingPolicy(self.actor, self.encoder, self.prior, adaptive=adaptive)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy to one file; an interrupted write leaves no partial file.
 
-        Layers with parametrizations, such as the spectral normalisation of
+        Layers with parametrizations, such as the spectral normalization of
         :class:`~torchrl_metra.LSDLoss`, are written as the plain weights that they stand for
         in evaluation mode. The networks themselves are left as they are. Functions among
         ``env_options``, such as one that gives the position, are left out.
@@ -145,36 +155,41 @@ class SkillPolicy:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        architecture = None if self.architecture is None else self.architecture.to_config()
         options = self.env_options
         if options is not None:
             # A file executes nothing, so it can hold no functions.
             options = {name: value for name, value in options.items() if not callable(value)}
         content = {
             "format": _FORMAT,
-            "format_version": _format_version(architecture, self.encoder),
+            "format_version": self._format_version(),
             "versions": {
                 name: version(name) for name in ("torchrl-metra", "torchrl", "tensordict", "torch")
             },
             "prior": self.prior.to_config(),
-            "architecture": architecture,
+            "architecture": None if self.architecture is None else self.architecture.to_config(),
             "observation_norm": self.observation_norm,
             "env_name": self.env_name,
             "env_options": options,
             "constraint_norm": self.constraint_norm,
-            "actor": _weights(self.actor),
-            "encoder": None if self.encoder is None else _weights(self.encoder),
+            "actor": _plain_weights(self.actor),
+            "encoder": None if self.encoder is None else _plain_weights(self.encoder),
         }
         temporary = path.with_name(path.name + ".tmp")
         torch.save(content, temporary)
         temporary.replace(path)
+
+    def _format_version(self) -> int:
+        """The lowest version that can hold it, so that older readers read what they can."""
+        if self.architecture is not None and self.architecture.policy_ignores:
+            return 3
+        return 1 if self.encoder is not None else 2
 
     @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
         *,
-        actor: nn.Module | None = None,
+        actor: TensorDictModuleBase | None = None,
         encoder: nn.Module | None = None,
         map_location: torch.device | str = "cpu",
     ) -> SkillPolicy:
@@ -184,25 +199,29 @@ class SkillPolicy:
             path (path): file to read.
 
         Keyword Args:
-            actor (nn.Module, optional): policy to load the weights into, without
+            actor (TensorDictModuleBase, optional): policy to load the weights into, without
                 parametrizations; needed for networks that this package did not build.
             encoder (nn.Module, optional): encoder to load the weights into, likewise, if the
                 file has one.
             map_location (torch.device, optional): device of the weights.
 
         Raises:
-            ValueError: if the file is of another format or of a newer version, if it needs
-                ``actor`` and ``encoder`` and they are not given, or if it has no encoder
-                and one is given.
+            ValueError: if the file is of another format or of a newer version, or if it needs
+                ``actor`` and ``encoder``.
         """
-        content = _read(path, map_location)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path} is not a skill policy file: SkillPolicy.save did not write it."
+            )
+        if content["format_version"] > _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format version {content['format_version']}, written by torchrl-metra "
+                f"{content['versions']['torchrl-metra']}; this version reads up to "
+                f"{_FORMAT_VERSION}. Upgrade torchrl-metra."
+            )
         prior = SkillPrior.from_config(content["prior"])
         has_encoder = content["encoder"] is not None
-        if encoder is not None and not has_encoder:
-            raise ValueError(
-                f"{path} has no weights for the `encoder` that was given: the policy was trained "
-                "without one. Leave the argument out."
-            )
         architecture = None
         if actor is None or (encoder is None and has_encoder):
             if content["architecture"] is None:
@@ -211,11 +230,10 @@ class SkillPolicy:
                     f"{path} holds networks that were not built by this package: build them "
                     f"yourself and pass them as {names}."
                 )
-            architecture = _recipe(content["architecture"])
+            architecture = Architecture(**content["architecture"])
             networks = architecture.build(prior).to(map_location)
             actor = networks.policy if actor is None else actor
-            if encoder is None and has_encoder:
-                encoder = networks.encoder
+            encoder = networks.encoder if encoder is None and has_encoder else encoder
         actor.load_state_dict(content["actor"])
         if encoder is not None:
             encoder.load_state_dict(content["encoder"])
@@ -225,62 +243,32 @@ class SkillPolicy:
             prior,
             observation_norm=content["observation_norm"],
             architecture=architecture,
-            # Files of before these were written lack them.
+            # The first files do not have these.
             env_name=content.get("env_name"),
             env_options=content.get("env_options"),
             constraint_norm=content.get("constraint_norm", "l2"),
         )
 
 
-def _format_version(architecture: dict[str, Any] | None, encoder: nn.Module | None) -> int:
-    """The lowest version that can hold it, so that older readers read what they can."""
-    if architecture and "policy_ignores" in architecture:
-        return 3
-    return 1 if encoder is not None else 2
-
-
-def _recipe(config: dict[str, Any]) -> Recipe:
-    return PixelArchitecture(**config) if "pixel_shape" in config else Architecture(**config)
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def _plain_weights(module: nn.Module) -> dict[str, Tensor]:
     """The module's ``state_dict``, as if its layers had no parametrizations."""
     weights = module.state_dict()
-    for path, part in module.named_modules(remove_duplicate=False):
-        if isinstance(part, ParametrizationList):
-            owner, _, name = path.rpartition("parametrizations.")
-            weights = {key: weights[key] for key in weights if not key.startswith(f"{path}.")}
-            # Of a copy: in training mode, spectral normalisation goes on with every call. Not
+    for path, layer in module.named_modules(remove_duplicate=False):
+        if not is_parametrized(layer):
+            continue
+        prefix = f"{path}." if path else ""
+        hidden = f"{prefix}parametrizations."
+        weights = {key: value for key, value in weights.items() if not key.startswith(hidden)}
+        for name, parametrization in layer.parametrizations.items():
+            # Of a copy: in training mode, spectral normalization goes on with every call. Not
             # remove_parametrizations on a copy of the layer: it shares the layer's class, and
             # both would lose their weight.
-            weights[owner + name] = deepcopy(part).eval()()
+            weights[prefix + name] = deepcopy(parametrization).eval()()
     return {name: value.detach().cpu() for name, value in weights.items()}
 
 
-def _read(path: str | os.PathLike[str], map_location: torch.device | str) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
-        raise ValueError(
-            f"{path} is not a skill policy file: torch.load with weights_only=True failed with "
-            f"{type(err).__name__}. Expected a file written by SkillPolicy.save."
-        ) from err
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != _FORMAT:
-        raise ValueError(
-            f"{path} is not a skill policy file: expected format {_FORMAT!r}, found {found!r}."
-        )
-    if content["format_version"] > _FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {content['format_version']}, written by torchrl-metra "
-            f"{content['versions']['torchrl-metra']}; this version reads up to {_FORMAT_VERSION}. "
-            "Upgrade torchrl-metra."
-        )
-    return content
-
-
 def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
-    """The normalisation of ``"observation"`` by all of the environment's transforms together."""
+    """The normalization of ``"observation"`` by all of the environment's transforms together."""
     base = base_of(env)
     if isinstance(base, SerialEnv | ParallelEnv) and f"{ObservationNorm.__name__}(" in repr(base):
         warnings.warn(
@@ -290,20 +278,20 @@ def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
             "policy.observation_norm = {'loc': ..., 'scale': ...}.",
             stacklevel=3,
         )
-    norm: dict[str, Tensor] | None = None
-    for transform in transforms_of(env):
-        if not isinstance(transform, ObservationNorm):
-            continue
-        if ("observation", "observation") not in zip(
-            transform.in_keys, transform.out_keys, strict=True
-        ):
-            continue
-        loc, scale = transform.loc.clone(), transform.scale.clone()
-        if not transform.standard_normal:
-            # x · scale + loc, TorchRL's default, as (x - loc') / scale'.
-            loc, scale = -loc / scale, 1 / scale
-        if norm is not None:
-            # ((x - loc) / scale - loc') / scale'
-            loc, scale = norm["loc"] + norm["scale"] * loc, norm["scale"] * scale
-        norm = {"loc": loc, "scale": scale}
-    return norm
+    norms = [
+        norm
+        for norm in transforms_of(env)
+        if isinstance(norm, ObservationNorm)
+        and ("observation", "observation") in zip(norm.in_keys, norm.out_keys, strict=True)
+    ]
+    if not norms:
+        return None
+    loc, scale = torch.zeros(()), torch.ones(())
+    for norm in norms:
+        # x · scale + loc, TorchRL's default, as (x - next_loc) / next_scale.
+        next_loc, next_scale = -norm.loc / norm.scale, 1 / norm.scale
+        if norm.standard_normal:
+            next_loc, next_scale = norm.loc, norm.scale
+        # ((x - loc) / scale - next_loc) / next_scale
+        loc, scale = loc + scale * next_loc, scale * next_scale
+    return {"loc": loc, "scale": scale}
