@@ -1,12 +1,12 @@
-"""Latent against temporal distance, where the one is symmetric and the other is not.
+"""Latent distance, which is symmetric, against temporal distance, which here is not.
 
     metra train env=point --multirun seed=0,1,2
     metra train env=windy_point --multirun seed=0,1,2
     python benchmarks/asymmetry.py outputs/point outputs/windy_point
 
-For each run below the folders: what φ makes of a step and of ten metres with, against and
-across the wind, and how many steps its skills take to goals there (none if they miss them). Writes
-``results/windy_point.json`` and draws ``results/windy_point.png``.
+For each run below the folders, it measures the latent length of a step and of ten meters with,
+against and across the wind, and how many steps the skills take to goals there (none if they miss
+them). Writes ``results/windy_point.json`` and draws ``results/windy_point.png``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIRECTIONS = {
 DISTANCE = 10.0
 REACHED = 1.0
 NUM_SKILLS, NUM_PAIRS = 240, 4_000
-# What training leaves of violations: the constraint holds on average.
+# The constraint holds on average, so training leaves some violations.
 TOLERANCE = 1.05
 
 
@@ -58,7 +58,7 @@ def fewest_steps(displacement: Tensor, wind: float) -> Tensor:
 
 @torch.no_grad()
 def measure(policy: SkillPolicy, name: str) -> dict[str, Any]:
-    """What the skills of one run are like in every direction of the wind."""
+    """The skills of one run, in every direction of the wind."""
     wind = WindyPointEnv.wind if name == "windy_point" else 0.0
     encode = policy.encoder.module
     env = make_env(name, 48).append_transform(SkillPrimer(policy.prior))

@@ -1,8 +1,8 @@
 """The yardstick: METRA in plain PyTorch, as one would write it for a single task.
 
-The same networks, the same order of updates and the same batches as the package, without
-TorchRL, TensorDict or any option. It takes what every careful script takes: fused Adam, φ of both
-states in one call, no gradients where none are read.
+It has the same networks, order of updates and batches as the package, but no TorchRL, TensorDict or
+options. It does what every careful script does: fused Adam, φ of both states in one call, and no
+unnecessary gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides the time of a gradient step on vector observations."""
+    """The sizes that determine the time of a gradient step on vector observations."""
 
     width: int
     observation: int = 29
@@ -62,7 +62,7 @@ class BareLoop:
         }
 
     def step(self) -> None:
-        """Sample, then φ and λ, the rewards anew, critics, actor, α, targets."""
+        """Sample, then update φ and λ, compute rewards, update critics, actor, α and targets."""
         index = torch.randint(self.sizes.replay, (self.sizes.batch,), device=self.log_dual.device)
         batch = {key: value[index] for key, value in self.replay.items()}
         state = torch.cat([batch["observation"], batch["skill"]], dim=-1)

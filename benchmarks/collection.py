@@ -38,8 +38,8 @@ TASKS = {
     "half_cheetah": ("HalfCheetah-v5", X, X),
 }
 Task = tuple[str, dict[str, Any], dict[str, Any]]
-# EnvPool spreads the price of Python over many environments; the authors run 8 episodes side by
-# side, which is what the other backends are measured with.
+# EnvPool spreads the cost of Python over many environments. The other backends are measured with 8
+# environments, as many as the authors use.
 NUM_ENVS = {
     ("ant", "envpool"): 200,
     ("half_cheetah", "envpool"): 800,
@@ -48,7 +48,7 @@ NUM_ENVS = {
     ("ant", "parallel"): 2,
     ("half_cheetah", "parallel"): 2,
 }
-# What the workers have together is what the one collector beside them has.
+# The workers together have as many environments as the single collector.
 WORKERS, NUM_WORKER_ENVS, FRAMES_PER_BATCH = 2, 16, 800
 WORKER_ROUNDS, SECONDS = 3, 3.0
 
@@ -109,7 +109,7 @@ def measure_workers(task: str, kind: str, width: int = 256) -> list[Result]:
         "ours": WORKER_COLLECTORS[kind]([make] * WORKERS, policy, **options),
         "one": Collector(env, policy, track_traj_ids=False, **options),
     }
-    # As a run does; TorchRL's weight synchronisation does not end well if it was never used.
+    # As a run does; TorchRL's weight synchronization does not end well if it was never used.
     collectors["ours"].update_policy_weights_()
     try:
         batches = {name: iter(collector) for name, collector in collectors.items()}
@@ -124,7 +124,7 @@ def measure_workers(task: str, kind: str, width: int = 256) -> list[Result]:
 
 
 def frames_per_second(batches: Iterator[Any]) -> float:
-    """Rate of collection, without what workers have collected while nobody looked."""
+    """Rate of collection, without the batches that workers collected during other measurements."""
     for _ in range(WORKERS + 1):
         next(batches)
     return FRAMES_PER_BATCH / seconds_per_call(lambda: next(batches), SECONDS)

@@ -1,8 +1,7 @@
-"""Does a failing run say what is wrong, and does a healthy one keep silent?
+"""Does a failing run warn of the right failure, and does a healthy run not warn?
 
-Runs that fail on purpose, and healthy ones: those by which the thresholds of
-``torchrl_metra/trainers/diagnosis.py`` were chosen, on PointEnv, and others, on HalfCheetah and
-with other seeds, which played no part in it.
+The thresholds of ``torchrl_metra/trainers/diagnosis.py`` were chosen on failing and healthy runs of
+PointEnv. They are tested on other runs, of HalfCheetah and with other seeds.
 
 python benchmarks/diagnosis.py chosen_by
 python benchmarks/diagnosis.py held_out

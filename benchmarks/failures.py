@@ -1,4 +1,4 @@
-"""What failing runs look like, and what becomes of them once mended.
+"""What failing runs look like, and how they look after the cure.
 
     python benchmarks/failures.py --seeds 0 1
 
@@ -37,7 +37,7 @@ from torchrl_metra.trainers import DivergenceError, SkillEvaluation
 
 RESULTS = Path(__file__).parent / "results"
 NUM_SKILLS = 48
-# Short runs, in which a healthy one has learned something.
+# Short runs, but long enough for a healthy one to learn something.
 SETTINGS = {
     "point": ("total_frames=24_000", "evaluation_interval=3_200"),
     "half_cheetah": (
@@ -50,14 +50,14 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A run: its settings, and what an environment or a network of one's own may do.
+    """A run: its settings, and changes of the environment and of the networks.
 
     Attributes:
         settings (sequence of str): as on the command line of ``metra train``.
-        scale (sequence of float): by which the observation is multiplied, of the point x and y in
-            metres; a single number stands for all entries.
+        scale (sequence of float): factors for the entries of the observation, which for the point
+            are x and y in meters; a single number stands for all entries.
         blind (bool): the policy does not read the skill.
-        normalize (bool): observations are normalised by what random actions show.
+        normalize (bool): observations are normalized by constants from random actions.
         env (str): ``point`` or ``half_cheetah``.
     """
 
@@ -70,14 +70,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that fails, and what mends it: other values for entries of the case."""
+    """A run that fails, and its cure: other values for entries of the case."""
 
     case: Case
     cure: Mapping[str, Any]
 
     @property
     def cured(self) -> Case:
-        """The case, mended."""
+        """The case after the cure."""
         return replace(self.case, **self.cure)
 
 
@@ -122,7 +122,7 @@ def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBa
     scale = torch.tensor(case.scale).expand(env.observation_spec["observation"].shape[-1:])
     env = env.append_transform(ObservationNorm(torch.zeros_like(scale), scale, in_keys=keys))
     if case.normalize:
-        # Always the same constants, also where it is evaluated.
+        # Always the same constants, also for evaluation.
         with torch.random.fork_rng():
             torch.manual_seed(0)
             env = env.append_transform(ObservationNorm(in_keys=keys, standard_normal=True))
@@ -133,7 +133,7 @@ def make_world(case: Case, prior: SkillPrior, num_envs: int, seed: int) -> EnvBa
 
 
 def read_settings(case: Case, seed: int) -> Settings:
-    """The settings of the case, of a run that writes nothing."""
+    """The settings of the case, for a run that writes nothing."""
     quiet = ("output=null", "progress_bar=false")
     overrides = (f"env={case.env}", *SETTINGS[case.env], f"seed={seed}", *quiet, *case.settings)
     return compose("train", overrides)
@@ -190,7 +190,7 @@ def train(case: Case, seed: int) -> dict[str, Any]:
 
 
 def plan() -> dict[tuple[str, str], Case]:
-    """Every run, by its name and role; cured runs that are the healthy one are left out."""
+    """Every run, by its name and role, without cured runs that equal the healthy one."""
     runs = {("healthy", "healthy"): Case()}
     for name, failure in FAILURES.items():
         runs[name, "failing"] = failure.case
@@ -200,7 +200,7 @@ def plan() -> dict[tuple[str, str], Case]:
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """A row per failure, with the healthy run in each; cured ones where they are another run."""
+    """A row per failure, with the healthy run in each, and the cured run if it is another one."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
@@ -238,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds = parser.parse_args().seeds
-    # Before the repository moves on.
+    # Now, before the repository changes.
     record: dict[str, Any] = {"environment": environment(), "settings": SETTINGS, "runs": []}
     for seed in seeds:
         for (name, role), case in plan().items():

@@ -1,10 +1,10 @@
 """The first run on a GPU: ``make gpu``, or ``PYTHONPATH=. python benchmarks/gpu.py``.
 
-Five stages, each a process of its own with ten minutes at most: the tests that want a GPU, gradient
+Five stages run in separate processes with ten minutes at most: the tests that need a GPU, gradient
 steps on states and on pixels, and ``metra train`` on Ant and on Quadruped at the paper's sizes,
-stopped after ``--minutes``. A stage that fails or takes too long costs none of the others.
-All lies in one folder: ``gpu.json``, written anew after each stage, ``log.txt``, and what the
-runs draw. Nothing is installed, and no network is needed.
+stopped after ``--minutes``. If a stage fails or takes too long, the others still run. One folder
+has all results: ``gpu.json``, which is rewritten after each stage, ``log.txt``, and the pictures of
+the runs. Nothing is installed, and no network is needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PIXELS = {
     if name.startswith(("eager", "compiled_cudagraphs"))
 }
 VARIANTS = {"learner": STATES, "pixels": PIXELS}
-# Of the runs, in place of the paper's sizes: nothing but the way through them.
+# For the runs, in place of the paper's sizes: these only test the code.
 DRY_RUN = ["preset=debug", "frames_per_batch=200", "min_buffer_size=200", "total_frames=99999"]
 
 
@@ -76,7 +76,7 @@ class Stage:
 
 def plan(output: Path, minutes: float, dry_run: bool) -> dict[str, Stage]:
     """The stages, in their order."""
-    # Without the project's options of pytest, which want a plug-in.
+    # Without the project's options of pytest, which need a plug-in.
     options = ["-o", "addopts=", "-p", "no:cacheprovider", "--tb=short", "-m", "gpu", "-rfEs"]
     stages = {"tests": Stage([sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"])}
     for name in VARIANTS:
@@ -114,7 +114,7 @@ def run(stages: dict[str, Stage], output: Path) -> bool:
 
 
 def run_stage(stage: Stage, log: Path) -> dict[str, Any]:
-    """Run one to its end, or kill it; returns what is to be known of it."""
+    """Run one to its end, or kill it; returns its outcome and its results."""
     if stage.results is not None:
         stage.results.unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -196,7 +196,7 @@ def measure(name: str, output: Path, dry_run: bool) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file such that it is never half written."""
+    """Write a file so that it is never half written."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(value, indent=2) + "\n")
     new.replace(path)

@@ -1,8 +1,7 @@
-"""Is learning as good as it was? PointEnv and the quickstart, five seeds each.
+"""Has learning become worse? PointEnv and the quickstart, five seeds each.
 
-Skills scatter between seeds, so a single run says little: the five are ranked among the five that
-were stored. The guard fails where they rank so low that less than one such comparison in forty
-would by chance.
+Seeds scatter, so a single run says little. The five runs are ranked together with five stored runs.
+The guard fails if they rank so low that it would happen by chance in less than one of forty cases.
 
 python benchmarks/guard.py           # compare
 python benchmarks/guard.py --store   # compare, then store these runs in place of the old ones

@@ -1,4 +1,4 @@
-"""What all measurements share: side-by-side timing, results, the machine."""
+"""Shared by all measurements: timing in turns, results, the machine."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def compare(name: str, unit: str, value: list[float], yardstick: list[float]) ->
 
 
 def environment() -> dict[str, Any]:
-    """What the results hold for."""
+    """The machine and the versions that the results were measured with."""
     packages = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "envpool")
     return {
         **describe_run(),

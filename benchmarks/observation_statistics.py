@@ -1,6 +1,6 @@
 """Measure the mean and standard deviation of observations under random actions.
 
-The paper's state-based tasks normalise observations by constants. This script
+The paper's state-based tasks normalize observations by constants. This script
 measures them as the authors did, over 10 000 episodes of 50 uniformly random
 actions, and prints them for ``torchrl_metra/envs/observation_norm.toml``:
 

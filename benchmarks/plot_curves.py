@@ -25,7 +25,7 @@ from torchrl_metra.evaluation import plot_coverage
 from torchrl_metra.recipes.learners import draw_groups, plot_returns
 
 RESULTS = Path(__file__).parent / "results"
-# The same colour for an objective in every panel.
+# The same color for an objective in every panel.
 COLORS = {
     name: f"C{index}"
     for index, name in enumerate(("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd"))

@@ -1,6 +1,6 @@
 """Where the time of a gradient step goes: a table in Markdown, for docs/results/performance.md.
 
-The profiler itself takes a share, which falls to "all else".
+The profiler's own time is part of "all else".
 
 python benchmarks/profile_step.py
 """

@@ -21,7 +21,7 @@ from measuring import Result, environment
 
 OUTPUT = Path(__file__).parent / "results" / "latest.json"
 WIDTHS = (256, 512, 1024)
-# Idle threads of PyTorch wait by spinning, which a learner gains from and simulators lose by.
+# Idle threads of PyTorch spin, which is good for the learner and bad for simulators.
 VARIABLES = {"collection": {"OMP_WAIT_POLICY": "PASSIVE"}}
 
 

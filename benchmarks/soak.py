@@ -1,10 +1,10 @@
-"""Days in small: half an hour of training with all that goes on around it, and what grows.
+"""A stress test: half an hour of training with everything around it, and what it leaks.
 
     python benchmarks/soak.py --minutes 30
 
-METRA on PointEnv, with evaluations, videos, an OpenGL context opened and closed, and rotated
-checkpoints. Every ten seconds it counts what a leak would add to; ``results/soak.json`` holds the
-series and, by least squares over all but the first third, the slope of resident memory.
+METRA trains on PointEnv, with evaluations, videos, OpenGL contexts that are opened and closed, and
+rotated checkpoints. Every ten seconds it counts everything that could leak. ``results/soak.json``
+has the series and the slope of resident memory, by least squares over all but the first third.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    # Before the repository moves on.
+    # Now, before the repository changes.
     run = describe_run()
     with tempfile.TemporaryDirectory() as folder:
         rows = soak(Path(folder), 60 * arguments.minutes)
@@ -88,7 +88,7 @@ def soak(folder: Path, seconds: float) -> list[dict[str, float]]:
 
 
 def held() -> dict[str, float]:
-    """What this process and its children hold, without what Python has yet to collect."""
+    """Resources of this process and its children, after a garbage collection."""
     gc.collect()
     process = psutil.Process()
     children = process.children(recursive=True)

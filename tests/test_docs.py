@@ -1,17 +1,18 @@
-"""What the documentation shows, run or checked: code, commands, settings, links."""
+"""What the documentation shows, run or checked: code, commands, settings, links, patches."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,16 +21,12 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-import torchrl.collectors.distributed
-import torchrl.data
-from commands import check_commands
-from pages import BUILT, ROOT, Block, Page, pages
+from pages import BUILT, ROOT, Page, pages
 from torchrl.collectors import Collector
-from torchrl.collectors.distributed import RayCollector
 from torchrl.data import Bounded, LazyTensorStorage, ReplayBuffer
 from torchrl.envs import EnvBase, GymEnv
 from torchrl.modules import MLP
-from torchrl.trainers import Trainer
+from torchrl.record.loggers import CSVLogger
 
 import torchrl_metra
 from torchrl_metra import (
@@ -47,25 +44,24 @@ from torchrl_metra import (
 from torchrl_metra.envs import rendering_available
 from torchrl_metra.envs.registry import _ENTRIES
 from torchrl_metra.recipes import OBJECTIVES
+from torchrl_metra.recipes.command import COMMANDS
 from torchrl_metra.recipes.settings import Settings, describe, shown
 
 Names = dict[str, Any]
-EXAMPLES = ROOT / "examples"
 PAGES = pages()
 PRIOR = UnitSphere(2)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 # Python: each page from top to bottom, in one namespace.
 
 
-def with_blocks(*languages: str) -> list[str]:
-    return [name for name in PAGES if Page(name).code(*languages)]
-
-
 # test_the_configuration_files runs that one, as the script that it is.
-@pytest.mark.parametrize(
-    "name", [name for name in with_blocks("python") if name != "docs/guides/configuration.md"]
-)
+WITH_PYTHON = [name for name in PAGES if Page(name).code("python")]
+WITH_PYTHON.remove("docs/guides/configuration.md")
+
+
+@pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(name)
     main = ModuleType("__main__")
@@ -75,7 +71,7 @@ def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names = vars(main)
     try:
         save_quickstart(page)
-        around = AROUND[name]() if name in AROUND else nothing()
+        around = AROUND[name]() if name in AROUND else nullcontext({})
         # Names that pages register are theirs alone.
         with patch.dict(OBJECTIVES), patch.dict(_ENTRIES), around as given:
             names.update(given)
@@ -117,11 +113,6 @@ def save_quickstart(page: Page) -> None:
         SkillPolicy.from_networks(networks, prior, env_name="half_cheetah").save(path)
 
 
-@contextmanager
-def nothing() -> Iterator[Names]:
-    yield {}
-
-
 def sac_script(env: EnvBase, total_frames: int = 160) -> Names:
     """What a script with METRA has, by the names that pages use."""
     env = env.append_transform(SkillPrimer(PRIOR))
@@ -139,19 +130,6 @@ def sac_script(env: EnvBase, total_frames: int = 160) -> Names:
         "sac_loss": sac_loss,
         "metra_loss": metra_loss,
         "optimizers": make_metra_optimizers(metra_loss, sac_loss),
-    }
-
-
-def trainer_parts(names: Names) -> Names:
-    """The arguments of a METRATrainer."""
-    return {
-        "collector": names["collector"],
-        "total_frames": 160,
-        "optim_steps_per_batch": 2,
-        "loss_module": names["sac_loss"],
-        "skill_loss": names["metra_loss"],
-        "replay_buffer": names["replay_buffer"],
-        "progress_bar": False,
     }
 
 
@@ -207,7 +185,17 @@ def evaluation() -> Iterator[Names]:
     pytest.importorskip("gymnasium")
     pytest.importorskip("matplotlib")
     given = sac_script(GymEnv("Pendulum-v1"))
-    trainer = METRATrainer(**trainer_parts(given))
+    trainer = METRATrainer(
+        collector=given["collector"],
+        total_frames=160,
+        optim_steps_per_batch=2,
+        loss_module=given["sac_loss"],
+        skill_loss=given["metra_loss"],
+        replay_buffer=given["replay_buffer"],
+        logger=CSVLogger("log", log_dir="."),
+        log_interval=0,
+        progress_bar=False,
+    )
     evaluation_env = GymEnv("Pendulum-v1", max_episode_steps=10)
     evaluation_env = evaluation_env.append_transform(SkillPrimer(PRIOR))
     names = {key: given[key] for key in ("actor", "encoder", "prior")}
@@ -216,7 +204,8 @@ def evaluation() -> Iterator[Names]:
     assert 1 < names["report"]["skills"]["policy_coverage"] <= 361
     assert Path("pendulum_report/report.html").exists()
     trainer.train()
-    assert {"skill_alignment", "total_coverage"} <= trainer._log_dict.keys()
+    for name in ("skill_alignment", "total_coverage"):
+        assert Path(f"log/scalars/{name}.csv").exists()
 
 
 @contextmanager
@@ -238,32 +227,6 @@ def reliability() -> Iterator[Names]:
     assert list(Path("run/checkpoints").iterdir())
 
 
-@contextmanager
-def scaling() -> Iterator[Names]:
-    """Without Ray, which test_ray.py starts."""
-    names: Names = {"parts": trainer_parts(sac_script(make_env("point", 4)))}
-    for name in ("collector", "replay_buffer", "total_frames"):
-        del names["parts"][name]
-    names.update(make_env_0=None, make_env_1=None, policy=None, stepper=None)
-    with pytest.MonkeyPatch.context() as stand:
-        stand.setattr(torchrl.collectors.distributed, "RayCollector", stand_in(RayCollector))
-        stand.setattr(torchrl.data, "ReplayBuffer", stand_in(ReplayBuffer))
-        stand.setattr(torchrl_metra, "METRATrainer", stand_in(METRATrainer, Trainer))
-        yield names
-
-
-def stand_in(kind: type, base: type | None = None) -> Callable[..., None]:
-    """Takes what a constructor takes, and what it passes on; builds nothing."""
-    signatures = [inspect.signature(each.__init__) for each in (kind, base or kind)]
-    known = {name for signature in signatures for name in signature.parameters}
-
-    def build(*arguments: Any, **options: Any) -> None:
-        signatures[0].bind(None, *arguments, **options)
-        assert options.keys() <= known, f"{kind.__name__} takes no {options.keys() - known}"
-
-    return build
-
-
 AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
     "README.md": readme,
     "docs/index.md": front_page,
@@ -271,7 +234,6 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
     "docs/guides/evaluation.md": evaluation,
     "docs/guides/extending.md": extending,
     "docs/guides/reliability.md": reliability,
-    "docs/guides/scaling.md": scaling,
     "docs/guides/your_environment.md": your_environment,
     "docs/results/ablations.md": ablations,
     "docs/results/performance.md": performance,
@@ -283,13 +245,10 @@ def test_the_configuration_files(tmp_path: Path) -> None:
     page = Page("docs/guides/configuration.md")
     (tmp_path / "metra.yaml").write_text(page.code("yaml")[0].code)
     (tmp_path / "train.py").write_text(page.code("python")[0].code)
-    command = [sys.executable, "train.py", "trainer.total_frames=1_600"]
-    run = partial(subprocess.run, cwd=tmp_path, text=True, capture_output=True)
-    trained = run([*command, "trainer.num_cells=[16]", "trainer.progress_bar=false"])
-    assert re.search(r"1600 frames, \d+ cells visited", trained.stdout), trained.stderr
-    refused = run([*command, "trainer.metra.slak=0.01"])
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1] in page.text
+    settings = ("total_frames=1_600", "num_cells=[16]", "progress_bar=false")
+    command = [sys.executable, "train.py", *(f"trainer.{setting}" for setting in settings)]
+    run = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert re.search(r"1600 frames, \d+ cells visited", run.stdout), run.stderr
 
 
 def test_the_table_of_settings() -> None:
@@ -307,66 +266,103 @@ def test_the_table_of_settings() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_commands(name: str) -> None:
     page = Page(name)
-    for block in page.code("sh"):
-        check_commands(block.code)
-    ours = (
-        r"(make [a-z]|pip install .*(torchrl-metra|\.\[)|python (examples|benchmarks)/"
-        r"|metra (train|evaluate|downstream|finetune|summarize) .).*"
-    )
-    for code in page.inline_code:
-        if re.fullmatch(ours, code) and "..." not in code:
-            check_commands(code)
+    ours = r"(make [a-z]|pip install .*\[|python (examples|benchmarks)/|metra [a-z]+ ).*"
+    scripts = [block.code for block in page.code("sh")]
+    scripts += [code for code in page.inline_code if re.fullmatch(ours, code)]
+    for line in "\n".join(scripts).replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True) or [""]
+        if program in CHECKS and "..." not in line:
+            CHECKS[program](*arguments)
+
+
+def check_metra(name: str, *arguments: str) -> None:
+    assert name in COMMANDS
+    if name not in ("train", "downstream", "finetune"):
+        check_options(ROOT / "torchrl_metra" / "recipes" / f"{name}.py", *arguments)
+        return
+    app = pytest.importorskip("torchrl_metra.recipes.app")
+    choices = []
+    for item in arguments:
+        if "=" in item and not item.startswith("-"):
+            key, _, values = item.partition("=")
+            is_sweep = "--multirun" in arguments and "[" not in values
+            choices.append(
+                [f"{key}={value}" for value in values.split(",")] if is_sweep else [item]
+            )
+    # Each value once.
+    for job in range(max(map(len, choices), default=1)):
+        settings = app.compose(name, [values[job % len(values)] for values in choices])
+        assert getattr(settings, "objective", "metra") in OBJECTIVES
+
+
+def check_options(path: Path, *arguments: str) -> None:
+    text = path.read_text() if path.exists() else ""
+    for argument in arguments:
+        assert not argument.startswith("--") or f'"{argument}"' in text, argument
+
+
+def check_python(script: str, *arguments: str) -> None:
+    assert (ROOT / script).exists(), script
+    check_options(ROOT / script, *arguments)
+
+
+def check_make(*arguments: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for argument in arguments:
+        name, is_variable, _ = argument.partition("=")
+        rule = rf"^{name} \?=" if is_variable else rf"^{name}:"
+        assert re.search(rule, makefile, re.MULTILINE), f"Makefile has no {argument!r}"
+
+
+def check_pip(*arguments: str) -> None:
+    for chosen in re.findall(r"\[(.*?)\]", " ".join(arguments)):
+        assert set(chosen.split(",")) <= PROJECT["optional-dependencies"].keys(), chosen
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "metra": check_metra,
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+}
 
 
 # The rest.
 
 
-def skip(block: Block) -> None:
-    """What has tests of its own, output, and what Sphinx reads."""
-
-
-def check_yaml(block: Block) -> None:
-    assert pytest.importorskip("yaml").safe_load(block.code)
-
-
-def check_include(block: Block) -> None:
-    text = (block.path.parent / block.argument).read_text()
-    for bound in re.findall("^:(?:start|end)-(?:at|after|before): (.*)", block.code, re.MULTILINE):
-        assert bound in text, f"{block}: {block.argument} has no {bound!r}"
-
-
-LANGUAGES: dict[str, Callable[[Block], Any]] = {
-    "python": skip,
-    "sh": skip,
-    "text": skip,
-    "yaml": check_yaml,
-    "json": lambda block: json.loads(block.code),
-    "{toctree}": skip,
-    "{include}": check_include,
-    "{literalinclude}": check_include,
-}
-
-
 @pytest.mark.parametrize("name", PAGES)
-def test_every_block_says_what_it_is(name: str) -> None:
+def test_included_lines_exist(name: str) -> None:
     for block in Page(name).blocks:
-        language = block.language
-        assert language in LANGUAGES, f"{block} is {language!r}, known are {list(LANGUAGES)}"
-        LANGUAGES[language](block)
+        directive, _, path = block.info.partition(" ")
+        if "include}" in directive:
+            text = (block.path.parent / path).read_text()
+            for bound in re.findall("^:(?:start|end)-at: (.*)", block.code, re.MULTILINE):
+                assert bound in text, f"{name}:{block.line}: {path} has no {bound!r}"
+
+
+@pytest.mark.skipif(shutil.which("patch") is None, reason="needs the command patch")
+@pytest.mark.parametrize("block", Page("docs/upstream.md").code("diff"), ids=lambda b: b.line)
+def test_patches_apply(block: Any) -> None:
+    project = re.match(r"--- a/(\w+)/", block.code)[1]
+    pytest.importorskip(project)
+    installed = distribution(project)
+    if installed.version not in ("0.14.1", "3.10.0"):
+        pytest.skip(f"written for another version than {installed.version}")
+    command = ["patch", "--dry-run", "--strip=1", "--directory", installed.locate_file("")]
+    done = subprocess.run(command, input=block.code, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout
 
 
 def fault(page: Page, link: str) -> str | None:
     """Why a link leads nowhere."""
     if link.startswith(("https:", "mailto:")):
         return None
-    if link.startswith("http:"):
-        return "is not https"
     file, _, anchor = unquote(link).partition("#")
     target = (page.path.parent / file).resolve() if file else page.path
     if not target.exists() or BUILT & set(target.relative_to(ROOT).parts):
         return "is not in the repository"
     if anchor and anchor not in (anchors := Page(str(target)).anchors):
-        return f"is none of {sorted(anchors)}"
+        return f"is not one of {sorted(anchors)}"
     return None
 
 
@@ -375,11 +371,7 @@ def test_links(name: str) -> None:
     page = Page(name)
     faults = {link: why for link in page.links if (why := fault(page, link))}
     assert not faults
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_files_that_are_named_exist(name: str) -> None:
-    for code in Page(name).inline_code:
+    for code in page.inline_code:
         if re.fullmatch(r"(examples|benchmarks|tests|docs|torchrl_metra)/[\w./-]+", code):
             assert (ROOT / code).exists() or BUILT & set(Path(code).parts), code
 

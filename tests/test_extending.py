@@ -38,13 +38,6 @@ OBJECTIVES = Page("docs/objectives.md")
 PRIOR = UnitSphere(2)
 
 
-def test_the_new_objective_is_short() -> None:
-    blocks = EXTENDING.code("python")
-    objective, training, *_ = (block.code.strip().splitlines() for block in blocks)
-    assert len(objective) <= 22
-    assert len(training) <= 50
-
-
 class TestNewObjectives:
     objectives = pytest.mark.parametrize(
         "name", ["VISRLoss", "ConcentratedVISRLoss", "SuccessorVISRLoss", "DisagreementLoss"]
@@ -174,7 +167,6 @@ class TestObjectives:
         batch: TensorDict = names["batch"]
         swap, chosen = OBJECTIVES.code("python")[1], 'skill_losses["lsd"]'
         assert chosen in swap.code
-        assert len(swap.code.strip().splitlines()) <= 20
         for name, skill_loss in names["skill_losses"].items():
             groups = skill_loss.parameter_groups()
             before = {

@@ -2,9 +2,9 @@
 First skills
 ============
 
-This tutorial takes a plain TorchRL script for SAC and adds METRA to it. In the place of a task's
-reward, a point in the plane learns to move in every direction. One learns what each line of METRA
-does, and how to read the pictures and the numbers of what came of it.
+This tutorial adds METRA to a plain TorchRL script for SAC. Without the reward of a task, a point in
+the plane learns to move in every direction. You will learn what each line of METRA does, and how to
+read the pictures and numbers of the result.
 """
 
 # %%
@@ -37,9 +37,9 @@ torchrl.logger.setLevel("WARNING")
 env = TransformedEnv(PointEnv(num_envs=16), ActionScaling())
 
 # %%
-# METRA's first lines say what a skill is and who draws it. A skill z is a direction of a latent
-# plane, a point on the unit circle. :class:`~torchrl_metra.SkillPrimer` draws one at every reset
-# and carries it through the episode, in the entry ``"skill"``.
+# METRA's first lines define the skills. A skill z is a direction of a latent plane, a point on the
+# unit circle. :class:`~torchrl_metra.SkillPrimer` draws one at every reset and keeps it for the
+# episode, in the entry ``"skill"``.
 prior = UnitSphere(2)
 env = env.append_transform(SkillPrimer(prior))
 
@@ -47,9 +47,9 @@ env = env.append_transform(SkillPrimer(prior))
 # Networks and losses
 # -------------------
 #
-# Policy and critics are those of any SAC script. METRA has them read ``"skill"`` beside
-# ``"observation"``: it is one policy π(a|s, z) for all skills. Its hidden layers are tanh, as in
-# the authors' code; the other networks' are ReLU.
+# Policy and critics are those of any SAC script, but they also read ``"skill"``: there is one
+# policy π(a|s, z) for all skills. Its hidden layers use tanh, as in the authors' code; the other
+# networks use ReLU.
 inputs, num_inputs = ["observation", "skill"], 2 + 2
 tanh = {"num_cells": [64, 64], "activation_class": nn.Tanh}
 relu = {"num_cells": [64, 64], "activation_class": nn.ReLU}
@@ -68,10 +68,10 @@ target_updater = SoftUpdate(sac_loss, eps=0.99)
 sac_optimizer = optim.Adam(sac_loss.parameters(), lr=2e-3)
 
 # %%
-# What METRA adds is the encoder φ, from a state to a place in the latent plane, and its loss. φ
-# is trained to make (φ(s′) − φ(s))ᵀz large, so that each skill moves along its own direction,
-# while no step from a state to the next is longer than one: ‖φ(s′) − φ(s)‖ ≤ 1. The dual variable
-# λ, the price of breaking this bound, is a parameter of the loss and trained with it.
+# METRA adds the encoder φ, which maps a state to a point in the latent plane, and its loss. φ is
+# trained to make (φ(s′) − φ(s))ᵀz large, so that each skill moves along its own direction, while no
+# step from a state to the next is longer than one: ‖φ(s′) − φ(s)‖ ≤ 1. The dual variable λ, the
+# price of breaking this bound, is a parameter of the loss and is trained with it.
 encoder = MLP(in_features=2, out_features=2, **relu)
 metra_loss = METRALoss(encoder, prior, dual_init=10.0)
 metra_optimizer = optim.Adam(metra_loss.parameters(), lr=2e-3)
@@ -81,8 +81,8 @@ metra_optimizer = optim.Adam(metra_loss.parameters(), lr=2e-3)
 # ---------------
 #
 # The functions of :doc:`torchrl_metra.evaluation </reference/evaluation>` roll out one
-# deterministic episode for each of 48 skills around the circle, follow them through φ, measure
-# and draw them.
+# deterministic episode for each of 48 skills around the circle, encode it by φ, measure it and
+# draw it.
 skills = prior.evaluation_skills(48)
 numbers = {}
 
@@ -98,16 +98,16 @@ def look(title):
 figure = look("untrained")
 
 # %%
-# Each line is an episode, in the colour of its skill: on the left in space, on the right in
-# latent space. Skills differ already, but mind the scales: episodes stay within 7 m, and within
-# less than one in latent space, where 200 steps may lead to a distance of 200.
+# Each line is an episode, in the color of its skill: on the left in space, on the right in latent
+# space. Skills already differ, but look at the scales. Episodes stay within 7 m, and within a
+# distance of one in latent space, where 200 steps could lead to a distance of 200.
 #
 # Training
 # --------
 #
-# The loop is SAC's: collect, sample, take gradient steps. METRA's part comes before the SAC
-# update of each batch. It trains φ and λ, and then writes the reward (φ(s′) − φ(s))ᵀz where the
-# SAC loss reads it. Rewards are made anew for every batch, as φ changes.
+# The loop is SAC's: collect, sample, take gradient steps. METRA's part comes before the SAC update
+# of each batch. It trains φ and λ, and then writes the reward (φ(s′) − φ(s))ᵀz where the SAC loss
+# reads it. Rewards are computed for every batch, since φ changes.
 collector = Collector(
     env,
     actor,
@@ -126,7 +126,7 @@ for data in collector:
         metra_optimizer.step()
         metra_optimizer.zero_grad()
         batch["next", "reward"] = metra_loss.reward(batch).detach()
-        # SAC, as it was.
+        # SAC, unchanged.
         losses = sac_loss(batch)
         sum(losses[f"loss_{name}"] for name in ("actor", "qvalue", "alpha")).backward()
         sac_optimizer.step()
@@ -141,11 +141,12 @@ collector.shutdown()
 figure = look("after 40,000 steps")
 
 # %%
-# A fan of skills, in space and in latent space. Nobody asked for directions in space. They follow
-# from the bound: φ may place two states only as far apart as steps lie between them, and so a
-# skill that is to go far in latent space has to go to where it takes long to get. φ may be turned
-# or mirrored: a skill's direction on the left is not that on the right. Lines gather along the
-# diagonals, where the point is fastest, as its action is bounded along each axis.
+# The skills form a fan, in space and in latent space. We did not ask for directions in space. They
+# follow from the bound: the latent distance of two states is at most the number of steps between
+# them. To go far in latent space, a skill has to go to states that take many steps to reach. φ may
+# be rotated or mirrored, so a skill's direction on the left differs from that on the right. Lines
+# gather along the diagonals, where the point is fastest, since its action is bounded along each
+# axis.
 #
 # The numbers say the same:
 names = ("policy_coverage", "sectors", "skill_alignment", "latent_step_mean", "latent_step_max")
@@ -155,15 +156,14 @@ for name in names:
 # %%
 # * ``policy_coverage`` counts the cells of 1 m that the 48 episodes visit. A straight line of 200
 #   steps along an axis visits 40.
-# * ``sectors``: in how many of 16 sectors around the start they end, however near.
-# * ``skill_alignment``: the cosine between a skill and where it led in latent space; 1 is the
-#   most.
+# * ``sectors``: the number of the 16 sectors around the start in which they end, at any distance.
+# * ``skill_alignment``: the cosine between a skill and its direction in latent space, at most 1.
 # * ``latent_step_mean`` and ``latent_step_max``: the length of steps in latent space, bounded by
-#   one. φ spends nearly all of it. Much less would say that φ has not grown yet, more that λ is
-#   too small.
+#   one. φ uses nearly all of it. Much shorter steps would mean that φ has not grown yet, longer
+#   ones that λ is too small.
 #
-# :doc:`/metrics` explains them all. This is a short run: with more frames skills fill the gaps
-# between the diagonals, see :doc:`/objectives` for runs of 100 000.
-# ``examples/add_metra_to_sac.py`` is a script like this one, with each line of METRA marked. With
-# a trainer in the place of the loop, :doc:`the next tutorial </auto_tutorials/your_robot>` learns
+# :doc:`/metrics` explains all of them. This is a short run. With more frames, skills fill the gaps
+# between the diagonals; see :doc:`/objectives` for runs of 100 000 frames.
+# ``examples/add_metra_to_sac.py`` is a script like this one, with each line of METRA marked. In
+# :doc:`the next tutorial </auto_tutorials/your_robot>`, a trainer replaces the loop and learns
 # skills for a robot that drives.

@@ -2,10 +2,10 @@
 Zero-shot goals, and what φ knows
 =================================
 
-METRA trains φ so that distances in its latent space are times. This tutorial looks at whether they
-are, and uses them: the skill that points from φ of a state to φ of a goal leads there, although no
-goal was part of the training. One learns to read three pictures that tell what a policy's latent
-space is worth.
+METRA trains φ so that distances in its latent space are times. This tutorial checks whether they
+are, and uses them: the skill that points from φ of a state to φ of a goal leads there, although
+training did not include any goal. You will learn to read three pictures that show how good the
+latent space of a policy is.
 """
 
 # %%
@@ -13,7 +13,7 @@ space is worth.
 # --------
 #
 # The point in the plane of :doc:`/auto_tutorials/first_skills`, trained by
-# :func:`~torchrl_metra.make_metra`. Instead of this cell you can load what you have trained:
+# :func:`~torchrl_metra.make_metra`. In place of this cell you can load your own policy:
 # ``policy = SkillPolicy.load("skill_policy.pt")``.
 import matplotlib.pyplot as plt
 import torch
@@ -38,37 +38,36 @@ trainer.train()
 policy = trainer.skill_policy
 
 # %%
-# Does φ tell the time?
-# ---------------------
+# Does φ measure time?
+# --------------------
 #
-# METRA bounds φ where the data are: between a state and the next, ‖φ(s′) − φ(s)‖ ≤ 1. By the
-# triangle inequality, two states that are n steps apart then differ by at most n. Skills are
-# rewarded for going as far as they can, so that along their episodes the bound should be nearly
-# met.
+# METRA bounds φ between adjacent states: ‖φ(s′) − φ(s)‖ ≤ 1. By the triangle inequality, two states
+# that are n steps apart then differ by at most n. Skills are rewarded for going as far as they can,
+# so their episodes should come close to this bound.
 env = make_env("point", num_envs=48).append_transform(SkillPrimer(prior))
 rollouts = rollout_skills(env, policy, prior.evaluation_skills(48))
 latents = encode_trajectories(rollouts, policy.encoder)
 figure = plot_temporal_distances(latents)
 
 # %%
-# On the left, the latent steps of 48 episodes. They should pile up below the dashed line: what is
-# right of it breaks the constraint, and a pile far to the left means that φ could still grow, or
-# that a policy dawdles. On the right, for every pair of states of an episode, latent distance
-# against the steps between them. Above the dashed line would be a contradiction; close below it,
-# skills go straight ahead at full speed. A policy that turns back bends the curve down.
+# The left plot shows the latent steps of 48 episodes. They should gather just below the dashed
+# line. Steps to the right of it break the constraint. If they gather far to the left, φ can still
+# grow, or the policy is slow. The right plot shows latent distance against the number of steps, for
+# every pair of states of an episode. Points above the dashed line break the constraint. Close below
+# it, skills go straight ahead at full speed. If a policy turns back, the curve bends down.
 for name, value in temporal_check(latents).items():
     print(f"{name:17} {value:.3f}")
 
 # %%
-# ``steps_beyond`` and ``pairs_beyond`` are the shares of steps and of pairs more than 5 % beyond
-# the bound, ``rank_correlation`` says whether latent distance and time have the same order.
+# ``steps_beyond`` and ``pairs_beyond`` are the shares of steps and of pairs that are more than 5 %
+# beyond the bound. ``rank_correlation`` says whether latent distance and time have the same order.
 #
-# Further than the episodes
-# -------------------------
+# Beyond the episodes
+# -------------------
 #
-# Those were distances along episodes. In this environment, the steps that it takes from the start
-# to any place are known: 0.2 m along each axis at most, hence ``max(|x|, |y|) / 0.2``. Is ‖φ(s) −
-# φ(start)‖ anything like it?
+# Those were distances along episodes. In this environment we know how many steps it takes from the
+# start to any place: a step is at most 0.2 m along each axis, hence ``max(|x|, |y|) / 0.2``. Is
+# ‖φ(s) − φ(start)‖ similar?
 
 
 @torch.no_grad()
@@ -96,18 +95,18 @@ for x, y in ((20, 0), (0, 20), (20, 20), (-20, 20)):
     print(f"to ({x:3} m, {y:2} m): 100 steps, latent distance {latent:3.0f}")
 
 # %%
-# Left the truth, right what φ has learned without being told. Places that take equally long to
-# reach lie on squares here. Distance in a latent plane is Euclidean, and makes the corners round:
-# φ comes near the truth along the diagonals, where the point is fastest, and along y. It stays far
-# below it along x, where this short training has led few skills.
+# The left plot shows the truth, the right plot what φ has learned. Places that take equally long to
+# reach form squares here. Distance in a latent plane is Euclidean, so the corners become round. φ
+# is close to the truth along the diagonals, where the point is fastest, and along y. It is far
+# below the truth along x, where this short training has led few skills.
 #
 # Goals
 # -----
 #
-# If distance in latent space is time, the way to a goal g is the straight line there: follow the
-# skill φ(g) − φ(s). :meth:`~torchrl_metra.SkillPolicy.reach_goals` is a policy that does so, and
+# If distance in latent space is time, the way to a goal g is a straight line: follow the skill φ(g)
+# − φ(s). :meth:`~torchrl_metra.SkillPolicy.reach_goals` returns a policy that does so.
 # ``rollout_goal_policies`` compares three ways to choose the skill for the same goals: at every
-# step (*adaptive*), once at the start (*single*), and not at all (*random*).
+# step (*adaptive*), once at the start (*single*), and at random (*random*).
 goals = sample_goals("point", 50)
 goal_env = make_env("point", num_envs=50)
 episodes = rollout_goal_policies(goal_env, policy, goals)
@@ -115,9 +114,9 @@ ends = {name: rollouts["next", "position"][:, -1] for name, rollouts in episodes
 figure = plot_goals(goals["position"], ends)
 
 # %%
-# A grey line joins each goal to where its episode ended: short lines are good. *single* sets out
-# in the right direction and passes its goal, as nothing tells it to stop. *adaptive* turns around
-# there, and stays: mind the scales. *random* is what to compare with.
+# A gray line connects each goal with the end of its episode, so short lines are good. *single*
+# starts in the right direction and passes its goal, since nothing tells it to stop. *adaptive*
+# turns around there, and stays; note the different scales. *random* is the baseline.
 for name, rollouts in episodes.items():
     metrics = goal_metrics(rollouts)
     print(
@@ -127,13 +126,12 @@ for name, rollouts in episodes.items():
     )
 
 # %%
-# That is seed 1 of this short training. With seeds 0 and 2 only 46 % and 62 % of the adaptive
-# episodes end within 3 m, although the temporal check of seed 2 is better (rank correlation
-# 0.999). There the skills do not all turn around; probably as a goal asks for them at places where
-# they did not lead in training. No other picture shows that, so look at goals before you build on
-# a policy.
+# This was seed 1 of this short training. With seeds 0 and 2, only 46 % and 62 % of the adaptive
+# episodes end within 3 m, although the temporal check of seed 2 is better (rank correlation 0.999).
+# There, some skills do not turn around, probably because they are used at places that they did not
+# visit in training. No other picture shows this, so check goals before you rely on a policy.
 #
-# For an environment of your own, give goals as a TensorDict of what φ reads in the states to be
-# reached, and of their ``"position"`` for the metrics; :doc:`/guides/evaluation` has more on
-# goals. What to do where a straight line is not enough, because there is a reward to be found, is
-# the subject of :doc:`/auto_tutorials/skills_as_actions`.
+# For your own environment, give goals as a TensorDict with what φ reads in the states to be
+# reached, and their ``"position"`` for the metrics. :doc:`/guides/evaluation` has more about goals.
+# If there is a reward to be found, a straight line is not enough:
+# :doc:`/auto_tutorials/skills_as_actions` shows what to do.

@@ -2,19 +2,18 @@
 Skills as actions
 =================
 
-A frozen skill policy can be what a second policy acts with: that one chooses a skill, which is then
-followed for some steps. This tutorial solves a task with sparse rewards by stock SAC, once above
-skills and once on the environment's own actions, with the same number of environment steps. One
-learns how :class:`~torchrl_metra.SkillAction` changes an environment, and what to mind in a
-comparison.
+A second policy can act through a frozen skill policy: it chooses a skill, which is then followed
+for some steps. This tutorial solves a task with sparse rewards by SAC, once on top of skills and
+once on the environment's own actions, with the same number of environment steps. You will learn how
+:class:`~torchrl_metra.SkillAction` changes an environment, and how to make a fair comparison.
 """
 
 # %%
 # The skills
 # ----------
 #
-# First, skills of the point in the plane, as in :doc:`/auto_tutorials/first_skills`. A policy
-# that you have saved serves as well: ``skills = SkillPolicy.load("skill_policy.pt")``.
+# First, we need skills of the point in the plane, as in :doc:`/auto_tutorials/first_skills`. You
+# can also load a saved policy: ``skills = SkillPolicy.load("skill_policy.pt")``.
 import matplotlib.pyplot as plt
 import torch
 import torchrl
@@ -44,10 +43,10 @@ skills = trainer.skill_policy
 # The task
 # --------
 #
-# In ``point_goal`` a goal is drawn in every episode, uniformly within ±20 m along each axis. Each
-# step that ends within 3 m of it gives a reward of 1, all others 0, and ``"to_goal"`` shows the
-# way there. With :class:`~torchrl_metra.SkillAction`, an action is a skill: the environment takes
-# ten steps at once, with the actions of the frozen policy, and sums their rewards.
+# In ``point_goal`` each episode has a goal, uniform within ±20 m along each axis. Each step that
+# ends within 3 m of it gives a reward of 1, all others give 0. ``"to_goal"`` is the vector to the
+# goal. With :class:`~torchrl_metra.SkillAction`, an action is a skill: the environment takes ten
+# steps with the actions of the frozen policy, and sums their rewards.
 num_envs, num_steps = 32, 10
 
 
@@ -65,13 +64,13 @@ for with_skills in (True, False):
 # SAC, twice
 # ----------
 #
-# One function learns both, with the same networks and settings. It reads ``"to_goal"`` only. A
-# round is one episode of each environment, 6400 steps, and 50 updates. A frame of the collector
-# is a decision, so that there are ten times fewer of them with skills, and their discount is that
-# of ten steps.
+# One function trains both, with the same networks and settings. The policy only reads
+# ``"to_goal"``. A round is one episode of each environment, 6400 steps, and 50 updates. A frame of
+# the collector is one decision. With skills there are ten times fewer of them, and their discount
+# is that of ten steps.
 #
-# Skills were not free: they took 32 000 steps of training. SAC on raw actions gets these as well,
-# 15 rounds instead of 10.
+# Skills are not free: they took 32 000 steps of training. SAC on raw actions gets these steps in
+# addition, which makes 15 rounds instead of 10.
 updates = 50
 
 
@@ -119,7 +118,7 @@ actors["SAC on raw actions"], curves["SAC on raw actions"] = learn(False, rounds
 
 figure, axes = plt.subplots(figsize=(7, 4), dpi=150, layout="constrained")
 for name, returns in curves.items():
-    # Both end after 96 000 steps, the 32 000 of METRA counted.
+    # Both end after 96 000 steps, including the 32 000 of METRA.
     steps = [96_000 - 6_400 * i for i in reversed(range(len(returns)))]
     axes.plot(steps, returns, marker=".", label=name)
 axes.axvspan(0, skill_frames, color="0.9", label="METRA learns the skills")
@@ -134,10 +133,10 @@ axes.grid(alpha=0.2)
 # The same goals for all
 # ----------------------
 #
-# What counts are deterministic episodes, here 32 on the same goals. Beside the two stands a third
-# policy that has not learned the task at all: *zero-shot* follows φ(goal) − φ(s), see
-# :doc:`/auto_tutorials/reaching_goals`. It is told what the task is, where the other two have a
-# reward.
+# Deterministic episodes count, here 32 with the same goals. We compare both with a third policy
+# that has not learned the task: *zero-shot* follows φ(goal) − φ(s), see
+# :doc:`/auto_tutorials/reaching_goals`. It is told where the goal is, while the other two learn
+# from a reward.
 def evaluate(env, policy):
     torch.manual_seed(1)  # goals
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
@@ -158,14 +157,14 @@ for name, (mean, share) in results.items():
     print(f"{name:18} return {mean:6.1f}, {share:4.0%} of goals touched")
 
 # %%
-# Above skills, SAC explores by walking in one direction for ten steps at a time, and comes across
-# goals that single random actions hardly reach. On raw actions the return rises too, later.
+# With skills, SAC explores by walking in one direction for ten steps at a time, and finds goals
+# that single random actions hardly reach. On raw actions the return rises as well, but later.
 #
-# A high level is as good as its skills. These are of seed 1. With those of seed 0 it ends at 51
-# and zero-shot at 75, with those of seed 2 at 98 and 100. Their skills do not all turn around, see
-# :doc:`/auto_tutorials/reaching_goals`. Records of HalfCheetah and Ant, three seeds each, are in
-# :doc:`/guides/downstream`.
+# A high-level policy is as good as its skills. These are from seed 1. With the skills of seed 0 it
+# ends at 51 and zero-shot at 75; with those of seed 2, at 98 and 100. Some of their skills do not
+# turn around, see :doc:`/auto_tutorials/reaching_goals`. Records of HalfCheetah and Ant, with three
+# seeds each, are in :doc:`/guides/downstream`.
 #
-# Zero-shot does as well as the high level here, or better, for the task is to be at a place,
-# which is what φ knows. A high level is for rewards of another kind: to come to several places in
-# turn, to collect, to avoid.
+# Here zero-shot does as well as the high-level policy or better, because the task is to be at a
+# place, which φ knows. A high-level policy is for other rewards: to visit several places in turn,
+# to collect things, or to avoid them.

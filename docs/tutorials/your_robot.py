@@ -1,24 +1,24 @@
 """
-Skills for a robot of your own
-==============================
+Skills for your own robot
+=========================
 
-This tutorial writes an environment that the package does not have, a robot on two wheels, and has
-METRA learn skills for it. One learns what METRA asks of an environment, how to give it to
-:func:`~torchrl_metra.make_metra`, how to say what "where" means for evaluation, and how to keep
-the result in a file.
+This tutorial writes an environment that the package does not have, a robot on two wheels, and
+learns skills for it with METRA. You will learn what METRA requires of an environment, how to use it
+with :func:`~torchrl_metra.make_metra`, how to define the position for evaluation, and how to save
+the result.
 """
 
 # %%
 # The robot
 # ---------
 #
-# A robot with two driven wheels has a place in the plane and a heading. Its actions are the speed
-# forward, at most 0.2 m a step, and the rate of turning, at most 0.3 rad a step. It cannot move
-# sideways: to go where it does not look, it has to turn first.
+# A robot with two driven wheels has a position in the plane and a heading. Its actions are the
+# forward speed, at most 0.2 m per step, and the rate of turning, at most 0.3 rad per step. It
+# cannot move sideways, so it has to turn first.
 #
-# The environment is a TorchRL :class:`~torchrl.envs.EnvBase`, batched: one tensor operation steps
-# all robots. It keeps no state of its own. What it needs to know, the pose, is an entry of the
-# data, which makes resets of single robots nothing to care about.
+# The environment is a batched TorchRL :class:`~torchrl.envs.EnvBase`: one tensor operation steps
+# all robots. The environment itself stores no state. The pose is an entry of the data, so single
+# robots can be reset without extra code.
 import tempfile
 from pathlib import Path
 
@@ -76,25 +76,25 @@ class TwoWheels(EnvBase):
 
 
 # %%
-# Its reward is zero: METRA reads none. Before anything else, TorchRL's own check tells whether
+# Its reward is zero, since METRA does not read rewards. First, TorchRL's own check tests whether
 # data and specs agree.
 check_env_specs(TwoWheels(3))
 
 # %%
-# What METRA asks of it
-# ---------------------
+# What METRA requires
+# -------------------
 #
-# * **Episodes that end.** A skill is held for an episode. TorchRL's ``StepCounter`` truncates it
+# * **Episodes that end.** A skill lasts for one episode. TorchRL's ``StepCounter`` truncates it
 #   after 200 steps, and SAC bootstraps there. An environment may also end its episodes itself.
-# * **A skill for every episode**, in the entry ``"skill"``, by
+# * **A skill for every episode**, in the entry ``"skill"``, from
 #   :class:`~torchrl_metra.SkillPrimer`.
-# * **Actions within bounds**, best within ±1, and ``float32`` throughout.
-# * **Observations with steps that φ can see.** METRA brings φ's step from a state to the next to
-#   one, and the smaller the step of the observation, the further φ's weights have to grow. Here a
-#   step is up to 0.2, in metres. With positions divided by 10, the same training ended at 546
-#   cells of coverage, divided by 100 at 147, in place of 1066 (one seed each). An angle is shown
-#   by its cosine and sine, which do not jump at ±180°. What an environment gives in other units,
-#   TorchRL's ``ObservationNorm`` scales.
+# * **Bounded actions**, best within ±1, and ``float32`` throughout.
+# * **Observations with steps that φ can see.** METRA brings the latent step between adjacent states
+#   to a length of one. The smaller the step of the observation, the more φ's weights have to grow.
+#   Here a step is up to 0.2 m. With positions divided by 10, the same training ended at 546 cells
+#   of coverage, and divided by 100 at 147, in place of 1066 (one seed each). An angle is given by
+#   its cosine and sine, which do not jump at ±180°. If your environment uses other units, scale
+#   them with TorchRL's ``ObservationNorm``.
 prior = UnitSphere(2)
 
 
@@ -103,16 +103,16 @@ def skill_env(num_envs):
 
 
 # %%
-# Most environments need none of this. ``make_metra("gym:HalfCheetah-v5")`` builds them ready for
-# METRA and normalised, and takes a function that builds one as well, see
+# For most environments you do not have to do any of this. ``make_metra("gym:HalfCheetah-v5")``
+# builds them ready for METRA and normalized. It also takes a function that builds one, see
 # :doc:`/guides/your_environment`.
 #
 # Training
 # --------
 #
 # :func:`~torchrl_metra.make_metra` builds the rest: policy, critics and φ, their losses and
-# optimisers, a collector and a replay buffer, and a :class:`~torchrl_metra.METRATrainer` that owns
-# them. What the paper has for large robots is made smaller by settings.
+# optimizers, a collector and a replay buffer, and a :class:`~torchrl_metra.METRATrainer` that owns
+# them. The settings make everything smaller than the paper's defaults for large robots.
 trainer = make_metra(
     skill_env(16),
     prior,
@@ -128,8 +128,8 @@ trainer = make_metra(
 # Where is the robot?
 # -------------------
 #
-# Environments of this package have an entry ``"position"`` for evaluation. This one has not.
-# Functions that need it take a ``projection``, from states to coordinates:
+# Environments of this package have an entry ``"position"`` for evaluation. This one does not.
+# Functions that need it take a ``projection`` from states to coordinates:
 skills = prior.evaluation_skills(48)
 
 
@@ -152,22 +152,23 @@ for name in ("policy_coverage", "sectors", "skill_alignment", "latent_step_mean"
     print(f"{name:17} {before[name]:8.2f} untrained {after[name]:8.2f} trained")
 
 # %%
-# Coverage counts the cells of 1 m that 48 episodes visit, ``sectors`` in how many of 16 sectors
-# around the start they end. Here are the episodes as lines, in space and in the latent space of φ:
+# Coverage is the number of 1 m cells that 48 episodes visit. ``sectors`` is the number of the 16
+# sectors around the start in which they end. The lines are the episodes, in space and in the latent
+# space of φ:
 figure = plot_skills(latents, skills, position=positions(rollouts, place), title="on two wheels")
 
 # %%
-# All robots start with their heading along x. Where a skill leads elsewhere they turn first, or
-# drive backward, which is as fast:
+# All robots start with their heading along x. For other directions they turn first, or drive
+# backward, which is just as fast:
 backward = rollouts["action"][..., 0] < 0
 print(f"{backward.float().mean():.0%} of all steps are backward")
 
 # %%
-# Keep it
+# Save it
 # -------
 #
-# :class:`~torchrl_metra.SkillPolicy` is policy, φ and the distribution of skills in one file,
-# which holds weights and no code. What comes back drives as before:
+# :class:`~torchrl_metra.SkillPolicy` saves policy, φ and the distribution of skills in one file,
+# which contains weights and no code. The loaded policy drives as before:
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "two_wheels.pt")
     policy.save(path)
@@ -177,6 +178,6 @@ difference = (place(again["next"]) - place(rollouts["next"])).abs().max()
 print(f"places differ by at most {difference:.1e} m")
 
 # %%
-# From here, :doc:`/auto_tutorials/reaching_goals` asks what φ knows, and
-# :doc:`/auto_tutorials/skills_as_actions` puts skills to use. :doc:`/guides/evaluation` makes a
+# Next, :doc:`/auto_tutorials/reaching_goals` looks at what φ knows, and
+# :doc:`/auto_tutorials/skills_as_actions` makes use of skills. :doc:`/guides/evaluation` makes a
 # report of a policy like this one, with the same ``projection``.
