@@ -9,6 +9,12 @@ unnecessary.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl.record.loggers import CSVLogger
+    from torchrl.trainers import Trainer
+
 # ---- torchrl: losses
 
 
@@ -18,6 +24,14 @@ from __future__ import annotations
 # ---- torchrl: trainers
 
 
+def reset_counters(trainer: Trainer) -> None:
+    """TorchRL 0.14.1: ``Trainer._optim_count`` and ``_last_save``.
+
+    TorchRL keeps them on the class, where a trainer built before has left its own.
+    """
+    trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+
+
 # ---- torchrl: checkpoints
 
 
@@ -25,6 +39,11 @@ from __future__ import annotations
 
 
 # ---- torchrl: storages and loggers
+
+
+def forget_scalars(logger: CSVLogger) -> None:
+    """TorchRL 0.14.1: ``CSVExperiment.scalars``, a list of all that was ever logged."""
+    logger.experiment.scalars.clear()
 
 
 # ---- torchrl: environments
@@ -39,4 +58,35 @@ from __future__ import annotations
 # ---- hydra
 
 
+def refused_name(error: BaseException) -> tuple[str, str, list[str]] | None:
+    """Hydra 1.3.8: what kind of name was refused, the name, and the names that there are.
+
+    ``MissingConfigException.missing_cfg_file`` and ``options``; and omegaconf's error for a key is
+    the cause or the context of Hydra's, which is the context of the ``SystemExit`` that
+    ``@hydra.main`` raises.
+    """
+    from hydra.errors import ConfigCompositionException, MissingConfigException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    refused: Any = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(refused, MissingConfigException) and refused.options:
+        group, _, choice = str(refused.missing_cfg_file).rpartition("/")
+        return "choice", f"{group}={choice}", [f"{group}={name}" for name in refused.options]
+    if isinstance(refused, ConfigCompositionException):
+        refused = refused.__cause__ or refused.__context__
+    if isinstance(refused, ConfigAttributeError | ConfigKeyError) and refused.parent_node:
+        key = str(refused.full_key)
+        section = key.removesuffix(str(refused.key))
+        names = [name for name in refused.parent_node if not str(name).startswith("_")]
+        return "setting", key, [f"{section}{name}" for name in names]
+    return None
+
+
 # ---- the standard library
+
+
+def start_resource_tracker() -> None:
+    """Python 3.11: ``multiprocessing.resource_tracker.ensure_running``."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()

@@ -13,8 +13,6 @@ from torchrl.trainers import Trainer
 from torchrl_metra.recipes.records import run_record
 from torchrl_metra.trainers import VerifiedCheckpoint, resume
 
-__all__ = ["checkpoint_options", "clear_folder", "resume_run"]
-
 # Where and how long a run trains, not what: a resumed run may change these.
 MAY_CHANGE = {
     "autocast", "backend", "buffer_device", "checkpoint", "collection_timeout", "compile",
@@ -34,9 +32,9 @@ def clear_folder(settings: Any) -> None:
         settings (Settings): with ``output`` and ``resume``.
     """
     folder = _folder(settings)
-    kept = [path for path in folder.glob("checkpoint-*") if _is_on_the_way(path, settings)]
-    others = [path for path in folder.glob("checkpoint-*") if path not in kept]
-    if not kept:
+    found = list(folder.glob("checkpoint-*"))
+    others = [path for path in found if not _is_on_the_way(path, settings)]
+    if others == found:
         shutil.rmtree(Path(settings.output) / "log", ignore_errors=True)
     if others:
         previous = folder.with_name("checkpoints.previous")
@@ -66,15 +64,12 @@ def checkpoint_options(settings: Any) -> dict[str, Any]:
     """
     if settings.checkpoint.interval is None or settings.output is None:
         return {}
-    checkpoint = VerifiedCheckpoint(
-        exclude=() if settings.checkpoint.replay_buffer else ("replay_buffer",),
-        settings=_what_is_trained(asdict(settings)),
-    )
+    rotation = CheckpointRotation(_folder(settings), keep_last=settings.checkpoint.keep)
+    excluded = () if settings.checkpoint.replay_buffer else ("replay_buffer",)
+    trained = _what_is_trained(asdict(settings))
     return {
-        "checkpoint": checkpoint,
-        "checkpoint_rotation": CheckpointRotation(
-            _folder(settings), keep_last=settings.checkpoint.keep
-        ),
+        "checkpoint": VerifiedCheckpoint(exclude=excluded, settings=trained),
+        "checkpoint_rotation": rotation,
         "checkpoint_metadata": lambda trainer: {"run": run_record()},
         "save_trainer_interval": settings.checkpoint.interval,
     }
