@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
+
+import pytest
+from torchrl.record.loggers import CSVLogger
+from torchrl.trainers import Trainer
 
 import torchrl_metra
 from torchrl_metra import _private
@@ -139,6 +145,17 @@ def _private_names(tree: ast.Module) -> list[tuple[int, str, bool]]:
 # ---- torchrl: trainers
 
 
+def test_reset_counters() -> None:
+    class Counted(Trainer):
+        def __init__(self) -> None:
+            pass
+
+    assert {"_optim_count", "_last_save"} <= vars(Trainer).keys() | Trainer.__annotations__.keys()
+    trainer = Counted()
+    _private.reset_counters(trainer)
+    assert (trainer.collected_frames, trainer._optim_count, trainer._last_save) == (0, 0, 0)
+
+
 # ---- torchrl: checkpoints
 
 
@@ -146,6 +163,17 @@ def _private_names(tree: ast.Module) -> list[tuple[int, str, bool]]:
 
 
 # ---- torchrl: storages and loggers
+
+
+def test_forget_scalars(tmp_path: Path) -> None:
+    logger = CSVLogger("log", log_dir=str(tmp_path))
+    logger.log_scalar("loss", 1.0, step=1)
+    assert logger.experiment.scalars["loss"]
+    _private.forget_scalars(logger)
+    assert not logger.experiment.scalars
+    logger.log_scalar("loss", 2.0, step=2)
+    rows = (tmp_path / "log" / "scalars" / "loss.csv").read_text()
+    assert rows == "1,1.0\n2,2.0\n"
 
 
 # ---- torchrl: environments
@@ -160,4 +188,36 @@ def _private_names(tree: ast.Module) -> list[tuple[int, str, bool]]:
 # ---- hydra
 
 
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("loss=metro", ("choice", "loss=metro", "loss=metra")),
+        ("loss.slak=1", ("setting", "loss.slak", "loss.slack")),
+    ],
+)
+def test_refused_name(override: str, refused: tuple[str, str, str]) -> None:
+    hydra = pytest.importorskip("hydra")
+    import_module("torchrl_metra.trainers.configs")
+    with (
+        hydra.initialize(version_base="1.3"),
+        pytest.raises(hydra.errors.ConfigCompositionException) as error,
+    ):
+        hydra.compose(overrides=["+loss=metra", override])
+    exit_ = SystemExit()
+    exit_.__context__ = error.value
+    for found in map(_private.refused_name, (error.value, exit_)):
+        kind, name, names = found
+        assert (kind, name) == refused[:2]
+        assert refused[2] in names
+    assert _private.refused_name(SystemExit()) is None
+
+
 # ---- the standard library
+
+
+def test_start_resource_tracker() -> None:
+    _private.start_resource_tracker()
+    pid = resource_tracker._resource_tracker._pid
+    os.kill(pid, 0)
+    _private.start_resource_tracker()
+    assert resource_tracker._resource_tracker._pid == pid
