@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 
 def reset_counters(trainer: Trainer) -> None:
-    """TorchRL 0.14.1: ``Trainer._optim_count`` and ``_last_save``.
+    """TorchRL 0.14.1: ``Trainer._optim_count``, ``_last_save``, ``_last_log``.
 
-    TorchRL keeps them on the class, where a trainer built before has left its own.
+    TorchRL keeps counters on the class, where an earlier trainer has left its own. This gives a
+    trainer counters of its own, all at zero.
     """
     trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+    trainer._last_log = {}
 
 
 # ---- torchrl: checkpoints

@@ -22,15 +22,16 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def clear_folder(settings: Any) -> None:
-    """Clear the run's folder of what an earlier run has left there.
+def prepare_run(settings: Any) -> None:
+    """Note what it takes to repeat the run, and clear its folder of what an earlier one left there.
 
-    Unless this run goes on from them, its checkpoints are set aside, under
-    ``checkpoints.previous``, and its log goes.
+    Unless this run goes on from them, the earlier run's checkpoints are moved to
+    ``checkpoints.previous``, and its log is deleted.
 
     Args:
         settings (Settings): with ``output`` and ``resume``.
     """
+    run_record()
     folder = _folder(settings)
     found = list(folder.glob("checkpoint-*"))
     others = [path for path in found if not _is_on_the_way(path, settings)]
@@ -88,8 +89,6 @@ def resume_run(trainer: Trainer, settings: Any) -> bool:
     """Load what ``resume`` names; returns whether there was something to go on from."""
     if settings.resume is None:
         return False
-    if trainer.checkpoint is None:
-        raise ValueError("resume= needs checkpoints: set output and checkpoint.interval.")
     path = resume(trainer, None if settings.resume == "auto" else settings.resume)
     if path is not None:
         print(f"goes on from {path}, after {trainer.collected_frames:,} frames")

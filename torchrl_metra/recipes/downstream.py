@@ -18,10 +18,10 @@ from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOpe
 
 from torchrl_metra.envs import SkillAction
 from torchrl_metra.modules import PixelEncoder, PixelNetwork, SkillConditionedActor, SkillPolicy
-from torchrl_metra.recipes.checkpoints import clear_folder
+from torchrl_metra.recipes.checkpoints import prepare_run
 from torchrl_metra.recipes.collect import build_env
 from torchrl_metra.recipes.learners import make_ppo_trainer, make_sac_trainer, train_task
-from torchrl_metra.recipes.records import run_record, shielded_from_ctrl_c
+from torchrl_metra.recipes.records import shielded_from_ctrl_c
 from torchrl_metra.recipes.settings import DownstreamSettings
 
 
@@ -100,9 +100,8 @@ def run_downstream(
     """
     if skills is None and settings.skill_policy is not None:
         skills = SkillPolicy.load(settings.skill_policy)
-    run_record()
     settings = replace(settings, output=settings.output or f"outputs/{settings.env.name}")
-    clear_folder(settings)
+    prepare_run(settings)
     seed, num_cells, steps = settings.seed, settings.num_cells, settings.skill_steps
     torch.manual_seed(seed)
     with shielded_from_ctrl_c():

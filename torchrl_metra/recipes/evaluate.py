@@ -32,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
     env = make_env(name, num_envs, pixels=pixels, **env_options)
     env.set_seed(options.seed)
-    goals = None
-    entry = registered_envs().get(name)
-    if options.goals and (options.extent or (entry is not None and entry.has_goals)):
+    goals, entry = None, registered_envs().get(name)
+    has_goals = options.extent or (entry is not None and entry.has_goals)
+    if policy.encoder is None and has_goals and options.goals:
+        print("The policy has no encoder to point skills to goals: the report is without goals.")
+    elif has_goals and options.goals:
         goals = sample_goals(
             name,
             options.goals,

@@ -16,10 +16,10 @@ from torchrl.envs import EnvBase, TensorDictPrimer
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation import rollout_skills
 from torchrl_metra.modules import SkillPolicy
-from torchrl_metra.recipes.checkpoints import clear_folder
+from torchrl_metra.recipes.checkpoints import prepare_run
 from torchrl_metra.recipes.collect import build_env
 from torchrl_metra.recipes.learners import learn_critics_first, make_sac_trainer, train_task
-from torchrl_metra.recipes.records import run_record, shielded_from_ctrl_c
+from torchrl_metra.recipes.records import shielded_from_ctrl_c
 from torchrl_metra.recipes.settings import FinetuneSettings
 
 
@@ -56,8 +56,7 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Returns:
         The results, as in ``summary.json``.
     """
-    run_record()
-    clear_folder(settings)
+    prepare_run(settings)
     seed = settings.seed
     torch.manual_seed(seed)
     skills = SkillPolicy.load(settings.skill_policy)

@@ -1,7 +1,7 @@
 """What ``objective=`` names: a skill loss, the loss of its policy, and the networks they take.
 
-A new objective is one more entry of ``OBJECTIVES``, here or in a script of yours; see
-``docs/guides/extending.md``.
+A new objective is one more entry of ``OBJECTIVES``. ``docs/guides/extending.md`` says what else it
+takes.
 """
 
 from __future__ import annotations

@@ -36,12 +36,15 @@ class Curve:
     """What is measured against frames and seconds, on disk as it grows."""
 
     def __init__(self, path: Path, *columns: str) -> None:
-        self.path = path
+        self.path, self.columns = path, ("frames", "seconds", *columns)
         self.start = time.perf_counter()
         self.rows: list[tuple[float, ...]] = []
-        self.header = ",".join(["frames", "seconds", *columns])
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, [self.header])
+        self.write()
+
+    def write(self) -> None:
+        """Write all points."""
+        _replace(self.path, [",".join(map(str, row)) for row in (self.columns, *self.rows)])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -51,7 +54,7 @@ class Curve:
         """Go on from a checkpoint: points after it go."""
         self.start = time.perf_counter() - state_dict["seconds"]
         self.rows = state_dict["rows"]
-        _replace(self.path, [self.header, *(",".join(map(str, row)) for row in self.rows)])
+        self.write()
 
     @property
     def seconds(self) -> float:
@@ -61,8 +64,7 @@ class Curve:
     def append(self, frames: int, *values: float) -> None:
         """Add a point."""
         self.rows.append((frames, self.seconds, *values))
-        with self.path.open("a") as file:
-            file.write(",".join(map(str, self.rows[-1])) + "\n")
+        self.write()
 
     def points(self) -> torch.Tensor:
         """Frames and the first column, of shape ``[n, 2]``."""

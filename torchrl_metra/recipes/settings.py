@@ -293,27 +293,22 @@ class TaskSACSettings:
 
 
 @dataclass
-class DownstreamSettings:
-    """Settings of a task that is learned with frozen skills, or without.
+class TaskSettings:
+    """What the commands ``downstream`` and ``finetune`` have in common.
 
     Attributes:
-        skill_policy: the skills; null: the environment's own actions
-        skill_steps: environment steps that a skill is held
         seed: of environments and networks
         output: folder of the curve and the summary; null: outputs/ENVIRONMENT
         progress_bar: show one
         resume: auto: go on from the newest checkpoint in output, if any; or its path
         num_envs: environments side by side
         backend: envpool | serial | parallel; null: the fastest there is
-        num_cells: widths of the hidden layers of all networks
         total_frames: environment steps, those within a skill each counted
         evaluation_interval: environment steps between two evaluations
-        evaluation_episodes: side by side, always on the same goals
+        evaluation_episodes: side by side, always from the same starts
     """
 
-    env: EnvSettings = field(default_factory=lambda: EnvSettings(name="half_cheetah_goal"))
-    skill_policy: str | None = "outputs/quickstart/skill_policy.pt"
-    skill_steps: int = 25
+    env: EnvSettings = field(default_factory=EnvSettings)
     seed: int = 0
     output: str | None = None
     progress_bar: bool = False
@@ -323,11 +318,26 @@ class DownstreamSettings:
     )
     num_envs: int = 64
     backend: str | None = None
-    pixels: PixelSettings = field(default_factory=PixelSettings)
-    num_cells: list[int] = field(default_factory=lambda: [128, 128])
     total_frames: int = 256_000
     evaluation_interval: int = 51_200
     evaluation_episodes: int = 64
+
+
+@dataclass
+class DownstreamSettings(TaskSettings):
+    """Settings of a task that is learned with frozen skills, or without.
+
+    Attributes:
+        skill_policy: the skills; null: the environment's own actions
+        skill_steps: environment steps that a skill is held
+        num_cells: widths of the hidden layers of all networks
+    """
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings(name="half_cheetah_goal"))
+    skill_policy: str | None = "outputs/quickstart/skill_policy.pt"
+    skill_steps: int = 25
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    num_cells: list[int] = field(default_factory=lambda: [128, 128])
     sac: TaskSACSettings = field(
         default_factory=lambda: TaskSACSettings(
             frames_per_batch=128,
@@ -342,7 +352,7 @@ class DownstreamSettings:
 
 
 @dataclass
-class FinetuneSettings:
+class FinetuneSettings(TaskSettings):
     """Settings of learning the environment's own reward, from a skill or from scratch.
 
     Attributes:
@@ -351,43 +361,24 @@ class FinetuneSettings:
         critic_frames: environment steps in which a pretrained policy waits for its critics
         policy_lr: learning rate of a pretrained policy, after that
         candidates: skills among which the best is picked
-        seed: of environments and networks
-        output: folder of the curve and the summary
-        progress_bar: show one
-        resume: auto: go on from the newest checkpoint in output, if any; or its path
-        num_envs: environments side by side
-        backend: envpool | serial | parallel; null: the fastest there is
-        total_frames: environment steps
-        evaluation_interval: environment steps between two evaluations
-        evaluation_episodes: side by side
     """
 
     env: EnvSettings = field(default_factory=lambda: EnvSettings(name="half_cheetah"))
+    output: str | None = "outputs/finetune"
+    num_envs: int = 16
+    total_frames: int = 96_000
+    evaluation_interval: int = 16_000
+    evaluation_episodes: int = 16
     skill_policy: str = "outputs/quickstart/skill_policy.pt"
     pretrained: bool = True
     critic_frames: int = 24_000
     policy_lr: float = 2e-5
     candidates: int = 64
-    seed: int = 0
-    output: str | None = "outputs/finetune"
-    progress_bar: bool = False
-    resume: str | None = None
-    checkpoint: CheckpointSettings = field(
-        default_factory=lambda: CheckpointSettings(interval=200_000)
-    )
-    num_envs: int = 16
-    backend: str | None = None
-    total_frames: int = 96_000
-    evaluation_interval: int = 16_000
-    evaluation_episodes: int = 16
     sac: TaskSACSettings = field(
         default_factory=lambda: TaskSACSettings(
             optim_steps_per_batch=100, gamma=0.97, alpha_init=0.01
         )
     )
-
-
-TaskSettings = DownstreamSettings | FinetuneSettings
 
 
 def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
@@ -443,8 +434,8 @@ def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         >>> next(describe(SkillSettings(), "skill."))
         ('skill.kind', 'UnitSphere', 'UnitSphere | StandardNormal | OneHot')
     """
-    docstring = inspect.getdoc(settings) or ""
-    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", docstring, re.MULTILINE)
+    docstrings = "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in type(settings).__mro__)
+    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", docstrings, re.MULTILINE)
     comments = {name: " ".join(comment.split()) for name, comment in found}
     for name, value in vars(settings).items():
         if dataclasses.is_dataclass(value):

@@ -16,7 +16,7 @@ from torchrl_metra._extras import require
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.recipes import records
 from torchrl_metra.recipes.build import make_metra
-from torchrl_metra.recipes.checkpoints import clear_folder, resume_run
+from torchrl_metra.recipes.checkpoints import prepare_run, resume_run
 from torchrl_metra.recipes.collect import make_skill_env
 from torchrl_metra.recipes.settings import EnvSettings, Settings, update
 from torchrl_metra.trainers import METRATrainer, SkillEvaluation
@@ -53,8 +53,7 @@ def train(settings: Settings) -> dict[str, Any]:
     if settings.output is None:
         raise ValueError("a run needs a folder: set output.")
     require("matplotlib", extra="run")
-    records.run_record()
-    clear_folder(settings)
+    prepare_run(settings)
     with records.shielded_from_ctrl_c():
         trainer = make_metra(update(settings, {"env": {"normalize": _constants_of(settings)}}))
         skill_policy = trainer.skill_policy
