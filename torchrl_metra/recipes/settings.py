@@ -15,13 +15,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torchrl_metra._checks import check_type
 from torchrl_metra._names import unknown
 
+PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
 _Settings = TypeVar("_Settings")
 
 
@@ -444,14 +444,9 @@ def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield f"{prefix}{name}", value, comments.get(name, "")
 
 
-@cache
-def _presets() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
-
-
 def preset_names() -> list[str]:
     """The presets that every environment has."""
-    return list(_presets()["any"])
+    return list(PRESETS["any"])
 
 
 def preset_values(env: str, preset: str) -> dict[str, Any]:
@@ -473,17 +468,11 @@ def preset_values(env: str, preset: str) -> dict[str, Any]:
         >>> preset_values("gym:Walker2d-v5", "laptop")["num_cells"]
         [256, 256]
     """
-    shared, own = _presets()["any"], _presets().get(env, {})
+    shared, own = PRESETS["any"], PRESETS.get(env, {})
     if preset not in shared:
         raise ValueError(unknown("preset", preset, shared))
-    paper = own.get("paper", shared["paper"])
-    changes = {} if preset == "paper" else own.get(preset, shared[preset])
-    return copy.deepcopy(_merged(paper, changes))
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(first)
-    for name, value in second.items():
-        is_section = isinstance(value, dict) and isinstance(result.get(name), dict)
-        result[name] = _merged(result[name], value) if is_section else value
-    return result
+    values = copy.deepcopy(own.get("paper", shared["paper"]))
+    changes = {} if preset == "paper" else copy.deepcopy(own.get(preset, shared[preset]))
+    for name, value in changes.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    return values
