@@ -41,12 +41,12 @@ def make_metra(
 ) -> METRATrainer:
     """Build all that METRA trains, for any environment.
 
-    Each part can be brought along; what is not given is built as the settings say. So
-    ``make_metra("ant")`` is the paper's Ant, and a loss of one's own takes the place of METRA's.
-    The trainer's ``skill_policy`` is what remains of it: save it when training is done.
+    You can bring each part; those that you do not give are built as the settings say. So
+    ``make_metra("ant")`` is the paper's Ant, and a loss of your own takes the place of METRA's.
+    Save the trainer's ``skill_policy`` when training is done.
 
     Args:
-        env (EnvBase, str, mapping, EnvSettings or callable): a name for
+        env (EnvBase, str, mapping, EnvSettings, Settings or callable): a name for
             :func:`~torchrl_metra.make_env`; a function that builds one environment;
             :class:`~torchrl_metra.recipes.EnvSettings`, or a mapping of them such as
             ``{"name": "gym:Walker2d-v5", "max_steps": 200}``; an environment as it is, to which

@@ -58,7 +58,7 @@ def make_skill_env(settings: Settings, num_envs: int, seed: int) -> TransformedE
 
 
 def with_constants(settings: Settings, env: EnvBase) -> Settings:
-    """The settings with the constants that ``env`` has measured, so that none measures again."""
+    """The settings with the constants of ``env``, so that they are not measured again."""
     if settings.env.normalize is False:
         return settings
     norms = [part for part in transforms_of(env) if isinstance(part, ObservationNorm)]

@@ -57,7 +57,7 @@ class Objective:
     Attributes:
         summary (str): what it does, in a line.
         make (callable): builds its loss from :class:`LossParts`.
-        sees_pictures (bool): whether it can do without a vector.
+        sees_pictures (bool): whether it also learns from pictures, without a vector.
         draws_normal (bool): whether continuous skills come from a normal distribution.
         predicts_features (bool): whether the critics predict successor features, vectors of the
             size of a skill; the policy's loss is then
