@@ -32,13 +32,13 @@ def build_env(settings: Any, num_envs: int, skills: SkillPolicy | None = None) -
         skills (SkillPolicy, optional): decides on pictures in place of ``pixels``, and shares
             the constants of its observations.
     """
-    options = dict(vars(settings.env))
+    options, pixels = dict(vars(settings.env)), None
     if skills is not None:
         pixels = pixels_of(skills)
         if options["normalize"] is None:
             options["normalize"] = (skills.env_options or {}).get("normalize")
-    else:
-        pixels = PixelOptions(**vars(settings.pixels)) if settings.pixels.resolution else None
+    elif settings.pixels.resolution is not None:
+        pixels = PixelOptions(**vars(settings.pixels))
     name = options.pop("name")
     return make_env(name, num_envs, backend=settings.backend, pixels=pixels, **options)
 
