@@ -25,13 +25,12 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ObservationNorm
 from torchrl.record.loggers import CSVLogger
 
-from torchrl_metra import SkillPrimer, SkillPrior, make_env
+from torchrl_metra import SkillPrimer, SkillPrior, make_env, make_metra
 from torchrl_metra.evaluation import encode_trajectories, measure_skills
 from torchrl_metra.modules import SACNetworks, SkillConditionedActor
 from torchrl_metra.modules.networks import make_trunk
 from torchrl_metra.recipes import Settings
 from torchrl_metra.recipes.app import compose
-from torchrl_metra.recipes.build import Parts, build
 from torchrl_metra.recipes.objectives import make_networks, make_prior
 from torchrl_metra.trainers import DivergenceError, SkillEvaluation
 
@@ -158,7 +157,8 @@ def train(case: Case, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         logger = CSVLogger("log", log_dir=folder)
         networks = make_blind_networks(settings, env, prior) if case.blind else None
-        trainer = build(settings, Parts(env, prior, networks, logger=logger))
+        options = {name: value for name, value in vars(settings).items() if name != "env"}
+        trainer = make_metra(env, prior, networks=networks, logger=logger, **options)
         skills = trainer.skill_policy
 
         def measure(rollouts: TensorDictBase) -> dict[str, float]:

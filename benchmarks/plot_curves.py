@@ -15,14 +15,14 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from torchrl_metra.evaluation import plot_coverage
-from torchrl_metra.recipes.learners import draw_groups, plot_returns
 
 RESULTS = Path(__file__).parent / "results"
 # The same color for an objective in every panel.
@@ -44,13 +44,34 @@ def draw_returns(folder: Path) -> None:
     groups: dict[str, list[torch.Tensor]] = defaultdict(list)
     for path in sorted(folder.glob("*_seed*.csv")):
         groups[path.stem.partition("_seed")[0]].append(read_curve(path, "return"))
-    plot_returns(groups, folder / "returns.png", folder.name.replace("_", " "))
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    draw_groups(axes, groups)
+    title = folder.name.replace("_", " ")
+    axes.set(xlabel="environment steps", ylabel="return", title=title)
+    axes.legend(fontsize="small")
+    figure.savefig(folder / "returns.png", dpi=150)
+
+
+def draw_groups(
+    axes: Any,
+    groups: Mapping[str, Sequence[torch.Tensor]],
+    colors: Mapping[str, str] | None = None,
+) -> None:
+    """Mean and range of each group of curves, of shape ``[n, 2]`` each, in a panel."""
+    for name, curves in groups.items():
+        frames, values = torch.stack(list(curves)).float().unbind(dim=-1)
+        color = colors[name] if colors else None
+        (line,) = axes.plot(
+            frames[0], values.mean(dim=0), color=color, label=name.replace("_", " ")
+        )
+        low, high = values.amin(dim=0), values.amax(dim=0)
+        axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
+    axes.grid(alpha=0.2)
 
 
 def draw_objectives(files: Sequence[Path], picture: Path) -> None:
     """Mean and range over the seeds of each objective, in a panel per file."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5 * len(files) + 1, 4.5), layout="constrained")
     handles: dict[str, Any] = {}
     for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):

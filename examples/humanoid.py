@@ -34,5 +34,4 @@ def main(preset: str = "paper", **settings: Any) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
     parser.add_argument("--preset", help="paper (default), laptop or debug")
-    parser.add_argument("--total-frames", type=int, help="environment steps")
     main(**vars(parser.parse_args()))

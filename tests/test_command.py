@@ -72,7 +72,7 @@ def test_each_command_explains_itself(metra: Metra, name: str) -> None:
         (["train"], "env=<OPTION>"),
         (["train", "env=pont"], "'env=pont': did you mean 'env=point'?"),
         (["train", "env=point", "preset=lptop"], "did you mean 'preset=laptop'?"),
-        (["train", "env=point", "preset=lptop", "--help"], "did you mean 'laptop'?"),
+        (["train", "env=point", "preset=lptop", "--help"], "did you mean 'preset=laptop'?"),
         (["train", "env=point", "total_frame=10"], "did you mean 'total_frames'?"),
         (["train", "env=point", "metra.slak=1"], "did you mean 'metra.slack'?"),
         (["train", "env=point", "metr.slack=1"], "did you mean 'metra'?"),

@@ -344,7 +344,6 @@ def test_an_environment_of_a_config() -> None:
     [
         ("loss: metra", ["loss.slak=1"], "'loss.slak': did you mean 'loss.slack'?"),
         ("loss: metra", ["loss=metro"], "'loss=metro': did you mean 'loss=metra'?"),
-        ("los: metra", [], "'los': did you mean 'loss'?"),
         ("trainer: metra", ["trainer.gama=1"], "did you mean 'trainer.gamma'?"),
     ],
 )

@@ -35,7 +35,7 @@ def test_several_processes_on_one_machine() -> None:
 
 
 def test_seeding_a_worker_again_changes_its_skills() -> None:
-    env = make_worker_env(make_settings("point"), None, 0)
+    env = make_worker_env(make_settings("point"), 0)
     skills = []
     for seed in (5, 6, 5):
         env.set_seed(seed)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import gc
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from torchrl.envs import (
 )
 from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss
+from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import OptimizationStepper, Trainer, _execution
 
 import torchrl_metra
@@ -438,6 +441,17 @@ def test_SelfSamplingStorage() -> None:
     assert storage.cleared
 
 
+def test_forget_scalars(tmp_path: Path) -> None:
+    logger = CSVLogger("log", log_dir=str(tmp_path))
+    logger.log_scalar("loss", 1.0, step=1)
+    assert logger.experiment.scalars["loss"]
+    _private.forget_scalars(logger)
+    assert not logger.experiment.scalars
+    logger.log_scalar("loss", 2.0, step=2)
+    rows = (tmp_path / "log" / "scalars" / "loss.csv").read_text()
+    assert rows == "1,1.0\n2,2.0\n"
+
+
 # ---- torchrl: environments
 
 
@@ -601,4 +615,36 @@ def test_suite_step_limit() -> None:
 # ---- hydra
 
 
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("loss=metro", ("choice", "loss=metro", "loss=metra")),
+        ("loss.slak=1", ("setting", "loss.slak", "loss.slack")),
+    ],
+)
+def test_refused_name(override: str, refused: tuple[str, str, str]) -> None:
+    hydra = pytest.importorskip("hydra")
+    import_module("torchrl_metra.trainers.configs")
+    with (
+        hydra.initialize(version_base="1.3"),
+        pytest.raises(hydra.errors.ConfigCompositionException) as error,
+    ):
+        hydra.compose(overrides=["+loss=metra", override])
+    exit_ = SystemExit()
+    exit_.__context__ = error.value
+    for found in map(_private.refused_name, (error.value, exit_)):
+        kind, name, names = found
+        assert (kind, name) == refused[:2]
+        assert refused[2] in names
+    assert _private.refused_name(SystemExit()) is None
+
+
 # ---- the standard library
+
+
+def test_start_resource_tracker() -> None:
+    _private.start_resource_tracker()
+    pid = resource_tracker._resource_tracker._pid
+    os.kill(pid, 0)
+    _private.start_resource_tracker()
+    assert resource_tracker._resource_tracker._pid == pid

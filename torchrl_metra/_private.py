@@ -25,6 +25,7 @@ from torchrl.data import TensorStorage
 from torchrl.envs import EnvBase, Transform
 from torchrl.modules import TanhNormal
 from torchrl.objectives.common import LossModule
+from torchrl.record.loggers import CSVLogger
 from torchrl.trainers import Trainer
 
 # ---- torchrl: losses
@@ -265,6 +266,11 @@ class SelfSamplingStorage(TensorStorage):
         self.note_change()
 
 
+def forget_scalars(logger: CSVLogger) -> None:
+    """TorchRL 0.14.1: ``CSVExperiment.scalars``, a list of all that was ever logged."""
+    logger.experiment.scalars.clear()
+
+
 # ---- torchrl: environments
 
 
@@ -427,4 +433,35 @@ def suite_step_limit(env: Any) -> float:
 # ---- hydra
 
 
+def refused_name(error: BaseException) -> tuple[str, str, list[str]] | None:
+    """Hydra 1.3.8: what kind of name was refused, the name, and the names that there are.
+
+    ``MissingConfigException.missing_cfg_file`` and ``options``; and omegaconf's error for a key is
+    the cause or the context of Hydra's, which is the context of the ``SystemExit`` that
+    ``@hydra.main`` raises.
+    """
+    from hydra.errors import ConfigCompositionException, MissingConfigException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    refused: Any = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(refused, MissingConfigException) and refused.options:
+        group, _, choice = str(refused.missing_cfg_file).rpartition("/")
+        return "choice", f"{group}={choice}", [f"{group}={name}" for name in refused.options]
+    if isinstance(refused, ConfigCompositionException):
+        refused = refused.__cause__ or refused.__context__
+    if isinstance(refused, ConfigAttributeError | ConfigKeyError) and refused.parent_node:
+        key = str(refused.full_key)
+        section = key.removesuffix(str(refused.key))
+        names = [name for name in refused.parent_node if not str(name).startswith("_")]
+        return "setting", key, [f"{section}{name}" for name in names]
+    return None
+
+
 # ---- the standard library
+
+
+def start_resource_tracker() -> None:
+    """Python 3.11: ``multiprocessing.resource_tracker.ensure_running``."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()

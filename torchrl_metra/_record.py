@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["describe_run", "hide_secrets"]
 
-# A key alone, or one to get in by; others, such as skill_key, are none of a secret.
+# A key alone, or one to get in by; others, such as skill_key, are not secret.
 _KEY = r"(?:\b|api[_-]?|access[_-]?|private[_-]?)key"
 _NAME = rf"[\w.+-]*(?:token|passw|passphrase|secret|credential|auth|{_KEY})[\w-]*"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
@@ -29,12 +29,13 @@ def describe_run() -> dict[str, Any]:
     The commit is that of the repository in the working directory, ``None`` outside of one. What
     looks like a secret in the command is left out, for these files are published.
     """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": " ".join(["python", *hide_secrets(sys.orig_argv[1:])]),
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": _gpu_name()},
+        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu},
         "threads": torch.get_num_threads(),
     }
 
@@ -70,12 +71,6 @@ def _commit() -> str | None:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu_name() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()

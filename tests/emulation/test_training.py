@@ -258,7 +258,7 @@ def test_a_run_from_first_to_last_line(
             pytest.skip("MuJoCo cannot draw on this machine")
     elif name == "half_cheetah":
         pytest.importorskip("mujoco")
-    for module in ("torchrl_metra.recipes.train", "torchrl_metra.trainers.hooks"):
+    for module in ("torchrl_metra.evaluation", "torchrl_metra.trainers.hooks"):
         short = partial(rollout_skills, max_steps=8)
         monkeypatch.setattr(sys.modules[module], "rollout_skills", short)
     results = train(make_settings(name, output=str(tmp_path), **SMALL | others))

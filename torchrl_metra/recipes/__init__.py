@@ -1,7 +1,7 @@
 """Runs from settings: the factory, training, and what the command ``metra`` does."""
 
 from torchrl_metra.recipes.build import make_metra, make_settings
-from torchrl_metra.recipes.objectives import OBJECTIVES, Ingredients, Objective
+from torchrl_metra.recipes.objectives import OBJECTIVES, LossParts, Objective
 from torchrl_metra.recipes.settings import (
     CheckpointSettings,
     DistributedSettings,
@@ -28,7 +28,7 @@ __all__ = [
     "EncoderSettings",
     "EnvSettings",
     "FinetuneSettings",
-    "Ingredients",
+    "LossParts",
     "METRASettings",
     "Objective",
     "PPOSettings",

@@ -13,8 +13,6 @@ from torchrl.trainers import Trainer
 from torchrl_metra.recipes.records import run_record
 from torchrl_metra.trainers import VerifiedCheckpoint, resume
 
-__all__ = ["checkpoint_options", "clear_folder", "resume_run"]
-
 # Where and how long a run trains, not what: a resumed run may change these.
 MAY_CHANGE = {
     "autocast", "backend", "buffer_device", "checkpoint", "collection_timeout", "compile",
@@ -24,19 +22,20 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def clear_folder(settings: Any) -> None:
-    """Clear the run's folder of what an earlier run has left there.
+def prepare_run(settings: Any) -> None:
+    """Note what it takes to repeat the run, and clear its folder of what an earlier one left there.
 
-    Unless this run goes on from them, its checkpoints are set aside, under
-    ``checkpoints.previous``, and its log goes.
+    Unless this run goes on from them, the earlier run's checkpoints are moved to
+    ``checkpoints.previous``, and its log is deleted.
 
     Args:
         settings (Settings): with ``output`` and ``resume``.
     """
+    run_record()
     folder = _folder(settings)
-    kept = [path for path in folder.glob("checkpoint-*") if _is_on_the_way(path, settings)]
-    others = [path for path in folder.glob("checkpoint-*") if path not in kept]
-    if not kept:
+    found = list(folder.glob("checkpoint-*"))
+    others = [path for path in found if not _is_on_the_way(path, settings)]
+    if others == found:
         shutil.rmtree(Path(settings.output) / "log", ignore_errors=True)
     if others:
         previous = folder.with_name("checkpoints.previous")
@@ -66,15 +65,12 @@ def checkpoint_options(settings: Any) -> dict[str, Any]:
     """
     if settings.checkpoint.interval is None or settings.output is None:
         return {}
-    checkpoint = VerifiedCheckpoint(
-        exclude=() if settings.checkpoint.replay_buffer else ("replay_buffer",),
-        settings=_what_is_trained(asdict(settings)),
-    )
+    rotation = CheckpointRotation(_folder(settings), keep_last=settings.checkpoint.keep)
+    excluded = () if settings.checkpoint.replay_buffer else ("replay_buffer",)
+    trained = _what_is_trained(asdict(settings))
     return {
-        "checkpoint": checkpoint,
-        "checkpoint_rotation": CheckpointRotation(
-            _folder(settings), keep_last=settings.checkpoint.keep
-        ),
+        "checkpoint": VerifiedCheckpoint(exclude=excluded, settings=trained),
+        "checkpoint_rotation": rotation,
         "checkpoint_metadata": lambda trainer: {"run": run_record()},
         "save_trainer_interval": settings.checkpoint.interval,
     }
@@ -93,8 +89,6 @@ def resume_run(trainer: Trainer, settings: Any) -> bool:
     """Load what ``resume`` names; returns whether there was something to go on from."""
     if settings.resume is None:
         return False
-    if trainer.checkpoint is None:
-        raise ValueError("resume= needs checkpoints: set output and checkpoint.interval.")
     path = resume(trainer, None if settings.resume == "auto" else settings.resume)
     if path is not None:
         print(f"goes on from {path}, after {trainer.collected_frames:,} frames")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,94 +13,62 @@ from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, Mu
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 from torchrl.envs import EnvBase, ObservationNorm, TransformedEnv
 
+from torchrl_metra._checks import check_choice
 from torchrl_metra._extras import require
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import FrameStackStorage
 from torchrl_metra.envs import PixelOptions, SkillPrimer, make_env
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.recipes.objectives import make_prior, sees_pictures
-from torchrl_metra.recipes.settings import EnvSettings, PixelSettings, Settings
-
-__all__ = [
-    "build_env",
-    "env_options",
-    "is_learner_remote",
-    "learner_options",
-    "make_collector",
-    "make_replay_buffer",
-    "make_skill_env",
-    "of_skills",
-]
-
-# The policy remembers nothing between steps, so TorchRL has no transform to add for it.
-NO_POLICY_TRANSFORMS = {"auto_register_policy_transforms": False}
+from torchrl_metra.recipes.settings import Settings
 
 
-def build_env(
-    env: EnvSettings,
-    num_envs: int,
-    *,
-    backend: Any = None,
-    pixels: PixelSettings | None = None,
-    normalize: Any = None,
-) -> TransformedEnv:
+def build_env(settings: Any, num_envs: int, skills: SkillPolicy | None = None) -> TransformedEnv:
     """The environment that settings describe.
 
     Args:
-        env (EnvSettings): the section ``env``.
+        settings (dataclass): of any command, with ``env``, ``backend`` and ``pixels``.
         num_envs (int): environments side by side.
-
-    Keyword Args:
-        backend (str, optional): see :func:`~torchrl_metra.make_env`.
-        pixels (PixelSettings, optional): the section ``pixels``.
-        normalize (mapping, optional): constants in place of those that would be measured.
+        skills (SkillPolicy, optional): decides on pictures in place of ``pixels``, and shares
+            the constants of its observations.
     """
-    options = asdict(env)
-    if env.normalize is None:
-        options["normalize"] = normalize
-    pictures = None
-    if pixels is not None and pixels.resolution is not None:
-        pictures = PixelOptions(**asdict(pixels))
-    return make_env(options.pop("name"), num_envs, backend=backend, pixels=pictures, **options)
+    options, pixels = dict(vars(settings.env)), None
+    if skills is not None:
+        pixels = pixels_of(skills)
+        if options["normalize"] is None:
+            options["normalize"] = (skills.env_options or {}).get("normalize")
+    elif settings.pixels.resolution is not None:
+        pixels = PixelOptions(**vars(settings.pixels))
+    name = options.pop("name")
+    return make_env(name, num_envs, backend=settings.backend, pixels=pixels, **options)
 
 
-def make_skill_env(
-    settings: Settings, num_envs: int, seed: int, normalize: Any = None
-) -> TransformedEnv:
+def pixels_of(skills: SkillPolicy) -> PixelOptions | None:
+    """The pictures that a policy has learned from, if any."""
+    shape = getattr(skills.architecture, "pixel_shape", None)
+    return shape and PixelOptions(resolution=shape[1], frames=shape[0] // 3)
+
+
+def make_skill_env(settings: Settings, num_envs: int, seed: int) -> TransformedEnv:
     """The environment of a run, with a skill for every episode."""
-    backend, pixels = settings.backend, settings.pixels
-    env = build_env(settings.env, num_envs, backend=backend, pixels=pixels, normalize=normalize)
+    env = build_env(settings, num_envs)
     env.append_transform(SkillPrimer(make_prior(settings)))
     env.set_seed(seed)
     return env
 
 
-def of_skills(skills: SkillPolicy) -> dict[str, Any]:
-    """What of :func:`build_env` an environment for these skills must have in common with theirs."""
-    shape = getattr(skills.architecture, "pixel_shape", None)
-    return {
-        "pixels": shape and PixelSettings(resolution=shape[1], frames=shape[0] // 3),
-        "normalize": (skills.env_options or {}).get("normalize"),
-    }
-
-
-def env_options(settings: Settings, env: EnvBase) -> dict[str, Any]:
-    """What :func:`~torchrl_metra.make_env` needs to build the same environment again.
-
-    Constants that were measured are among them, so that nothing is measured twice.
-    """
-    options = asdict(settings.env)
-    del options["name"]
-    if options["normalize"] is not False:
-        norms = [part for part in transforms_of(env) if isinstance(part, ObservationNorm)]
-        # That of make_env comes last.
-        constants = {"loc": norms[-1].loc, "scale": norms[-1].scale} if norms else None
-        options["normalize"] = constants
-    return options
+def with_constants(settings: Settings, env: EnvBase) -> Settings:
+    """The settings with the constants of ``env``, so that they are not measured again."""
+    if settings.env.normalize is False:
+        return settings
+    norms = [part for part in transforms_of(env) if isinstance(part, ObservationNorm)]
+    # That of make_env comes last.
+    constants = {"loc": norms[-1].loc, "scale": norms[-1].scale} if norms else None
+    return replace(settings, env=replace(settings.env, normalize=constants))
 
 
 class WorkerEnv(TransformedEnv):
-    """Seeds torch too, whose generator draws skills and actions: on Ray, nobody else does."""
+    """Seeds torch too, whose generator draws skills and actions: Ray does not do it."""
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
         """Seed the environment and this process."""
@@ -110,68 +77,70 @@ class WorkerEnv(TransformedEnv):
         return super().set_seed(seed, static_seed)
 
 
-def make_worker_env(settings: Settings, normalize: Any, worker: int) -> EnvBase:
+def make_worker_env(settings: Settings, worker: int) -> EnvBase:
     """The environments of one of several workers, with skills and actions of its own."""
     torch.manual_seed(settings.seed + worker)
-    env = make_skill_env(settings, settings.num_envs, settings.seed + worker, normalize)
+    env = make_skill_env(settings, settings.num_envs, settings.seed + worker)
     return WorkerEnv(env, auto_unwrap=False)
 
 
-def make_collector(
-    settings: Settings, env: EnvBase, policy: nn.Module, normalize: Any = None
-) -> BaseCollector:
-    """Collect in this process, or with what ``distributed`` says."""
-    options = {
+def make_collector(settings: Settings, env: EnvBase, policy: nn.Module) -> BaseCollector:
+    """Collect in this process, or as the section ``distributed`` says."""
+    options: dict[str, Any] = {
         "frames_per_batch": settings.frames_per_batch,
         "total_frames": settings.total_frames,
         "policy_device": "cpu",
         "storing_device": "cpu",
     }
+    # The policy remembers nothing between steps, so TorchRL has no transform to add for it.
+    local_options = {**options, "auto_register_policy_transforms": False}
     kind = settings.distributed.kind
-    if kind is not None:
-        if settings.env.name is None:
-            raise ValueError(
-                f"distributed.kind={kind} builds environments in other processes, but one "
-                "environment was given: give its name, or a function that builds one."
-            )
-        env.close()
-        makers = [
-            partial(make_worker_env, settings, normalize, worker)
-            for worker in range(settings.distributed.workers)
-        ]
-        if kind == "ray":
-            return make_ray_collector(settings, makers, policy, options)
-        kinds = {"multi_sync": MultiSyncCollector, "multi_async": MultiAsyncCollector}
-        if kind not in kinds:
-            raise ValueError(f"unknown distributed.kind {kind!r}, expected {[*kinds, 'ray']}.")
-        return kinds[kind](makers, policy, **options, **NO_POLICY_TRANSFORMS)
-    # Environments step in threads of their own, which would compete with those of torch.
-    learner_threads = torch.get_num_threads()
-    return Collector(
-        env,
-        policy,
-        track_traj_ids=False,
-        pre_collect_hook=lambda: torch.set_num_threads(1),
-        post_collect_hook=lambda batch: torch.set_num_threads(learner_threads),
-        **options,
-        **NO_POLICY_TRANSFORMS,
-    )
+    if kind is None:
+        # Environments step in threads of their own, which would compete with those of torch.
+        learner_threads = torch.get_num_threads()
+        return Collector(
+            env,
+            policy,
+            track_traj_ids=False,
+            pre_collect_hook=lambda: torch.set_num_threads(1),
+            post_collect_hook=lambda batch: torch.set_num_threads(learner_threads),
+            **local_options,
+        )
+    if settings.env.name is None:
+        raise ValueError(
+            f"distributed.kind={kind} builds environments in other processes: give the name of the "
+            "environment, or a function that builds it."
+        )
+    kinds = {"multi_sync": MultiSyncCollector, "multi_async": MultiAsyncCollector}
+    check_choice("distributed.kind", kind, [*kinds, "ray"])
+    env.close()
+    workers = range(settings.distributed.workers)
+    makers = [partial(make_worker_env, settings, worker) for worker in workers]
+    if kind in kinds:
+        return kinds[kind](makers, policy, **local_options)
+    return make_ray_collector(settings, makers, policy, options)
 
 
 def make_ray_collector(
-    settings: Settings,
-    makers: Sequence[Callable[[], EnvBase]],
-    policy: nn.Module,
-    options: dict[str, Any],
+    settings: Settings, makers: list[Any], policy: nn.Module, options: dict[str, Any]
 ) -> BaseCollector:
     """Collect on Ray; a worker that dies ends the run with Ray's ``ActorDiedError``."""
-    require("ray", extra="ray")
+    ray = require("ray", extra="ray")
     from torchrl.collectors.distributed import RayCollector
 
-    if settings.distributed.address is not None:
-        join_cluster(settings)
+    if settings.distributed.address is not None and not ray.is_initialized():
+        ray.init(**ray_options(settings))
+    if ray.is_initialized():
+        needed, found = num_ray_cpus(settings), int(ray.cluster_resources().get("CPU", 0))
+        if found < needed:
+            # Workers would wait for a CPU for ever.
+            raise ValueError(
+                f"distributed.workers={settings.distributed.workers} takes {needed} CPUs in all, "
+                f"but the Ray cluster has {found}: lower it, or add machines with "
+                "`ray start --address`."
+            )
     collector = RayCollector(
-        list(makers),
+        makers,
         policy,
         sync=True,
         remote_configs={"num_cpus": 1},
@@ -185,7 +154,9 @@ def make_ray_collector(
 
 def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
     """Transitions on a device or, memory-mapped, in a folder; single frames for pictures."""
-    home = settings.buffer_device or settings.device
+    is_remote = is_learner_remote(settings)
+    # With a remote learner the buffer is a process without a GPU.
+    home = settings.buffer_device or ("cpu" if is_remote else settings.device)
     is_device = home == "cpu" or home.startswith("cuda")
     place = {"device": home} if is_device else {"scratch_dir": home}
     if sees_pictures(settings, env):
@@ -194,12 +165,7 @@ def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
         # A run that goes on finds its own files in the folder.
         storage = LazyTensorStorage if is_device else partial(LazyMemmapStorage, existsok=True)
     storage = partial(storage, settings.buffer_size, **place)
-    if is_learner_remote(settings):
-        if home.startswith("cuda"):
-            raise ValueError(
-                f"buffer_device={home}, but with distributed.learner=ray the replay buffer is a "
-                "process without a GPU: set buffer_device=cpu, or a folder."
-            )
+    if is_remote:
         return ReplayBuffer(
             storage=storage,
             batch_size=settings.batch_size,
@@ -247,17 +213,3 @@ def ray_options(settings: Settings) -> dict[str, Any]:
 def num_ray_cpus(settings: Settings) -> int:
     """One for each worker, and with them one for the learner and one for its replay buffer."""
     return settings.distributed.workers + 2 * is_learner_remote(settings)
-
-
-def join_cluster(settings: Settings) -> None:
-    """Connect to a Ray cluster, and refuse one where workers would wait for a CPU for ever."""
-    ray = require("ray", extra="ray")
-    if not ray.is_initialized():
-        ray.init(**ray_options(settings))
-    needed, found = num_ray_cpus(settings), int(ray.cluster_resources().get("CPU", 0))
-    if found < needed:
-        raise ValueError(
-            f"{settings.distributed.workers} workers need {needed} CPUs in all, but the Ray "
-            f"cluster has {found}: lower distributed.workers, or add machines with "
-            "`ray start --address`."
-        )

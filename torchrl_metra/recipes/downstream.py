@@ -18,25 +18,21 @@ from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOpe
 
 from torchrl_metra.envs import SkillAction
 from torchrl_metra.modules import PixelEncoder, PixelNetwork, SkillConditionedActor, SkillPolicy
-from torchrl_metra.recipes.checkpoints import clear_folder
-from torchrl_metra.recipes.collect import build_env, of_skills
+from torchrl_metra.recipes.checkpoints import prepare_run
+from torchrl_metra.recipes.collect import build_env
 from torchrl_metra.recipes.learners import make_ppo_trainer, make_sac_trainer, train_task
-from torchrl_metra.recipes.records import run_record, shielded_from_ctrl_c
+from torchrl_metra.recipes.records import shielded_from_ctrl_c
 from torchrl_metra.recipes.settings import DownstreamSettings
-
-__all__ = ["run_downstream"]
 
 
 def make_task(
     settings: DownstreamSettings, skills: SkillPolicy | None, num_envs: int, seed: int
 ) -> EnvBase:
     """The task, in which an action is a skill if there are some."""
-    shared = {"pixels": settings.pixels} if skills is None else of_skills(skills)
-    env = build_env(settings.env, num_envs, backend=settings.backend, **shared)
+    env = build_env(settings, num_envs, skills)
     if skills is not None:
-        env.append_transform(
-            SkillAction(skills.actor, skills.prior, num_steps=settings.skill_steps)
-        )
+        steps = settings.skill_steps
+        env.append_transform(SkillAction(skills.actor, skills.prior, num_steps=steps))
     if "observation" in env.observation_spec.keys():
         entries = ["observation", "to_goal"]
         env.append_transform(CatTensors(entries, out_key="state", del_keys=False))
@@ -104,16 +100,13 @@ def run_downstream(
     """
     if skills is None and settings.skill_policy is not None:
         skills = SkillPolicy.load(settings.skill_policy)
-    run_record()
     settings = replace(settings, output=settings.output or f"outputs/{settings.env.name}")
-    clear_folder(settings)
-    torch.manual_seed(settings.seed)
+    prepare_run(settings)
+    seed, num_cells, steps = settings.seed, settings.num_cells, settings.skill_steps
+    torch.manual_seed(seed)
     with shielded_from_ctrl_c():
-        env = make_task(settings, skills, settings.num_envs, settings.seed)
-        evaluation_env = make_task(
-            settings, skills, settings.evaluation_episodes, settings.seed + 1_000
-        )
-    num_cells, steps = settings.num_cells, settings.skill_steps
+        env = make_task(settings, skills, settings.num_envs, seed)
+        evaluation_env = make_task(settings, skills, settings.evaluation_episodes, seed + 1_000)
     if skills is None:
         policy, critics = make_sac_networks(env, num_cells)
         trainer = make_sac_trainer(settings, settings.baseline, env, policy, critics)

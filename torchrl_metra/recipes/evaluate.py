@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_metra.envs import (
-    PixelOptions,
-    make_env,
-    registered_envs,
-    sample_goals,
-)
+from torchrl_metra.envs import PixelOptions, make_env, registered_envs, sample_goals
 from torchrl_metra.evaluation import evaluate
 from torchrl_metra.modules import SkillPolicy
-from torchrl_metra.recipes.collect import of_skills
-
-__all__ = ["main"]
+from torchrl_metra.recipes.collect import pixels_of
 
 VIDEO = PixelOptions(resolution=128, frames=1)
 
@@ -36,19 +28,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name is None:
         raise SystemExit(f"{path} does not say where it was trained: add --env half_cheetah.")
     torch.manual_seed(options.seed)
-    pixels = of_skills(policy)["pixels"]
-    pixels = pixels and PixelOptions(pixels.resolution, pixels.frames)
+    pixels, env_options = pixels_of(policy), policy.env_options or {}
     num_envs = options.episodes if pixels is None else min(options.episodes, os.cpu_count() or 1)
-    how = policy.env_options or {}
-    env = make_env(name, num_envs, pixels=pixels, **how)
+    env = make_env(name, num_envs, pixels=pixels, **env_options)
     env.set_seed(options.seed)
+    goals, entry = None, registered_envs().get(name)
+    has_goals = options.extent or (entry is not None and entry.has_goals)
+    if policy.encoder is None and has_goals and options.goals:
+        print("The policy has no encoder to point skills to goals: the report is without goals.")
+    elif has_goals and options.goals:
+        goals = sample_goals(
+            name,
+            options.goals,
+            extent=options.extent,
+            pixels=pixels,
+            seed=options.seed,
+            env_options=policy.env_options,
+        )
     output = options.output or path.parent / "report"
     report = evaluate(
         policy,
         env,
         output,
-        goals=_goals(options, policy, name, pixels),
-        video_env=_video_env(name, pixels, how, options.seed),
+        goals=goals,
+        video_env=_video_env(name, env_options, options.seed) if pixels is None else None,
         num_episodes=options.episodes,
         title=f"{name}, {policy.prior!r}",
     )
@@ -65,44 +68,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="metra evaluate",
         description="Measure a skill policy; write a folder with numbers, pictures and videos.",
     )
-    parser.add_argument("policy", type=Path, help="file of a SkillPolicy, or a run's folder")
-    parser.add_argument("--env", help="name for make_env; by default where it was trained")
-    parser.add_argument("--output", type=Path, help="folder to write; default: report beside it")
-    parser.add_argument("--episodes", type=int, default=48, help="skills to roll out (48)")
-    parser.add_argument("--goals", type=int, default=50, help="zero-shot goals (50); 0: none")
-    parser.add_argument(
-        "--extent", type=float, help="goals lie within ± this, in metres; default: the paper's"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("policy", type=Path, help="file of a SkillPolicy, or a run's folder")
+    add("--env", help="name for make_env; by default where it was trained")
+    add("--output", type=Path, help="folder to write; default: report beside it")
+    add("--episodes", type=int, default=48, help="skills to roll out (48)")
+    add("--goals", type=int, default=50, help="zero-shot goals (50); 0: none")
+    add("--extent", type=float, help="goals lie within ± this, in meters; default: the paper's")
+    add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
-def _goals(
-    options: argparse.Namespace, policy: SkillPolicy, name: str, pixels: PixelOptions | None
-) -> TensorDictBase | None:
-    entry = registered_envs().get(name)
-    if not options.goals or not (options.extent or (entry is not None and entry.has_goals)):
-        return None
-    if policy.encoder is None:
-        print("The policy has no encoder to point skills to goals: the report is without goals.")
-        return None
-    return sample_goals(
-        name,
-        options.goals,
-        extent=options.extent,
-        pixels=pixels,
-        seed=options.seed,
-        env_options=policy.env_options,
-    )
-
-
-def _video_env(
-    name: str, pixels: PixelOptions | None, how: dict[str, Any], seed: int
-) -> EnvBase | None:
-    if pixels is not None:
-        return None
+def _video_env(name: str, env_options: dict[str, Any], seed: int) -> EnvBase | None:
     try:
-        env = make_env(name, pixels=VIDEO, **how)
+        env = make_env(name, pixels=VIDEO, **env_options)
         # Whether a machine can draw shows in its first picture.
         env.reset()
     except (ImportError, RuntimeError, ValueError) as error:

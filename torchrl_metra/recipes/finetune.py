@@ -16,21 +16,17 @@ from torchrl.envs import EnvBase, TensorDictPrimer
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation import rollout_skills
 from torchrl_metra.modules import SkillPolicy
-from torchrl_metra.recipes.checkpoints import clear_folder
-from torchrl_metra.recipes.collect import build_env, of_skills
+from torchrl_metra.recipes.checkpoints import prepare_run
+from torchrl_metra.recipes.collect import build_env
 from torchrl_metra.recipes.learners import learn_critics_first, make_sac_trainer, train_task
-from torchrl_metra.recipes.records import run_record, shielded_from_ctrl_c
+from torchrl_metra.recipes.records import shielded_from_ctrl_c
 from torchrl_metra.recipes.settings import FinetuneSettings
-
-__all__ = ["run_finetune"]
 
 
 def best_skill(settings: FinetuneSettings, skills: SkillPolicy) -> Tensor:
     """The skill with the highest return, of shape ``[D]``."""
     candidates = skills.prior.grid(settings.candidates)
-    env = build_env(
-        settings.env, settings.candidates, backend=settings.backend, **of_skills(skills)
-    )
+    env = build_env(settings, settings.candidates, skills)
     env.append_transform(SkillPrimer(skills.prior))
     env.set_seed(settings.seed)
     returns = rollout_skills(env, skills.actor, candidates)["next", "reward"].sum(dim=(1, 2))
@@ -43,7 +39,7 @@ def make_task(
     settings: FinetuneSettings, skills: SkillPolicy, skill: Tensor, num_envs: int, seed: int
 ) -> EnvBase:
     """The environment with its own reward and always the same skill."""
-    env = build_env(settings.env, num_envs, backend=settings.backend, **of_skills(skills))
+    env = build_env(settings, num_envs, skills)
     values = skill.expand(num_envs, -1)
     spec = Composite(skill=Unbounded(values.shape), shape=[num_envs])
     env.append_transform(TensorDictPrimer(spec, default_value=lambda: values))
@@ -60,16 +56,15 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Returns:
         The results, as in ``summary.json``.
     """
-    run_record()
-    clear_folder(settings)
-    torch.manual_seed(settings.seed)
+    prepare_run(settings)
+    seed = settings.seed
+    torch.manual_seed(seed)
     skills = SkillPolicy.load(settings.skill_policy)
     skill = best_skill(settings, skills)
     with shielded_from_ctrl_c():
-        env = make_task(settings, skills, skill, settings.num_envs, settings.seed)
-        evaluation_env = make_task(
-            settings, skills, skill, settings.evaluation_episodes, settings.seed + 1_000
-        )
+        env = make_task(settings, skills, skill, settings.num_envs, seed)
+        episodes = settings.evaluation_episodes
+        evaluation_env = make_task(settings, skills, skill, episodes, seed + 1_000)
     if skills.architecture is None:
         raise ValueError(
             f"{settings.skill_policy} holds networks that were not built by this package."

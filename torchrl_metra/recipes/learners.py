@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +24,12 @@ from torchrl.trainers import Trainer
 from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
 
 from torchrl_metra._extras import require
+from torchrl_metra._private import reset_counters
 from torchrl_metra.objectives import BatchedSACLoss
 from torchrl_metra.recipes.checkpoints import checkpoint_options, resume_run
 from torchrl_metra.recipes.records import Curve, stop_on_signal, write_summary
-from torchrl_metra.recipes.settings import (
-    DownstreamSettings,
-    FinetuneSettings,
-    PPOSettings,
-    TaskSACSettings,
-)
+from torchrl_metra.recipes.settings import PPOSettings, TaskSACSettings, TaskSettings
 from torchrl_metra.trainers import CollectorState
-
-__all__ = [
-    "ReturnCurve",
-    "draw_groups",
-    "learn_critics_first",
-    "make_ppo_trainer",
-    "make_sac_trainer",
-    "plot_returns",
-    "train_task",
-]
-
-TaskSettings = DownstreamSettings | FinetuneSettings
 
 
 def make_sac_trainer(
@@ -66,15 +50,14 @@ def make_sac_trainer(
         target_entropy=-env.action_spec.shape[-1],
     )
     loss.make_value_estimator(gamma=sac.gamma)
-    storage = LazyTensorStorage(sac.buffer_size)
-    trainer = SACTrainer(
-        loss_module=loss,
-        target_net_updater=SoftUpdate(loss, eps=0.995),
-        replay_buffer=ReplayBuffer(storage=storage, batch_size=sac.batch_size),
-        optim_steps_per_batch=sac.optim_steps_per_batch,
-        **_around(settings, sac, env, actor, loss, skill_steps),
-    )
-    return _count_from_zero(trainer)
+    options = {
+        "target_net_updater": SoftUpdate(loss, eps=0.995),
+        "replay_buffer": ReplayBuffer(
+            storage=LazyTensorStorage(sac.buffer_size), batch_size=sac.batch_size
+        ),
+        "optim_steps_per_batch": sac.optim_steps_per_batch,
+    }
+    return _make_trainer(SACTrainer, settings, sac, env, actor, loss, skill_steps, options)
 
 
 def learn_critics_first(trainer: SACTrainer, frames: int, lr: float) -> None:
@@ -105,31 +88,31 @@ def make_ppo_trainer(
 ) -> PPOTrainer:
     """PPO as TorchRL has it."""
     loss = ClipPPOLoss(actor, critic, entropy_coeff=ppo.entropy_coeff, normalize_advantage=True)
-    trainer = PPOTrainer(
-        loss_module=loss,
-        replay_buffer=ReplayBuffer(
+    options = {
+        "replay_buffer": ReplayBuffer(
             storage=LazyTensorStorage(ppo.frames_per_batch),
             sampler=SamplerWithoutReplacement(),
             batch_size=ppo.batch_size,
         ),
-        num_epochs=ppo.num_epochs,
-        optim_steps_per_batch=ppo.frames_per_batch // ppo.batch_size,
-        gamma=ppo.gamma,
-        lmbda=ppo.lmbda,
-        **_around(settings, ppo, env, actor, loss, skill_steps),
-    )
-    return _count_from_zero(trainer)
+        "num_epochs": ppo.num_epochs,
+        "optim_steps_per_batch": ppo.frames_per_batch // ppo.batch_size,
+        "gamma": ppo.gamma,
+        "lmbda": ppo.lmbda,
+    }
+    return _make_trainer(PPOTrainer, settings, ppo, env, actor, loss, skill_steps, options)
 
 
-def _around(
+def _make_trainer(
+    kind: Callable[..., Any],
     settings: TaskSettings,
     learner: TaskSACSettings | PPOSettings,
     env: EnvBase,
     actor: nn.Module,
     loss: nn.Module,
     skill_steps: int,
-) -> dict[str, Any]:
-    """What every trainer needs around a loss."""
+    options: dict[str, Any],
+) -> Any:
+    """A trainer of TorchRL's, with what both of them take."""
     # A frame of the collector is a whole skill, one of the trainer a step within.
     collector = Collector(
         env,
@@ -139,26 +122,23 @@ def _around(
         track_traj_ids=False,
         postproc=lambda batch: batch.exclude("loc", "scale", "goal_position", "position"),
     )
-    options = checkpoint_options(settings)
+    options |= checkpoint_options(settings)
     if "checkpoint" in options:
         # Before the trainer registers what TorchRL would write of them.
         options["checkpoint"].register("collector", CollectorState(collector, torch.initial_seed()))
         options["checkpoint"].register("rng", GlobalRNGState())
-    return {
-        "collector": collector,
-        "total_frames": settings.total_frames,
-        "frame_skip": skill_steps,
-        "optimizer": optim.Adam(loss.parameters(), lr=learner.lr),
-        "progress_bar": settings.progress_bar,
-        "enable_logging": False,
-        "seed": None,
+    trainer = kind(
+        loss_module=loss,
+        collector=collector,
+        total_frames=settings.total_frames,
+        frame_skip=skill_steps,
+        optimizer=optim.Adam(loss.parameters(), lr=learner.lr),
+        progress_bar=settings.progress_bar,
+        enable_logging=False,
+        seed=None,
         **options,
-    }
-
-
-def _count_from_zero(trainer: Trainer) -> Any:
-    # TorchRL keeps these on the class, where a trainer built before has left its own.
-    trainer.collected_frames = trainer._optim_count = trainer._last_save = 0
+    )
+    reset_counters(trainer)
     return trainer
 
 
@@ -222,53 +202,31 @@ def train_task(
             returns.evaluate()
     finally:
         env.close(raise_if_closed=False)
-    rows = returns.curve.rows
+    rows, seconds = returns.curve.rows, returns.curve.seconds
     results = {
         "return_before": rows[0][2],
         "return_after": rows[-1][2],
         "return_mean": round(sum(row[2] for row in rows) / len(rows), 3),
         "success_after": rows[-1][3],
         "frames": returns.frames,
-        "seconds": returns.curve.seconds,
+        "seconds": seconds,
     }
-    plot_returns(
-        {output.name: [returns.curve.points()]}, output / "returns.png", str(settings.env.name)
-    )
+    _plot(returns.curve, output / "returns.png", str(settings.env.name))
     write_summary(output / "summary.json", results, settings)
     print(
-        f"return {results['return_before']:.1f} before training, {results['return_after']:.1f} "
-        f"after {returns.frames:,} frames ({returns.curve.seconds:.0f} s). Written to {output}/"
+        f"return {rows[0][2]:.1f} before training, {rows[-1][2]:.1f} after {returns.frames:,} "
+        f"frames ({seconds:.0f} s). Written to {output}/"
     )
     return results
 
 
-def plot_returns(
-    groups: dict[str, list[torch.Tensor]], path: Path, title: str, label: str = "return"
-) -> None:
-    """Draw the mean and the range of each group of curves, of shape ``[n, 2]`` each."""
+def _plot(curve: Curve, path: Path, title: str) -> None:
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    draw_groups(axes, groups)
-    axes.set(xlabel="environment steps", ylabel=label, title=title)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
-def draw_groups(
-    axes: Any,
-    groups: Mapping[str, Sequence[torch.Tensor]],
-    colors: Mapping[str, str] | None = None,
-) -> None:
-    """Mean and range of each group of curves, of shape ``[n, 2]`` each, in a panel."""
-    for name, curves in groups.items():
-        frames, values = torch.stack(list(curves)).float().unbind(dim=-1)
-        color = colors[name] if colors else None
-        (line,) = axes.plot(
-            frames[0], values.mean(dim=0), color=color, label=name.replace("_", " ")
-        )
-        low, high = values.amin(dim=0), values.amax(dim=0)
-        axes.fill_between(frames[0], low, high, color=line.get_color(), alpha=0.2, lw=0)
+    axes.plot(*curve.points().T.tolist())
+    axes.set(xlabel="environment steps", ylabel="return", title=title)
     axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=150)

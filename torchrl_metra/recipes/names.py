@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torchrl_metra._extras import require
 from torchrl_metra._names import unknown
+from torchrl_metra._private import refused_name
 
-__all__ = ["suggest_names"]
-
-hydra_errors = require("hydra.errors", extra="run")
-omegaconf_errors = require("omegaconf.errors", extra="run")
-_UNKNOWN_KEY = (omegaconf_errors.ConfigAttributeError, omegaconf_errors.ConfigKeyError)
+errors = require("hydra.errors", extra="run")
 
 
 @contextmanager
@@ -41,39 +37,11 @@ def suggest_names() -> Iterator[None]:
     """
     try:
         yield
-    except hydra_errors.ConfigCompositionException as error:
-        if suggestion := _suggestion(error):
-            error.args = ("\n".join(filter(None, (str(error), suggestion))),)
+    except (errors.ConfigCompositionException, SystemExit) as error:
+        if refused := refused_name(error):
+            if isinstance(error, SystemExit):
+                # Hydra has caught and printed its own error already.
+                print(unknown(*refused), file=sys.stderr)
+            else:
+                error.args = (f"{error}\n{unknown(*refused)}",)
         raise
-    except SystemExit as exit_:
-        # Hydra has caught and printed the error already.
-        if suggestion := _suggestion(exit_.__context__):
-            print(suggestion, file=sys.stderr)
-        raise
-
-
-def _suggestion(error: BaseException | None) -> str | None:
-    """What the error should have said of a name, if it is Hydra's and for a name."""
-    if isinstance(error, hydra_errors.MissingConfigException):
-        return _for_choice(error)
-    if isinstance(error, hydra_errors.ConfigCompositionException):
-        return _for_key(error.__cause__ or error.__context__)
-    return None
-
-
-def _for_key(error: Any) -> str | None:
-    if not isinstance(error, _UNKNOWN_KEY) or not isinstance(error.parent_node, Mapping):
-        return None
-    section = str(error.full_key).removesuffix(str(error.key))
-    names = [f"{section}{name}" for name in error.parent_node if not str(name).startswith("_")]
-    return unknown("setting", str(error.full_key), names)
-
-
-def _for_choice(error: Any) -> str | None:
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return None
-    if error.options:
-        return unknown("choice", f"{group}={choice}", [f"{group}={name}" for name in error.options])
-    store = require("hydra.core.config_store", extra="run").ConfigStore.instance()
-    return unknown("group", group, [name for name in store.repo if "." not in name])

@@ -1,57 +1,36 @@
 """What ``objective=`` names: a skill loss, the loss of its policy, and the networks they take.
 
-All of them share the networks of policy, critics and encoder, and the settings of SAC.
+A new objective is one more entry of ``OBJECTIVES``. ``docs/guides/extending.md`` says what else it
+takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torchrl.envs import EnvBase
 
+from torchrl_metra import objectives
 from torchrl_metra._names import unknown
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import ReadPosition
 from torchrl_metra.modules import SACNetworks, make_pixel_sac_networks, make_sac_networks
 from torchrl_metra.modules.networks import make_encoder
-from torchrl_metra.objectives import (
-    BatchedSACLoss,
-    CICLoss,
-    ControllabilityDistance,
-    CSDLoss,
-    CSFLoss,
-    DADSLoss,
-    DIAYNLoss,
-    L2Distance,
-    LSDLoss,
-    METRALoss,
-    RNDBaseline,
-    SkillLoss,
-    SuccessorFeatureSACLoss,
-)
+from torchrl_metra.objectives import BatchedSACLoss, SkillLoss, SuccessorFeatureSACLoss
 from torchrl_metra.recipes.settings import Settings
-
-__all__ = [
-    "OBJECTIVES",
-    "Ingredients",
-    "Objective",
-    "make_networks",
-    "make_policy_loss",
-    "make_prior",
-    "make_skill_loss",
-]
 
 
 @dataclass
-class Ingredients:
-    """What objectives are made of.
+class LossParts:
+    """What the loss of an objective can be built from.
 
     Attributes:
         settings (Settings): of the run.
-        env (EnvBase): what is learned from.
+        env (EnvBase): the environment to learn from.
         encoder (nn.Module): φ.
         prior (SkillPrior): distribution of the skills.
     """
@@ -63,8 +42,8 @@ class Ingredients:
 
     @property
     def size(self) -> int:
-        """Of the observation vector."""
-        return _observation_size(self.env)
+        """Size of the observation vector."""
+        return self.env.observation_spec["observation"].shape[-1]
 
     def network(self, in_features: int, out_features: int) -> nn.Module:
         """One more network, of the encoder's kind."""
@@ -77,47 +56,65 @@ class Objective:
 
     Attributes:
         summary (str): what it does, in a line.
-        make (callable): builds its loss.
-        sees_pictures (bool): whether it can do without a vector.
+        make (callable): builds its loss from :class:`LossParts`.
+        sees_pictures (bool): whether it also learns from pictures, without a vector.
         draws_normal (bool): whether continuous skills come from a normal distribution.
+        predicts_features (bool): whether the critics predict successor features, vectors of the
+            size of a skill; the policy's loss is then
+            :class:`~torchrl_metra.SuccessorFeatureSACLoss`.
     """
 
     summary: str
-    make: Callable[[Ingredients], SkillLoss]
+    make: Callable[[LossParts], SkillLoss]
     sees_pictures: bool = True
     draws_normal: bool = False
+    predicts_features: bool = False
 
 
-def _metra(of: Ingredients) -> SkillLoss:
-    return METRALoss(of.encoder, of.prior, **asdict(of.settings.metra))
+def _metra(parts: LossParts) -> SkillLoss:
+    return objectives.METRALoss(parts.encoder, parts.prior, **vars(parts.settings.metra))
 
 
-def _l2(of: Ingredients) -> SkillLoss:
-    return METRALoss(of.encoder, of.prior, distance=L2Distance(), **asdict(of.settings.metra))
+def _l2(parts: LossParts) -> SkillLoss:
+    options = {"distance": objectives.L2Distance(), **vars(parts.settings.metra)}
+    return objectives.METRALoss(parts.encoder, parts.prior, **options)
 
 
-def _csd(of: Ingredients) -> SkillLoss:
-    distance = ControllabilityDistance(*(of.network(of.size, of.size) for _ in range(2)))
-    return CSDLoss(of.encoder, of.prior, distance, **asdict(of.settings.metra))
+def _csd(parts: LossParts) -> SkillLoss:
+    networks = (parts.network(parts.size, parts.size) for _ in range(2))
+    distance = objectives.ControllabilityDistance(*networks)
+    return objectives.CSDLoss(parts.encoder, parts.prior, distance, **vars(parts.settings.metra))
 
 
-def _diayn(of: Ingredients) -> SkillLoss:
-    if isinstance(of.prior, OneHot) or sees_pictures(of.settings, of.env):
-        return DIAYNLoss(of.encoder, of.prior)
-    return DIAYNLoss(of.encoder, of.prior, log_std=of.network(of.size, of.prior.dim))
+def _lsd(parts: LossParts) -> SkillLoss:
+    return objectives.LSDLoss(parts.encoder, parts.prior)
 
 
-def _dads(of: Ingredients) -> SkillLoss:
-    return DADSLoss.from_size(of.size, of.prior, num_cells=of.settings.num_cells)
+def _diayn(parts: LossParts) -> SkillLoss:
+    log_std = None
+    if not isinstance(parts.prior, OneHot) and not sees_pictures(parts.settings, parts.env):
+        log_std = parts.network(parts.size, parts.prior.dim)
+    return objectives.DIAYNLoss(parts.encoder, parts.prior, log_std=log_std)
 
 
-def _cic(of: Ingredients) -> SkillLoss:
-    query, key = (of.network(count * of.prior.dim, of.prior.dim) for count in (1, 2))
-    return CICLoss(of.encoder, of.prior, query, key)
+def _dads(parts: LossParts) -> SkillLoss:
+    num_cells = parts.settings.num_cells
+    return objectives.DADSLoss.from_size(parts.size, parts.prior, num_cells=num_cells)
 
 
-def _rnd(of: Ingredients) -> SkillLoss:
-    return RNDBaseline.from_size(of.size, of.prior, num_cells=of.settings.num_cells)
+def _cic(parts: LossParts) -> SkillLoss:
+    dim = parts.prior.dim
+    query, key = (parts.network(count * dim, dim) for count in (1, 2))
+    return objectives.CICLoss(parts.encoder, parts.prior, query, key)
+
+
+def _csf(parts: LossParts) -> SkillLoss:
+    return objectives.CSFLoss(parts.encoder, parts.prior)
+
+
+def _rnd(parts: LossParts) -> SkillLoss:
+    num_cells = parts.settings.num_cells
+    return objectives.RNDBaseline.from_size(parts.size, parts.prior, num_cells=num_cells)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -126,10 +123,7 @@ OBJECTIVES: dict[str, Objective] = {
     "csd": Objective(
         "METRA whose distance is how hard a change is to control", _csd, sees_pictures=False
     ),
-    "lsd": Objective(
-        "METRA's reward, φ bounded by the distance of observations",
-        lambda of: LSDLoss(of.encoder, of.prior),
-    ),
+    "lsd": Objective("METRA's reward, φ bounded by the distance of observations", _lsd),
     "diayn": Objective("states tell which skill was followed", _diayn, draws_normal=True),
     "dads": Objective(
         "skills whose next states are predictable and unlike those of others",
@@ -140,7 +134,8 @@ OBJECTIVES: dict[str, Objective] = {
     "cic": Objective("contrastive skills and the entropy of states", _cic, draws_normal=True),
     "csf": Objective(
         "contrastive successor features, critics that predict latent steps",
-        lambda of: CSFLoss(of.encoder, of.prior),
+        _csf,
+        predicts_features=True,
     ),
     "rnd": Objective(
         "a baseline without skills: states that are hard to predict", _rnd, sees_pictures=False
@@ -149,11 +144,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def find_objective(settings: Settings) -> Objective:
-    """The objective that the settings name.
-
-    Raises:
-        ValueError: if there is no such objective; says which one is nearest.
-    """
+    """The objective that the settings name."""
     if settings.objective not in OBJECTIVES:
         raise ValueError(unknown("objective", settings.objective, OBJECTIVES))
     return OBJECTIVES[settings.objective]
@@ -161,7 +152,7 @@ def find_objective(settings: Settings) -> Objective:
 
 def make_prior(settings: Settings) -> SkillPrior:
     """The run's skills; DIAYN, DADS and CIC draw continuous ones from a normal distribution."""
-    prior = SkillPrior.from_config(asdict(settings.skill))
+    prior = SkillPrior.from_config(vars(settings.skill))
     if find_objective(settings).draws_normal and isinstance(prior, UnitSphere):
         return StandardNormal(prior.dim)
     return prior
@@ -177,37 +168,23 @@ def sees_pictures(settings: Settings, env: EnvBase) -> bool:
 
 def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNetworks:
     """The paper's networks for what the environment shows: pictures or vectors."""
-    value_size = prior.dim if settings.objective == "csf" else 1
-    if sees_pictures(settings, env):
-        if not settings.policy.position:
-            raise ValueError("policy.position=false needs a state: in pictures the place shows.")
-        return make_pixel_sac_networks(
-            env.observation_spec["pixels"].shape[-3:],
-            env.action_spec,
-            prior,
-            num_cells=settings.num_cells,
-            value_size=value_size,
-            **asdict(settings.encoder),
-        )
-    ignored = () if settings.policy.position else _position_entries(env)
-    return make_sac_networks(
-        _observation_size(env),
-        env.action_spec,
-        prior,
-        num_cells=settings.num_cells,
-        value_size=value_size,
-        policy_ignores=ignored,
-    )
+    value_size = prior.dim if find_objective(settings).predicts_features else 1
+    shared: dict[str, Any] = {"num_cells": settings.num_cells, "value_size": value_size}
+    spec = env.observation_spec
+    if not sees_pictures(settings, env):
+        ignored = () if settings.policy.position else _position_entries(env)
+        size = spec["observation"].shape[-1]
+        return make_sac_networks(size, env.action_spec, prior, policy_ignores=ignored, **shared)
+    if not settings.policy.position:
+        raise ValueError("policy.position=false needs a state: in pictures the place shows.")
+    shape, options = spec["pixels"].shape[-3:], vars(settings.encoder)
+    return make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
 
 
 def make_skill_loss(
     settings: Settings, env: EnvBase, encoder: nn.Module, prior: SkillPrior
 ) -> SkillLoss:
-    """The objective that the settings name.
-
-    Raises:
-        ValueError: if there is no such objective, or if it needs a vector and sees pictures.
-    """
+    """The objective that the settings name."""
     objective = find_objective(settings)
     if sees_pictures(settings, env) and not objective.sees_pictures:
         able = [name for name, other in OBJECTIVES.items() if other.sees_pictures]
@@ -215,31 +192,26 @@ def make_skill_loss(
             f"objective={settings.objective} models vectors, but the environment is observed by "
             f"pictures: take one of {able}."
         )
-    return objective.make(Ingredients(settings, env, encoder, prior)).to(settings.device)
+    return objective.make(LossParts(settings, env, encoder, prior)).to(settings.device)
 
 
 def make_policy_loss(
     settings: Settings, env: EnvBase, networks: SACNetworks, prior: SkillPrior
 ) -> BatchedSACLoss:
-    """SAC with the authors' settings, on rewards or, for CSF, on successor features."""
+    """SAC with the authors' settings, on rewards or on successor features."""
     options = {
         "loss_function": "l2",
         "target_entropy": -env.action_spec.shape[-1] / 2,
         "smoothness": settings.policy.smoothness,
-        **asdict(settings.sac),
+        **vars(settings.sac),
     }
-    if settings.objective == "csf":
-        sac_loss: BatchedSACLoss = SuccessorFeatureSACLoss(
-            networks.actor, networks.critics, prior, **options
-        )
+    actor, critics = networks.actor, networks.critics
+    if find_objective(settings).predicts_features:
+        loss: BatchedSACLoss = SuccessorFeatureSACLoss(actor, critics, prior, **options)
     else:
-        sac_loss = BatchedSACLoss(networks.actor, networks.critics, **options)
-    sac_loss.make_value_estimator(gamma=settings.gamma)
-    return sac_loss
-
-
-def _observation_size(env: EnvBase) -> int:
-    return env.observation_spec["observation"].shape[-1]
+        loss = BatchedSACLoss(actor, critics, **options)
+    loss.make_value_estimator(gamma=settings.gamma)
+    return loss
 
 
 def _position_entries(env: EnvBase) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,18 @@ from torchrl.record.loggers import CSVLogger, Logger, get_logger
 from torchrl.trainers import Trainer
 
 from torchrl_metra._extras import require
+from torchrl_metra._private import forget_scalars, start_resource_tracker
 from torchrl_metra._record import describe_run
 from torchrl_metra.recipes.settings import Settings
 
-__all__ = [
-    "CoverageCurve",
-    "Curve",
-    "RunLogger",
-    "make_logger",
-    "run_record",
-    "shielded_from_ctrl_c",
-    "stop_on_signal",
-    "write_summary",
-]
+# Read once, at the start: the repository may move on while a run trains.
+run_record = cache(describe_run)
 
 
-@cache
-def run_record() -> dict[str, Any]:
-    """What it takes to repeat the run.
-
-    Read once, at the start: the repository may move on while a run trains.
-    """
-    return describe_run()
-
-
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, lines: list[str]) -> None:
     """Write a file anew, such that it is never half written."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
+    new.write_text("".join(f"{line}\n" for line in lines))
     new.replace(path)
 
 
@@ -53,11 +36,15 @@ class Curve:
     """What is measured against frames and seconds, on disk as it grows."""
 
     def __init__(self, path: Path, *columns: str) -> None:
-        self.path = path
+        self.path, self.columns = path, ("frames", "seconds", *columns)
         self.start = time.perf_counter()
         self.rows: list[tuple[float, ...]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(",".join(["frames", "seconds", *columns]) + "\n")
+        self.write()
+
+    def write(self) -> None:
+        """Write all points."""
+        _replace(self.path, [",".join(map(str, row)) for row in (self.columns, *self.rows)])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -67,9 +54,7 @@ class Curve:
         """Go on from a checkpoint: points after it go."""
         self.start = time.perf_counter() - state_dict["seconds"]
         self.rows = state_dict["rows"]
-        header = self.path.read_text().partition("\n")[0]
-        lines = [",".join(map(str, row)) for row in self.rows]
-        _replace(self.path, "\n".join([header, *lines, ""]))
+        self.write()
 
     @property
     def seconds(self) -> float:
@@ -79,19 +64,11 @@ class Curve:
     def append(self, frames: int, *values: float) -> None:
         """Add a point."""
         self.rows.append((frames, self.seconds, *values))
-        with self.path.open("a") as file:
-            file.write(",".join(map(str, self.rows[-1])) + "\n")
+        self.write()
 
     def points(self) -> torch.Tensor:
         """Frames and the first column, of shape ``[n, 2]``."""
         return torch.tensor([(frames, value) for frames, _, value, *_ in self.rows])
-
-
-class CoverageCurve(Curve):
-    """Policy coverage against frames and seconds, on disk as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "policy_coverage")
 
 
 class RunLogger(CSVLogger):
@@ -101,24 +78,26 @@ class RunLogger(CSVLogger):
     logged after it.
     """
 
-    _last_step = 0
+    last_step = 0
 
     def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
         """Log a number."""
         super().log_scalar(name, value, step)
-        self.experiment.scalars.clear()
-        self._last_step = max(self._last_step, step or 0)
+        forget_scalars(self)
+        self.last_step = max(self.last_step, step or 0)
 
-    def _checkpoint_state(self) -> dict[str, object]:
-        return {"last_step": self._last_step}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {**super().state_dict(), "last_step": self.last_step}
 
-    def _load_checkpoint_state(self, state_dict: Mapping[str, Any]) -> None:
-        self._last_step = state_dict["last_step"]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self.last_step = state_dict["last_step"]
         for path in Path(self.log_dir, self.exp_name, "scalars").glob("*.csv"):
             # The last row may be half of one.
             *rows, _ = path.read_text().split("\n")
-            kept = [row for row in rows if int(row.partition(",")[0]) <= self._last_step]
-            _replace(path, "\n".join([*kept, ""]))
+            _replace(path, [row for row in rows if int(row.partition(",")[0]) <= self.last_step])
 
 
 def make_logger(settings: Settings) -> Logger | None:
@@ -146,9 +125,8 @@ def stop_on_signal(trainer: Trainer) -> Iterator[None]:
         trainer.request_stop(received[-1].name)
         signal.signal(number, previous[received[-1]])
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
         signal.signal(number, request_stop)
     try:
         yield
@@ -170,7 +148,7 @@ def shielded_from_ctrl_c() -> Iterator[None]:
     They would die in the midst of a round that this process wants to finish.
     """
     # Python starts this process with the first of them; once running, it cannot unblock the signal.
-    resource_tracker.ensure_running()
+    start_resource_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -181,4 +159,4 @@ def shielded_from_ctrl_c() -> Iterator[None]:
 def write_summary(path: Path, results: dict[str, Any], settings: Any) -> None:
     """Write the results with command, commit, versions and hardware."""
     record = {**results, **run_record(), "config": asdict(settings)}
-    _replace(path, json.dumps(record, indent=2, default=str) + "\n")
+    _replace(path, [json.dumps(record, indent=2, default=str)])

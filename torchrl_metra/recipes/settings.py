@@ -1,152 +1,165 @@
 """Every setting of a run: its name, its default, and what it means.
 
-This is the one place where they stand. The factory :func:`~torchrl_metra.make_metra` takes them as
-keyword arguments, the command ``metra`` on its line, Hydra files as ``trainer: metra``, and
-``presets.toml`` changes some of them for an environment.
+The factory :func:`~torchrl_metra.make_metra` takes them as keyword arguments, the command
+``metra`` on its line, Hydra files as ``trainer: metra``, and ``presets.toml`` changes some of them
+for an environment. What stands under ``Attributes:`` is what ``metra train --help`` prints.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
+import json
+import re
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from torchrl_metra._checks import check_type
 from torchrl_metra._names import unknown
 
-__all__ = [
-    "CheckpointSettings",
-    "DistributedSettings",
-    "DownstreamSettings",
-    "EncoderSettings",
-    "EnvSettings",
-    "FinetuneSettings",
-    "METRASettings",
-    "PixelSettings",
-    "PolicySettings",
-    "SACSettings",
-    "Settings",
-    "SkillSettings",
-    "describe",
-    "preset_names",
-    "preset_values",
-    "shown",
-    "update",
-]
-
+PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
 _Settings = TypeVar("_Settings")
-
-
-def setting(default: Any, help: str) -> Any:
-    """A field with its comment."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    if isinstance(default, (type, partial)):
-        return field(default_factory=default, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class EnvSettings:
-    """The environment, see :func:`~torchrl_metra.make_env`."""
+    """The environment, see :func:`~torchrl_metra.make_env`.
 
-    name: Any = setting(
-        None,
-        "a name that `metra envs` lists, gym:ID, dm_control:DOMAIN-TASK, envpool:ID, or "
-        "package.module:function; in Python the function itself, too",
-    )
-    max_steps: int | None = setting(
-        None, "steps after which an episode is truncated; null: as the environment has it"
-    )
-    terminate: bool | None = setting(
-        None, "false: episodes end by truncation only; null: as the environment has it"
-    )
-    position: Any = setting(
-        None,
-        "where the body is, for coverage: indices of the observation, or package.module:function "
-        "of states; null: as the environment has it",
-    )
-    normalize: Any = setting(
-        None, "false: leave observations as they are; null: by constants, measured if need be"
-    )
-    options: dict[str, Any] = setting({}, "passed on to what builds the environment")
+    Attributes:
+        name: a name that `metra envs` lists, gym:ID, dm_control:DOMAIN-TASK, envpool:ID, or
+            package.module:function; in Python the function itself, too
+        max_steps: steps after which an episode is truncated; null: as the environment has it
+        terminate: false: episodes end by truncation only; null: as the environment has it
+        position: where the body is, for coverage: indices of the observation, or
+            package.module:function of states; null: as the environment has it
+        normalize: false: leave observations as they are; null: by constants, measured if need be
+        options: passed on to what builds the environment
+    """
+
+    name: Any = None
+    max_steps: int | None = None
+    terminate: bool | None = None
+    position: Any = None
+    normalize: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class SkillSettings:
-    """The distribution of the skills."""
+    """The distribution of the skills.
 
-    kind: str = setting("UnitSphere", "UnitSphere | StandardNormal | OneHot")
-    dim: int = setting(2, "size of a skill, and of the latent space")
+    Attributes:
+        kind: UnitSphere | StandardNormal | OneHot
+        dim: size of a skill, and of the latent space
+    """
+
+    kind: str = "UnitSphere"
+    dim: int = 2
 
 
 @dataclass
 class PixelSettings:
-    """Pictures in place of the state, see :class:`~torchrl_metra.PixelOptions`."""
+    """Pictures in place of the state, see :class:`~torchrl_metra.PixelOptions`.
 
-    resolution: int | None = setting(
-        None, "width and height of the pictures that networks see; null: they see the state"
-    )
-    frames: int = setting(3, "pictures in an observation, the newest last")
-    quality: str = setting("fast", "fast | full")
+    Attributes:
+        resolution: width and height of the pictures that networks see; null: they see the state
+        frames: pictures in an observation, the newest last
+        quality: fast | full
+    """
+
+    resolution: int | None = None
+    frames: int = 3
+    quality: str = "fast"
 
 
 @dataclass
 class EncoderSettings:
-    """Convolutions, for pictures only."""
+    """Convolutions, for pictures only.
 
-    channels: int = setting(48, "of the first layer; each of the next ones has twice as many")
-    shared_encoder: bool = setting(False, "true: policy and critics read φ's features")
+    Attributes:
+        channels: of the first layer; each of the next ones has twice as many
+        shared_encoder: true: policy and critics read φ's features
+    """
+
+    channels: int = 48
+    shared_encoder: bool = False
 
 
 @dataclass
 class PolicySettings:
-    """What the policy reads and how it acts."""
+    """What the policy reads and how it acts.
 
-    position: bool = setting(
-        True, "false: φ and the critics read where the body is, the policy does not"
-    )
-    smoothness: float = setting(0.0, "weight of a penalty on how far an action is from the next")
+    Attributes:
+        position: false: φ and the critics read where the body is, the policy does not
+        smoothness: weight of a penalty on how far an action is from the next
+    """
+
+    position: bool = True
+    smoothness: float = 0.0
 
 
 @dataclass
 class METRASettings:
-    """The objectives metra, l2 and csd, see :class:`~torchrl_metra.METRALoss`."""
+    """The objectives metra, l2 and csd, see :class:`~torchrl_metra.METRALoss`.
 
-    constraint_norm: str = setting("l2", "l2: the paper's norm; rms: that of the authors' code")
-    slack: float = setting(1e-3, "ε of the constraint")
-    dual_init: float = setting(30.0, "initial λ")
+    Attributes:
+        constraint_norm: l2: the paper's norm; rms: that of the authors' code
+        slack: ε of the constraint
+        dual_init: initial λ
+    """
+
+    constraint_norm: str = "l2"
+    slack: float = 1e-3
+    dual_init: float = 30.0
 
 
 @dataclass
 class SACSettings:
-    """The policy's loss, see :class:`~torchrl_metra.BatchedSACLoss`."""
+    """The policy's loss, see :class:`~torchrl_metra.BatchedSACLoss`.
 
-    alpha_init: float = setting(0.01, "initial entropy coefficient α")
-    fixed_alpha: bool = setting(False, "true: α stays there")
+    Attributes:
+        alpha_init: initial entropy coefficient α
+        fixed_alpha: true: α stays there
+    """
+
+    alpha_init: float = 0.01
+    fixed_alpha: bool = False
 
 
 @dataclass
 class CheckpointSettings:
-    """Checkpoints, in the folder ``output``."""
+    """Checkpoints, in the folder ``output``.
 
-    interval: int | None = setting(500_000, "environment steps between two; null: none")
-    keep: int = setting(2, "newest ones that are kept")
-    replay_buffer: bool = setting(True, "with the replay buffer, most of a checkpoint")
+    Attributes:
+        interval: environment steps between two; null: none
+        keep: newest ones that are kept
+        replay_buffer: with the replay buffer, most of a checkpoint
+    """
+
+    interval: int | None = 500_000
+    keep: int = 2
+    replay_buffer: bool = True
 
 
 @dataclass
 class DistributedSettings:
-    """Collection in several processes."""
+    """Collection in several processes.
 
-    kind: str | None = setting(None, "multi_sync | multi_async | ray; null: in this process")
-    workers: int = setting(2, "processes that collect")
-    address: str | None = setting(None, "of a Ray cluster to join, or auto; null: one for this run")
-    learner: str = setting("local", "ray: the learner and its replay buffer are Ray processes too")
+    Attributes:
+        kind: multi_sync | multi_async | ray; null: in this process
+        workers: processes that collect
+        address: of a Ray cluster to join, or auto; null: one for this run
+        learner: ray: the learner and its replay buffer are Ray processes too
+    """
+
+    kind: str | None = None
+    workers: int = 2
+    address: str | None = None
+    learner: str = "local"
 
 
 @dataclass
@@ -154,166 +167,217 @@ class Settings:
     """Settings of a training run; defaults are those of the paper's tasks with states.
 
     Source: Appendix F.1 and the authors' implementation.
+
+    Attributes:
+        preset: paper | laptop | debug: what the environment's preset sets
+        objective: metra | l2 | csd | lsd | diayn | dads | cic | csf | rnd
+        seed: of environments, networks and skills
+        device: of networks: cpu | cuda
+        output: folder of logs, checkpoints, pictures and the skill policy; null: write nothing
+        logging: csv | tensorboard | wandb; null: none
+        progress_bar: show one
+        resume: auto: go on from the newest checkpoint in output, if any; or its path
+        num_envs: environments side by side, in each worker
+        backend: envpool | serial | parallel; null: the fastest there is
+        collection_timeout: seconds without a batch after which a worker counts as hanging; null:
+            for ever
+        num_cells: widths of the hidden layers of all networks
+        total_frames: environment steps
+        frames_per_batch: environment steps before each round of updates
+        optim_steps_per_batch: updates in a round
+        batch_size: transitions in an update
+        buffer_size: transitions in the replay buffer
+        buffer_device: of the replay buffer: cpu | cuda | a folder for memory-mapped files; null:
+            device
+        min_buffer_size: transitions before the first update
+        gamma: discount
+        learning_rate: lr: of all parts; encoder, dual, qvalue, actor, alpha: of one of them
+        evaluation_interval: environment steps between two evaluations
+        evaluation_episodes: in an evaluation, each with a skill of its own
+        evaluation_num_envs: environments side by side in an evaluation; null: one for each episode
+        compile: each update as one compiled graph, after half a minute
+        cudagraphs: replay it as a CUDA graph
+        autocast: bfloat16: compute the losses in mixed precision
     """
 
-    env: EnvSettings = setting(EnvSettings, "the environment")
-    preset: str = setting("paper", "paper | laptop | debug: what the environment's preset sets")
-    objective: str = setting("metra", "metra | l2 | csd | lsd | diayn | dads | cic | csf | rnd")
-    skill: SkillSettings = setting(SkillSettings, "the distribution of the skills")
-    pixels: PixelSettings = setting(PixelSettings, "pictures in place of the state")
-    seed: int = setting(0, "of environments, networks and skills")
-    device: str = setting("cpu", "of networks: cpu | cuda")
+    env: EnvSettings = field(default_factory=EnvSettings)
+    preset: str = "paper"
+    objective: str = "metra"
+    skill: SkillSettings = field(default_factory=SkillSettings)
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    seed: int = 0
+    device: str = "cpu"
 
-    output: str | None = setting(
-        None, "folder of logs, checkpoints, pictures and the skill policy; null: write nothing"
-    )
-    logging: str | None = setting("csv", "csv | tensorboard | wandb; null: none")
-    progress_bar: bool = setting(True, "show one")
-    resume: str | None = setting(
-        None, "auto: go on from the newest checkpoint in output, if any; or its path"
-    )
-    checkpoint: CheckpointSettings = setting(CheckpointSettings, "checkpoints, in output")
+    output: str | None = None
+    logging: str | None = "csv"
+    progress_bar: bool = True
+    resume: str | None = None
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
-    num_envs: int = setting(8, "environments side by side, in each worker")
-    backend: str | None = setting(None, "envpool | serial | parallel; null: the fastest there is")
-    distributed: DistributedSettings = setting(
-        DistributedSettings, "collection in several processes"
-    )
-    collection_timeout: float | None = setting(
-        600.0, "seconds without a batch after which a worker counts as hanging; null: for ever"
-    )
+    num_envs: int = 8
+    backend: str | None = None
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
+    collection_timeout: float | None = 600.0
 
-    num_cells: list[int] = setting([1024, 1024], "widths of the hidden layers of all networks")
-    encoder: EncoderSettings = setting(EncoderSettings, "convolutions, for pictures only")
-    policy: PolicySettings = setting(PolicySettings, "what the policy reads and how it acts")
+    num_cells: list[int] = field(default_factory=lambda: [1024, 1024])
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
 
-    total_frames: int = setting(48_000_000, "environment steps")
-    frames_per_batch: int = setting(1_600, "environment steps before each round of updates")
-    optim_steps_per_batch: int = setting(50, "updates in a round")
-    batch_size: int = setting(256, "transitions in an update")
-    buffer_size: int = setting(1_000_000, "transitions in the replay buffer")
-    buffer_device: str | None = setting(
-        None, "of the replay buffer: cpu | cuda | a folder for memory-mapped files; null: device"
-    )
-    min_buffer_size: int = setting(10_000, "transitions before the first update")
-    gamma: float = setting(0.99, "discount")
-    learning_rate: dict[str, float] = setting(
-        {"lr": 1e-4}, "lr: of all parts; encoder, dual, qvalue, actor, alpha: of one of them"
-    )
-    metra: METRASettings = setting(METRASettings, "the objectives metra, l2 and csd")
-    sac: SACSettings = setting(SACSettings, "the policy's loss")
+    total_frames: int = 48_000_000
+    frames_per_batch: int = 1_600
+    optim_steps_per_batch: int = 50
+    batch_size: int = 256
+    buffer_size: int = 1_000_000
+    buffer_device: str | None = None
+    min_buffer_size: int = 10_000
+    gamma: float = 0.99
+    learning_rate: dict[str, float] = field(default_factory=lambda: {"lr": 1e-4})
+    metra: METRASettings = field(default_factory=METRASettings)
+    sac: SACSettings = field(default_factory=SACSettings)
 
-    evaluation_interval: int = setting(160_000, "environment steps between two evaluations")
-    evaluation_episodes: int = setting(48, "in an evaluation, each with a skill of its own")
-    evaluation_num_envs: int | None = setting(
-        None, "environments side by side in an evaluation; null: one for each episode"
-    )
+    evaluation_interval: int = 160_000
+    evaluation_episodes: int = 48
+    evaluation_num_envs: int | None = None
 
-    compile: bool = setting(False, "each update as one compiled graph, after half a minute")
-    cudagraphs: bool = setting(False, "replay it as a CUDA graph")
-    autocast: str | None = setting(None, "bfloat16: compute the losses in mixed precision")
+    compile: bool = False
+    cudagraphs: bool = False
+    autocast: str | None = None
 
 
 @dataclass
 class PPOSettings:
-    """PPO above discrete skills; its frames are skills."""
+    """PPO above discrete skills; its frames are skills.
 
-    frames_per_batch: int = setting(512, "skills before each round of updates")
-    num_epochs: int = setting(10, "times that they are learned from")
-    batch_size: int = setting(64, "transitions in an update")
-    lr: float = setting(1e-3, "learning rate")
-    gamma: float = setting(0.9, "discount")
-    lmbda: float = setting(0.95, "λ of the advantage estimate")
-    entropy_coeff: float = setting(0.01, "entropy coefficient")
+    Attributes:
+        frames_per_batch: skills before each round of updates
+        num_epochs: times that they are learned from
+        batch_size: transitions in an update
+        lr: learning rate
+        gamma: discount
+        lmbda: λ of the advantage estimate
+        entropy_coeff: entropy coefficient
+    """
+
+    frames_per_batch: int = 512
+    num_epochs: int = 10
+    batch_size: int = 64
+    lr: float = 1e-3
+    gamma: float = 0.9
+    lmbda: float = 0.95
+    entropy_coeff: float = 0.01
 
 
 @dataclass
 class TaskSACSettings:
-    """SAC on a task; above skills, its frames are skills."""
+    """SAC on a task; above skills, its frames are skills.
 
-    frames_per_batch: int = setting(1_600, "steps, or skills, before each round of updates")
-    optim_steps_per_batch: int = setting(50, "updates in a round")
-    batch_size: int = setting(256, "transitions in an update")
-    buffer_size: int = setting(1_000_000, "transitions in the replay buffer")
-    lr: float = setting(1e-3, "learning rate")
-    gamma: float = setting(0.99, "discount")
-    alpha_init: float = setting(0.1, "initial entropy coefficient α")
-    fixed_alpha: bool = setting(False, "true: α stays there")
+    Attributes:
+        frames_per_batch: steps, or skills, before each round of updates
+        optim_steps_per_batch: updates in a round
+        batch_size: transitions in an update
+        buffer_size: transitions in the replay buffer
+        lr: learning rate
+        gamma: discount
+        alpha_init: initial entropy coefficient α
+        fixed_alpha: true: α stays there
+    """
+
+    frames_per_batch: int = 1_600
+    optim_steps_per_batch: int = 50
+    batch_size: int = 256
+    buffer_size: int = 1_000_000
+    lr: float = 1e-3
+    gamma: float = 0.99
+    alpha_init: float = 0.1
+    fixed_alpha: bool = False
 
 
 @dataclass
-class DownstreamSettings:
-    """Settings of a task that is learned with frozen skills, or without."""
+class TaskSettings:
+    """What the commands ``downstream`` and ``finetune`` have in common.
 
-    env: EnvSettings = setting(
-        partial(EnvSettings, name="half_cheetah_goal"), "the task, such as ant_multi_goals"
+    Attributes:
+        seed: of environments and networks
+        output: folder of the curve and the summary; null: outputs/ENVIRONMENT
+        progress_bar: show one
+        resume: auto: go on from the newest checkpoint in output, if any; or its path
+        num_envs: environments side by side
+        backend: envpool | serial | parallel; null: the fastest there is
+        total_frames: environment steps, those within a skill each counted
+        evaluation_interval: environment steps between two evaluations
+        evaluation_episodes: side by side, always from the same starts
+    """
+
+    env: EnvSettings = field(default_factory=EnvSettings)
+    seed: int = 0
+    output: str | None = None
+    progress_bar: bool = False
+    resume: str | None = None
+    checkpoint: CheckpointSettings = field(
+        default_factory=lambda: CheckpointSettings(interval=200_000)
     )
-    skill_policy: str | None = setting(
-        "outputs/quickstart/skill_policy.pt", "the skills; null: the environment's own actions"
-    )
-    skill_steps: int = setting(25, "environment steps that a skill is held")
-    seed: int = setting(0, "of environments and networks")
-    output: str | None = setting(
-        None, "folder of the curve and the summary; null: outputs/ENVIRONMENT"
-    )
-    progress_bar: bool = setting(False, "show one")
-    resume: str | None = setting(
-        None, "auto: go on from the newest checkpoint in output, if any; or its path"
-    )
-    checkpoint: CheckpointSettings = setting(
-        partial(CheckpointSettings, interval=200_000), "checkpoints, in output"
-    )
-    num_envs: int = setting(64, "environments side by side")
-    backend: str | None = setting(None, "envpool | serial | parallel; null: the fastest there is")
-    pixels: PixelSettings = setting(PixelSettings, "of tasks with pictures, without skills")
-    num_cells: list[int] = setting([128, 128], "widths of the hidden layers of all networks")
-    total_frames: int = setting(256_000, "environment steps, those within a skill each counted")
-    evaluation_interval: int = setting(51_200, "environment steps between two evaluations")
-    evaluation_episodes: int = setting(64, "side by side, always on the same goals")
-    sac: TaskSACSettings = setting(
-        partial(
-            TaskSACSettings,
+    num_envs: int = 64
+    backend: str | None = None
+    total_frames: int = 256_000
+    evaluation_interval: int = 51_200
+    evaluation_episodes: int = 64
+
+
+@dataclass
+class DownstreamSettings(TaskSettings):
+    """Settings of a task that is learned with frozen skills, or without.
+
+    Attributes:
+        skill_policy: the skills; null: the environment's own actions
+        skill_steps: environment steps that a skill is held
+        num_cells: widths of the hidden layers of all networks
+    """
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings(name="half_cheetah_goal"))
+    skill_policy: str | None = "outputs/quickstart/skill_policy.pt"
+    skill_steps: int = 25
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    num_cells: list[int] = field(default_factory=lambda: [128, 128])
+    sac: TaskSACSettings = field(
+        default_factory=lambda: TaskSACSettings(
             frames_per_batch=128,
             optim_steps_per_batch=64,
             buffer_size=100_000,
             gamma=0.9,
             fixed_alpha=True,
-        ),
-        "the high level for continuous skills",
+        )
     )
-    ppo: PPOSettings = setting(PPOSettings, "the high level for discrete skills")
-    baseline: TaskSACSettings = setting(TaskSACSettings, "without skills")
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    baseline: TaskSACSettings = field(default_factory=TaskSACSettings)
 
 
 @dataclass
-class FinetuneSettings:
-    """Settings of learning the environment's own reward, from a skill or from scratch."""
+class FinetuneSettings(TaskSettings):
+    """Settings of learning the environment's own reward, from a skill or from scratch.
 
-    env: EnvSettings = setting(partial(EnvSettings, name="half_cheetah"), "the environment")
-    skill_policy: str = setting("outputs/quickstart/skill_policy.pt", "the skills")
-    pretrained: bool = setting(True, "false: the same networks from scratch")
-    critic_frames: int = setting(
-        24_000, "environment steps in which a pretrained policy waits for its critics"
-    )
-    policy_lr: float = setting(2e-5, "learning rate of a pretrained policy, after that")
-    candidates: int = setting(64, "skills among which the best is picked")
-    seed: int = setting(0, "of environments and networks")
-    output: str | None = setting("outputs/finetune", "folder of the curve and the summary")
-    progress_bar: bool = setting(False, "show one")
-    resume: str | None = setting(
-        None, "auto: go on from the newest checkpoint in output, if any; or its path"
-    )
-    checkpoint: CheckpointSettings = setting(
-        partial(CheckpointSettings, interval=200_000), "checkpoints, in output"
-    )
-    num_envs: int = setting(16, "environments side by side")
-    backend: str | None = setting(None, "envpool | serial | parallel; null: the fastest there is")
-    total_frames: int = setting(96_000, "environment steps")
-    evaluation_interval: int = setting(16_000, "environment steps between two evaluations")
-    evaluation_episodes: int = setting(16, "side by side")
-    sac: TaskSACSettings = setting(
-        partial(TaskSACSettings, optim_steps_per_batch=100, gamma=0.97, alpha_init=0.01),
-        "on the environment's own reward",
+    Attributes:
+        skill_policy: the skills
+        pretrained: false: the same networks from scratch
+        critic_frames: environment steps in which a pretrained policy waits for its critics
+        policy_lr: learning rate of a pretrained policy, after that
+        candidates: skills among which the best is picked
+    """
+
+    env: EnvSettings = field(default_factory=lambda: EnvSettings(name="half_cheetah"))
+    output: str | None = "outputs/finetune"
+    num_envs: int = 16
+    total_frames: int = 96_000
+    evaluation_interval: int = 16_000
+    evaluation_episodes: int = 16
+    skill_policy: str = "outputs/quickstart/skill_policy.pt"
+    pretrained: bool = True
+    critic_frames: int = 24_000
+    policy_lr: float = 2e-5
+    candidates: int = 64
+    sac: TaskSACSettings = field(
+        default_factory=lambda: TaskSACSettings(
+            optim_steps_per_batch=100, gamma=0.97, alpha_init=0.01
+        )
     )
 
 
@@ -327,7 +391,6 @@ def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
         prefix (str, optional): how errors call the section.
 
     Raises:
-        TypeError: if a value is of the wrong type.
         ValueError: if there is no such setting; says which one is nearest.
 
     Examples:
@@ -337,58 +400,19 @@ def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
         Traceback (most recent call last):
         ValueError: unknown setting 'num_env': did you mean 'num_envs'?
     """
-    hints = _hints(type(settings))  # type: ignore[arg-type]
-    changed: dict[str, Any] = {}
-    if not isinstance(values, Mapping):
-        values = _fields(values)
+    known, changed = vars(settings), {}
+    values = vars(values) if dataclasses.is_dataclass(values) else values
+    check_type(prefix[:-1], values, Mapping, f"a mapping of {', '.join(known)}")
     for name, value in values.items():
-        if name not in hints:
-            known = [f"{prefix}{known}" for known in hints]
-            raise ValueError(unknown("setting", f"{prefix}{name}", known))
-        old = getattr(settings, name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = _fields(value)
-        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
-            changed[name] = update(old, value, f"{prefix}{name}.")
-        elif isinstance(old, dict) and isinstance(value, Mapping):
-            changed[name] = {**old, **value}
-        else:
-            changed[name] = _checked(f"{prefix}{name}", value, hints[name])
+        if name not in known:
+            names = [f"{prefix}{name}" for name in known]
+            raise ValueError(unknown("setting", f"{prefix}{name}", names))
+        if dataclasses.is_dataclass(known[name]):
+            value = update(known[name], value, f"{prefix}{name}.")
+        elif isinstance(known[name], dict):
+            value = {**known[name], **value}
+        changed[name] = value
     return dataclasses.replace(settings, **changed)  # type: ignore[type-var]
-
-
-def _fields(settings: Any) -> dict[str, Any]:
-    return {part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)}
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is list and isinstance(value, (list, tuple)):
-        (item,) = get_args(hint)
-        return [_checked(f"{name}[{index}]", part, item) for index, part in enumerate(value)]
-    is_union = get_origin(hint) in (Union, types.UnionType)
-    kinds = get_args(hint) if is_union else (hint,)
-    if Any in kinds or any(_is(value, kind) for kind in kinds):
-        return float(value) if float in kinds and _is(value, int) else value
-    expected = " or ".join("null" if kind is types.NoneType else _word(kind) for kind in kinds)
-    raise TypeError(f"{name} must be {expected}, got {value!r}.")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
-
-
-def _word(kind: Any) -> str:
-    if dataclasses.is_dataclass(kind):
-        return f"a mapping of {', '.join(_hints(kind))}"  # type: ignore[arg-type]
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    return words.get(kind, str(kind))
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def shown(value: Any) -> str:
@@ -398,38 +422,31 @@ def shown(value: Any) -> str:
         >>> shown({"lr": 1e-4}), shown(None), shown(48_000_000)
         ('{lr:0.0001}', 'null', '48_000_000')
     """
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{shown(part)}" for name, part in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:_}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:_}"
+    return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
 def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Each setting's dotted name, default and comment, in their order.
+    """Each setting's dotted name, value and comment, in their order.
 
     Examples:
         >>> next(describe(SkillSettings(), "skill."))
         ('skill.kind', 'UnitSphere', 'UnitSphere | StandardNormal | OneHot')
     """
-    for part in dataclasses.fields(settings):
-        value = getattr(settings, part.name)
+    docstrings = "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in type(settings).__mro__)
+    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", docstrings, re.MULTILINE)
+    comments = {name: " ".join(comment.split()) for name, comment in found}
+    for name, value in vars(settings).items():
         if dataclasses.is_dataclass(value):
-            yield from describe(value, f"{prefix}{part.name}.")
+            yield from describe(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{part.name}", value, part.metadata["help"]
-
-
-@cache
-def _presets() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
+            yield f"{prefix}{name}", value, comments.get(name, "")
 
 
 def preset_names() -> list[str]:
     """The presets that every environment has."""
-    return list(_presets()["any"])
+    return list(PRESETS["any"])
 
 
 def preset_values(env: str, preset: str) -> dict[str, Any]:
@@ -451,17 +468,11 @@ def preset_values(env: str, preset: str) -> dict[str, Any]:
         >>> preset_values("gym:Walker2d-v5", "laptop")["num_cells"]
         [256, 256]
     """
-    shared, own = _presets()["any"], _presets().get(env, {})
+    shared, own = PRESETS["any"], PRESETS.get(env, {})
     if preset not in shared:
         raise ValueError(unknown("preset", preset, shared))
-    paper = own.get("paper", shared["paper"])
-    changes = {} if preset == "paper" else own.get(preset, shared[preset])
-    return _merged(paper, changes)
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(first)
-    for name, value in second.items():
-        is_section = isinstance(value, dict) and isinstance(result.get(name), dict)
-        result[name] = _merged(result[name], value) if is_section else value
-    return result
+    values = copy.deepcopy(own.get("paper", shared["paper"]))
+    changes = {} if preset == "paper" else copy.deepcopy(own.get(preset, shared[preset]))
+    for name, value in changes.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    return values

@@ -16,8 +16,6 @@ from hydra.core.config_store import ConfigStore
 from torchrl_metra.envs import registered_envs
 from torchrl_metra.recipes.settings import preset_names, preset_values
 
-__all__ = ["register_app", "register_presets"]
-
 WORKERS = {
     "multi_sync": {"kind": "multi_sync", "workers": 2},
     "multi_async": {"kind": "multi_async", "workers": 1},
@@ -25,24 +23,26 @@ WORKERS = {
 }
 
 
-def register_app(name: str, settings: type, env: str, arguments: Iterable[str] = ()) -> str:
+def register_app(name: str, settings: type, arguments: Iterable[str]) -> str:
     """Put the configuration of a command into the store.
 
     Args:
         name (str): of the command.
         settings (type): its settings, a dataclass.
-        env (str): the environment unless another is given; ``"???"``: ask for one.
-        arguments (iterable of str, optional): overrides, of which those of ``env`` become choices.
+        arguments (iterable of str): overrides, of which those of ``env`` become choices.
 
     Returns:
         The name of the configuration, for ``hydra.main`` or ``hydra.compose``.
     """
     _add(settings, f"metra_{name}_settings")
+    given = [item.removeprefix("env=") for item in arguments if item.startswith("env=")]
+    # Hydra's sweeper writes a colon as `\:`.
+    given = ",".join(given).replace("\\", "").split(",")
     # Only names that say how they are built; others are mistyped.
-    envs = {*registered_envs(), *(env for env in named(arguments, "env") if ":" in env)}
+    envs = {*registered_envs(), *(env for env in given if ":" in env)}
     for choice in envs:
         _add({"name": choice}, choice, group="env", package="env")
-    defaults: list[Any] = [f"metra_{name}_settings", {"env": env}]
+    defaults: list[Any] = [f"metra_{name}_settings", {"env": settings().env.name or "???"}]
     if name == "train":
         register_presets(envs)
         for preset in preset_names():
@@ -74,15 +74,9 @@ def _register_presets_of(env: str) -> None:
     for preset in preset_names():
         values = {**preset_values(env, preset), "preset": preset}
         values["env"] = {"name": env, **values.get("env", {})}
-        values["output"] = _folder(env, preset)
+        folder = re.sub(r"[^\w.-]+", "_", env)
+        values["output"] = f"outputs/{folder}" + (f"_{preset}" if preset != "paper" else "")
         _add(values, f"{env}.{preset}", group="metra_preset", package="_global_")
-
-
-def named(arguments: Iterable[str], key: str) -> list[str]:
-    """The values that overrides give to a key."""
-    found = [item.removeprefix(f"{key}=") for item in arguments if item.startswith(f"{key}=")]
-    # Hydra's sweeper writes a colon as `\:`.
-    return [value.replace("\\", "") for values in found for value in values.split(",")]
 
 
 def _add(node: Any, name: str, group: str | None = None, package: str | None = None) -> None:
@@ -90,9 +84,3 @@ def _add(node: Any, name: str, group: str | None = None, package: str | None = N
     path, _, name = name.rpartition("/")
     group = "/".join(filter(None, (group, path))) or None
     ConfigStore.instance().store(name, node, group, package, provider="torchrl_metra")
-
-
-def _folder(env: str, preset: str) -> str:
-    """Where a run writes unless ``output`` says so."""
-    name = re.sub(r"[^\w.-]+", "_", env)
-    return f"outputs/{name}" if preset == "paper" else f"outputs/{name}_{preset}"

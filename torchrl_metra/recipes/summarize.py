@@ -99,8 +99,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of the runs named on the command line."""
-    description = "One table of many runs: what was set differently, and what came of it."
-    parser = argparse.ArgumentParser(prog="metra summarize", description=description)
+    parser = argparse.ArgumentParser(prog="metra summarize", description=__doc__.partition("\n")[0])
     parser.add_argument("places", nargs="+", type=Path, help="folders of runs, or files of them")
     parser.add_argument("--results", nargs="+", help="columns; all numbers without it")
     parser.add_argument("--save", type=Path, help="file that takes all of the summaries")
@@ -113,7 +112,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(summarize(runs, args.results))
     if args.save:
         args.save.write_text(json.dumps(runs) + "\n")
-
-
-if __name__ == "__main__":
-    main()

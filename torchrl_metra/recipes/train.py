@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,15 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_metra import evaluation
 from torchrl_metra._extras import require
-from torchrl_metra.evaluation import (
-    encode_trajectories,
-    measure_skills,
-    plot_coverage,
-    plot_skills,
-    positions,
-    rollout_skills,
-    visited,
-    write_video,
-)
 from torchrl_metra.modules import SkillPolicy
-from torchrl_metra.recipes.build import Parts, build
-from torchrl_metra.recipes.checkpoints import clear_folder, resume_run
+from torchrl_metra.recipes import records
+from torchrl_metra.recipes.build import make_metra
+from torchrl_metra.recipes.checkpoints import prepare_run, resume_run
 from torchrl_metra.recipes.collect import make_skill_env
-from torchrl_metra.recipes.records import (
-    CoverageCurve,
-    run_record,
-    shielded_from_ctrl_c,
-    stop_on_signal,
-    write_summary,
-)
-from torchrl_metra.recipes.settings import Settings
+from torchrl_metra.recipes.settings import EnvSettings, Settings, update
 from torchrl_metra.trainers import METRATrainer, SkillEvaluation
-
-__all__ = ["train"]
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -69,115 +53,102 @@ def train(settings: Settings) -> dict[str, Any]:
     if settings.output is None:
         raise ValueError("a run needs a folder: set output.")
     require("matplotlib", extra="run")
-    run_record()
-    clear_folder(settings)
-    parts = Parts(normalize=_constants_of(settings))
-    with shielded_from_ctrl_c():
-        trainer = build(settings, parts)
+    prepare_run(settings)
+    with records.shielded_from_ctrl_c():
+        trainer = make_metra(update(settings, {"env": {"normalize": _constants_of(settings)}}))
         skill_policy = trainer.skill_policy
         assert skill_policy is not None
+        env_options = skill_policy.env_options or {}
+        same = replace(settings, env=EnvSettings(settings.env.name, **env_options))
         num_envs = settings.evaluation_num_envs or settings.evaluation_episodes
-        normalize = (skill_policy.env_options or {}).get("normalize")
-        evaluation_env = make_skill_env(settings, num_envs, settings.seed + 1_000, normalize)
+        env = make_skill_env(same, num_envs, settings.seed + 1_000)
     try:
-        return _run(settings, trainer, skill_policy, evaluation_env)
+        return _run(settings, trainer, skill_policy, env)
     finally:
-        evaluation_env.close(raise_if_closed=False)
+        env.close(raise_if_closed=False)
         trainer.replay_buffer.shutdown()
 
 
 def _constants_of(settings: Settings) -> Any:
-    """The normalisation of a run that goes on, which is not measured anew."""
-    if settings.resume is None:
-        return None
+    """How to normalize; a run that goes on does not measure its constants again."""
+    if settings.resume is None or settings.env.normalize is not None:
+        return settings.env.normalize
     # A checkpoint lies in the folder of its run, under checkpoints/.
     is_auto = settings.resume == "auto"
     folder = Path(settings.output or "") if is_auto else Path(settings.resume).resolve().parents[1]
     path = folder / "skill_policy.pt"
-    if not path.exists():
-        return None
-    return (SkillPolicy.load(path).env_options or {}).get("normalize")
+    return (SkillPolicy.load(path).env_options or {}).get("normalize") if path.exists() else None
 
 
 def _run(
-    settings: Settings, trainer: METRATrainer, skill_policy: SkillPolicy, evaluation_env: EnvBase
+    settings: Settings, trainer: METRATrainer, skill_policy: SkillPolicy, env: EnvBase
 ) -> dict[str, Any]:
     """What :func:`train` does with the parts."""
     output = Path(settings.output or "")
     policy, encoder, prior = skill_policy.actor, skill_policy.encoder, skill_policy.prior
-
-    # What to look at while it trains.
-    skills = prior.evaluation_skills(settings.evaluation_episodes)
-    curve = CoverageCurve(output / "coverage.csv")
+    curve = records.Curve(output / "coverage.csv", "policy_coverage")
 
     def encode(rollouts: TensorDictBase) -> torch.Tensor | None:
-        return None if encoder is None else encode_trajectories(rollouts, encoder)
+        return None if encoder is None else evaluation.encode_trajectories(rollouts, encoder)
 
     def measure(rollouts: TensorDictBase) -> dict[str, float]:
         norm = skill_policy.constraint_norm
-        return measure_skills(rollouts, encode(rollouts), prior, norm=norm)
+        return evaluation.measure_skills(rollouts, encode(rollouts), prior, norm=norm)
 
     def on_evaluation(frames: int, rollouts: TensorDictBase) -> None:
-        places = visited(rollouts)
+        places = evaluation.visited(rollouts)
         # An environment that does not say where the body is has no coverage.
         curve.append(frames, 0 if places is None else len(places.unique(dim=0)))
         skill_policy.save(output / "skill_policy.pt")
 
-    evaluation = SkillEvaluation(
-        evaluation_env,
-        policy,
-        skills,
-        settings.evaluation_interval,
-        measure=measure,
-        callback=on_evaluation,
-    )
-    evaluation.register(trainer)
+    skills = prior.evaluation_skills(settings.evaluation_episodes)
+    interval = settings.evaluation_interval
+    hook = SkillEvaluation(env, policy, skills, interval, measure=measure, callback=on_evaluation)
+    hook.register(trainer)
     trainer.register_module("coverage_curve", curve)
     if not resume_run(trainer, settings):
-        on_evaluation(0, rollout_skills(evaluation_env, policy, skills))
-
-    with stop_on_signal(trainer):
+        on_evaluation(0, evaluation.rollout_skills(env, policy, skills))
+    with records.stop_on_signal(trainer):
         trainer.train()
 
-    # What became of it.
-    rollouts = rollout_skills(evaluation_env, policy, skills)
+    # Counted are skills as they are drawn; an even grid is for the eye.
+    rollouts = evaluation.rollout_skills(env, policy, skills)
     on_evaluation(trainer.collected_frames, rollouts)
-    results: dict[str, Any] = measure(rollouts)
-    # Of an even grid, to look at.
+    metrics = measure(rollouts)
     skills = prior.grid(settings.evaluation_episodes)
-    rollouts = rollout_skills(evaluation_env, policy, skills)
+    rollouts = evaluation.rollout_skills(env, policy, skills)
     unit = "tasks" if "tasks" in rollouts.keys() else "cells"
-    name = str(settings.env.name)
-    title = f"{name}, {trainer.collected_frames:,} frames"
-    plot_skills(
-        encode(rollouts), skills, output / "skills.png", position=positions(rollouts), title=title
+    name, frames = str(settings.env.name), f"{trainer.collected_frames:,} frames"
+    title, latents = f"{name}, {frames}", encode(rollouts)
+    evaluation.plot_skills(
+        latents, skills, output / "skills.png", position=evaluation.positions(rollouts), title=title
     )
-    is_counted = visited(rollouts) is not None
-    if is_counted:
-        plot_coverage({name: curve.points()}, output / "coverage.png", title=title, unit=unit)
     if "pixels" in rollouts.keys():
-        write_video(rollouts["pixels"], output / "skills.mp4")
-    before, after = curve.rows[0][-1], curve.rows[-1][-1]
+        evaluation.write_video(rollouts["pixels"], output / "skills.mp4")
+    coverage = [row[-1] for row in curve.rows]
     results = {
-        "coverage_before": before,
-        "coverage_after": after,
-        "coverage_last_three": sum(row[-1] for row in curve.rows[-3:]) / len(curve.rows[-3:]),
+        "coverage_before": coverage[0],
+        "coverage_after": coverage[-1],
+        "coverage_last_three": sum(coverage[-3:]) / len(coverage[-3:]),
         "total_coverage": len(trainer.log_coverage.total),
         "failures_found": trainer.diagnosis.found,
-        **results,
+        **metrics,
         "frames": trainer.collected_frames,
         "seconds": curve.seconds,
         "curve": curve.rows,
     }
-    write_summary(output / "summary.json", results, settings)
-    frames = f"{trainer.collected_frames:,} frames ({curve.seconds:.0f} s)"
-    if is_counted:
-        print(
-            f"policy coverage of {settings.evaluation_episodes} episodes: {before} {unit} before "
-            f"training, {after} after {frames}."
-        )
-    else:
+    records.write_summary(output / "summary.json", results, settings)
+    frames += f" ({curve.seconds:.0f} s)"
+    if evaluation.visited(rollouts) is None:
         print(f"trained for {frames}. To count what skills cover, set env.position.")
+    else:
+        evaluation.plot_coverage(
+            {name: curve.points()}, output / "coverage.png", title=title, unit=unit
+        )
+        print(
+            f"policy coverage of {settings.evaluation_episodes} episodes: {coverage[0]} {unit} "
+            f"before training, {coverage[-1]} after {frames}."
+        )
     print(
         f"Written to {output}/. For a report with videos and goals of these skills:\n"
         f"metra evaluate {shlex.quote(str(output))}"

@@ -51,7 +51,7 @@ class METRATrainerConfig(Settings, TrainerConfig):
     prior: Any = None
     replay_buffer: Any = None
     logger: Any = None
-    _target_: str = "torchrl_metra.recipes.build.make_configured"
+    _target_: str = "torchrl_metra.make_metra"
     _convert_: str = "all"
 
     def __post_init__(self) -> None:
