@@ -7,8 +7,6 @@ import pkgutil
 import sys
 from typing import Any
 
-__all__ = ["import_object"]
-
 
 def import_object(name: str, what: str = "the function") -> Any:
     """Import ``"package.module:object"``, from the current folder too.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["unknown"]
-
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """What an error says of a name that does not exist: the nearest one, or all that do.

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe_run", "hide_secrets"]
-
 # A key alone, or one to get in by; others, such as skill_key, are not secret.
 _KEY = r"(?:\b|api[_-]?|access[_-]?|private[_-]?)key"
 _NAME = rf"[\w.+-]*(?:token|passw|passphrase|secret|credential|auth|{_KEY})[\w-]*"

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-__all__ = ["base_of", "transforms_of"]
-
 
 def transforms_of(env: EnvBase) -> Iterator[Transform]:
     """An environment's transforms, in the order in which they see an observation.

@@ -15,8 +15,6 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorStorage
 
 from torchrl_metra._private import SelfSamplingStorage
 
-__all__ = ["FrameStackStorage"]
-
 
 class FrameStackStorage(SelfSamplingStorage):
     """Stores each frame once, where a transition with stacked frames holds it six times.

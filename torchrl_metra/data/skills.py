@@ -14,8 +14,6 @@ from torchrl.data import OneHot as OneHotSpec
 
 from torchrl_metra._checks import check_choice, check_integer, check_type
 
-__all__ = ["OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
-
 
 class SkillPrior(abc.ABC):
     """Distribution of skills ``z``, with everything that depends on its kind.

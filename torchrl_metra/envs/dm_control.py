@@ -30,17 +30,6 @@ from torchrl_metra.envs.rendering import following_camera
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = [
-    "LOCOMOTION",
-    "Locomotion",
-    "LocomotionPixelEnv",
-    "SuiteEnv",
-    "make_locomotion",
-    "make_suite",
-    "recolour_floor",
-    "suite_entry",
-]
-
 EPISODE_STEPS = 200
 ACTION_REPEAT = 2
 

@@ -15,8 +15,6 @@ from torchrl.envs import EnvBase
 from torchrl_metra._extras import require
 from torchrl_metra.envs.registry import EnvEntry
 
-__all__ = ["EXCLUDES", "EnvPoolEnv", "add_limits", "envpool_entry", "make_envpool"]
-
 # What tasks whose observation begins by the place of the body call leaving it out.
 EXCLUDES = "exclude_current_positions_from_observation"
 

@@ -15,8 +15,6 @@ from torchrl_metra.envs.make import make_env, resolve
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.places import draw_positions
 
-__all__ = ["sample_goals"]
-
 
 def sample_goals(
     env: str | Callable[..., Any],

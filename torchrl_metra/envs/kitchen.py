@@ -19,8 +19,6 @@ from torchrl_metra.envs.rendering import FreeCamera
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["KITCHEN_TASKS", "KitchenPixelEnv", "make_kitchen"]
-
 KITCHEN_TASKS: tuple[str, ...] = (
     "bottom burner",
     "light switch",

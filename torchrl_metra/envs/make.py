@@ -44,8 +44,6 @@ from torchrl_metra.envs.registry import EnvEntry, Position, find_env, registered
 from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, same_random_state
 from torchrl_metra.envs.transforms.position import ReadPosition
 
-__all__ = ["Backend", "make_env"]
-
 Backend = Literal["envpool", "serial", "parallel"]
 
 # What names of other environments begin with.

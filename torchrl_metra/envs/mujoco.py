@@ -28,8 +28,6 @@ from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry, find_env, register_env
 from torchrl_metra.envs.rendering import Renderer, following_camera
 
-__all__ = ["EPISODE_STEPS", "HURDLES", "DrawnGymEnv", "gymnasium_entry", "make_gymnasium"]
-
 EPISODE_STEPS = 200
 
 

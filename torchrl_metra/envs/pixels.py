@@ -21,8 +21,6 @@ from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["PixelOptions", "SimulationEnv", "repeat_frames"]
-
 
 @dataclass(frozen=True)
 class PixelOptions:

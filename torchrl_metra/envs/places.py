@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["draw_positions"]
-
 
 def draw_positions(num_goals: int, size: int, extent: float, seed: int) -> Tensor:
     """Uniformly from a square around the origin, ``[num_goals, size]``.

@@ -16,8 +16,6 @@ from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
 from torchrl_metra.envs.places import draw_positions
 from torchrl_metra.envs.registry import register_env
 
-__all__ = ["DrawPoint", "PointEnv", "WindyPointEnv", "make_point"]
-
 EPISODE_STEPS = 200
 
 

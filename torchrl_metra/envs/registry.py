@@ -14,8 +14,6 @@ from torchrl.envs import EnvBase, Transform
 
 from torchrl_metra._checks import check_choice
 
-__all__ = ["EnvEntry", "Position", "find_env", "register_env", "registered_envs"]
-
 Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 
 

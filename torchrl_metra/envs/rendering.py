@@ -23,15 +23,6 @@ from torchrl_metra._private import open_gl_context
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = [
-    "FreeCamera",
-    "GLBackend",
-    "Quality",
-    "Renderer",
-    "following_camera",
-    "rendering_available",
-]
-
 Quality = Literal["fast", "full"]
 GLBackend = Literal["egl", "osmesa", "glfw", "cgl"]
 

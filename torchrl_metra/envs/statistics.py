@@ -11,14 +11,6 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-__all__ = [
-    "NUM_ENVS",
-    "constants_of",
-    "measure_observations",
-    "random_steps",
-    "same_random_state",
-]
-
 NUM_STEPS, NUM_ENVS = 10_000, 10
 
 # Entries that vary less are constants, whose deviation is noise of rounding.

@@ -15,8 +15,6 @@ from torchrl_metra.envs.mujoco import HURDLES
 from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.transforms.primer import where_reset
 
-__all__ = ["PassHurdles", "ReachGoals"]
-
 
 class ReachGoals(AutoResetMixin, Transform):
     """Replaces the reward by 1 for every step that ends near a goal.

@@ -13,8 +13,6 @@ from torch import Tensor
 from torchrl_metra._checks import check_integer
 from torchrl_metra.evaluation.trajectories import Projection
 
-__all__ = ["CoverageCounter", "coverage", "sector_coverage", "visited"]
-
 
 def coverage(position: Tensor, cell_size: float = 1.0) -> int:
     """Number of distinct cells visited, the paper's state coverage (Section 5).

@@ -13,8 +13,6 @@ from torchrl_metra.envs import GoalPrimer, SkillPrimer
 from torchrl_metra.evaluation.rollouts import roll_out
 from torchrl_metra.modules import SkillPolicy
 
-__all__ = ["goal_metrics", "rollout_goal_policies", "rollout_goals"]
-
 
 def rollout_goals(
     env: EnvBase,

@@ -12,8 +12,6 @@ from torchrl_metra.evaluation.temporal import temporal_check
 from torchrl_metra.evaluation.trajectories import Projection, episode_lengths, positions
 from torchrl_metra.objectives.functional import ConstraintNorm, effective_rank
 
-__all__ = ["measure_skills", "skill_accuracy", "skill_alignment"]
-
 
 def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float:
     """Mean cosine between skills and displacements in latent space.

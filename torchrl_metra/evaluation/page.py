@@ -10,8 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-__all__ = ["write_page"]
-
 # What each number says, in the order of the page.
 MEANINGS = {
     "policy_coverage": "cells (in the kitchen: tasks) that the episodes visited",

@@ -18,8 +18,6 @@ from torchrl_metra.objectives.functional import ConstraintNorm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_coverage", "plot_goals", "plot_skills", "plot_temporal_distances"]
-
 
 def plot_coverage(
     curves: Mapping[str, Tensor],

@@ -27,8 +27,6 @@ from torchrl_metra.evaluation.trajectories import (
 from torchrl_metra.evaluation.videos import write_video
 from torchrl_metra.modules import SkillPolicy
 
-__all__ = ["evaluate"]
-
 # Heading, caption and file of a picture or a video.
 Section: TypeAlias = tuple[str, str, Path]
 

@@ -17,8 +17,6 @@ from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs import SkillPrimer
 from torchrl_metra.evaluation.trajectories import episode_lengths
 
-__all__ = ["rollout_skills"]
-
 # Of episodes that do not end by themselves: as long as gymnasium's for MuJoCo.
 LONGEST_EPISODE = 1_000
 

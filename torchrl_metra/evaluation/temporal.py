@@ -11,8 +11,6 @@ from torch import Tensor
 from torchrl_metra._checks import check_choice
 from torchrl_metra.objectives import functional as F
 
-__all__ = ["latent_steps", "pair_distances", "rank_correlation", "temporal_check"]
-
 # The pairs of all states of a long episode would be too many.
 MAX_STATES = 256
 # Relative excess that does not count: training enforces the constraint on average.

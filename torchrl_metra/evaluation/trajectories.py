@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
-__all__ = ["Projection", "encode_trajectories", "episode_lengths", "positions", "trajectories"]
-
 # From states, a TensorDict of batch size [*B], to coordinates of shape [*B, k].
 Projection: TypeAlias = Callable[[TensorDictBase], Tensor]
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from torchrl_metra._extras import require
 
-__all__ = ["write_video"]
-
 
 def write_video(pixels: Tensor, path: str | os.PathLike[str], *, fps: float = 25.0) -> None:
     """Write episodes side by side as one video, all from their first step on.

@@ -19,8 +19,6 @@ from torchrl_metra._checks import check_type
 from torchrl_metra._private import unchecked_tanh_normal
 from torchrl_metra.modules.linear import Float32Linear
 
-__all__ = ["NormalHead", "SkillConditionedActor"]
-
 
 class NormalHead(nn.Module):
     """Linear map from features to the mean and the standard deviation of a normal.

@@ -6,8 +6,6 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 
-__all__ = ["as_encoder", "latent_key"]
-
 
 def as_encoder(encoder: nn.Module | TensorDictModuleBase) -> TensorDictModuleBase:
     """The encoder as a TensorDict module; a plain one reads ``"observation"``.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
-__all__ = ["GoalReachingPolicy"]
-
 
 class GoalReachingPolicy(TensorDictModuleBase):
     """Reaches goals without further training: the skill points from φ(s) to φ(g) (Section 4.2).

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Float32Linear"]
-
 
 class Float32Linear(nn.Linear):
     """A linear layer whose outputs stay in float32 under autocast; gradients do not.

@@ -18,8 +18,6 @@ from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spe
 from torchrl_metra.modules.linear import Float32Linear
 from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
 
-__all__ = ["Architecture", "SACNetworks", "make_pixel_sac_networks", "make_sac_networks"]
-
 
 @dataclass(frozen=True)
 class Architecture:

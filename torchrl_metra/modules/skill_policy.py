@@ -23,8 +23,6 @@ from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.networks import Architecture, SACNetworks
 
-__all__ = ["SkillPolicy"]
-
 _FORMAT = "torchrl_metra.SkillPolicy"
 _FORMAT_VERSION = 3
 

@@ -16,8 +16,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import pairwise_products
 
-__all__ = ["CICLoss"]
-
 # Of the authors' code: distances below the first count as none, the second guards a division.
 _DISTANCE_FLOOR, _EPSILON = 5e-4, 1e-6
 _LOWEST_TEMPERATURE = 0.0125

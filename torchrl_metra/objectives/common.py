@@ -20,8 +20,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
-__all__ = ["EncoderLoss", "SkillLoss"]
-
 
 class SkillLoss(LossModule, abc.ABC):
     """Base of all skill-discovery objectives: named groups of parameters, and a reward.

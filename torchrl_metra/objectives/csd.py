@@ -11,8 +11,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.distances import ControllabilityDistance
 from torchrl_metra.objectives.metra import METRALoss
 
-__all__ = ["CSDLoss"]
-
 
 class CSDLoss(METRALoss):
     r"""CSD: skills that seek what is hard to control.

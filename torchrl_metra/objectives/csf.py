@@ -13,8 +13,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import pairwise_products
 
-__all__ = ["CSFLoss"]
-
 
 class CSFLoss(EncoderLoss):
     r"""CSF: contrastive successor features, mutual information in place of METRA's constraint.

@@ -18,8 +18,6 @@ from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.common import SkillLoss
 from torchrl_metra.objectives.functional import normal_log_prob
 
-__all__ = ["DADSLoss"]
-
 # Of the authors' code: bounds of the log-ratios, and how fast the statistics follow.
 _LOG_RATIO_BOUND, _MOMENTUM = 50.0, 0.01
 

@@ -13,8 +13,6 @@ from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import normal_log_prob
 
-__all__ = ["DIAYNLoss"]
-
 
 class DIAYNLoss(EncoderLoss):
     r"""DIAYN: skills that can be told from the states that they visit.

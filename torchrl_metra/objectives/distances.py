@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.functional import normal_log_prob
 
-__all__ = ["ControllabilityDistance", "L2Distance"]
-
 
 class L2Distance:
     r"""Mean squared change of the observation, :math:`d(s, s') = \frac1S \|s' - s\|_2^2`.

@@ -8,8 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["ConstraintNorm", "effective_rank", "normal_log_prob", "pairwise_products"]
-
 ConstraintNorm = Literal["l2", "rms"]
 
 

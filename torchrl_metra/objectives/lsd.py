@@ -14,8 +14,6 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 
-__all__ = ["LSDLoss"]
-
 
 class LSDLoss(EncoderLoss):
     r"""LSD: skills that move far in the space of observations.

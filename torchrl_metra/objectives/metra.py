@@ -17,8 +17,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import ConstraintNorm, effective_rank
 
-__all__ = ["METRALoss"]
-
 
 class METRALoss(EncoderLoss):
     r"""METRA: a metric-aware abstraction of states, learned without reward.

@@ -16,8 +16,6 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives.common import SkillLoss
 
-__all__ = ["RNDBaseline"]
-
 # The clipping of TorchRL's RNDTransform, in standard deviations.
 _CLIP = 5.0
 

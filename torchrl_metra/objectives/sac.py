@@ -14,8 +14,6 @@ from torchrl.objectives import SACLoss
 from torchrl_metra._private import BatchedCritics, reduce_loss
 from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
 
-__all__ = ["BatchedSACLoss"]
-
 
 class BatchedSACLoss(BatchedCritics, SACLoss):
     r"""TorchRL's ``SACLoss``, faster where the critics are multilayer perceptrons.

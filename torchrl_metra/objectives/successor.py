@@ -17,8 +17,6 @@ from torchrl_metra._private import reduce_loss
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.sac import BatchedSACLoss
 
-__all__ = ["SuccessorFeatureSACLoss"]
-
 
 class SuccessorFeatureSACLoss(BatchedSACLoss):
     r"""SAC for a reward that is linear in the skill, :math:`r = \Delta\phi^\top z`.

@@ -9,8 +9,6 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-__all__ = ["drop_masked", "refuse_multi_step", "unknown_ends"]
-
 # Where TorchRL says which entries of a batch are transitions, and not padding.
 MASK_KEY = ("collector", "mask")
 

@@ -24,8 +24,6 @@ from torchrl.trainers import Trainer
 
 from torchrl_metra._private import SealedCheckpoint, drop_prefetched
 
-__all__ = ["DamagedCheckpointError", "VerifiedCheckpoint", "resume"]
-
 _DIGESTS = "digests.json"
 
 

@@ -12,8 +12,6 @@ from torchrl.envs import TransformedEnv
 from torchrl_metra._private import collector_progress, episodes_under_way
 from torchrl_metra._transforms import base_of
 
-__all__ = ["CollectorState"]
-
 
 class CollectorState:
     """What a collector needs to go on where it stopped, as a component of a checkpoint.

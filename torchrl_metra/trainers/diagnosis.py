@@ -14,8 +14,6 @@ from torchrl.trainers.trainers import TrainerHookBase
 from torchrl_metra.data import OneHot, SkillPrior
 from torchrl_metra.objectives import METRALoss, SkillLoss
 
-__all__ = ["Diagnosis", "FailureWarning"]
-
 # Rounds over which the latest values are averaged.
 WINDOW = 5
 # Before this many updates nothing is said, whatever the learning rate.

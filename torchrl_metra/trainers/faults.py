@@ -12,15 +12,6 @@ from typing import Any, NoReturn
 from torchrl.checkpoint import CheckpointError
 from torchrl.trainers import Trainer
 
-__all__ = [
-    "CollectionTimeoutError",
-    "DivergenceError",
-    "TimedCollector",
-    "TrainingStoppedError",
-    "stop_training",
-    "time_limit",
-]
-
 
 class DivergenceError(ValueError):
     """A loss or another metric of training is NaN or infinite: the networks are lost."""

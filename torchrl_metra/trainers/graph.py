@@ -15,8 +15,6 @@ from torch import Tensor, optim
 
 from torchrl_metra._private import record_graph
 
-__all__ = ["UpdateGraph"]
-
 
 class UpdateGraph:
     """An update as one graph: its losses, backward passes and optimizer steps together.

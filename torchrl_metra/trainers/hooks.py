@@ -25,8 +25,6 @@ from torchrl_metra.trainers.optimizers import check_losses, check_optimizers
 from torchrl_metra.trainers.rounds import check_metrics
 from torchrl_metra.trainers.stepper import relabel, step_skill_loss
 
-__all__ = ["LogCoverage", "LogRates", "METRAHook", "SkillEvaluation", "SkillHook"]
-
 
 class SkillHook(TrainerHookBase):
     """Skill discovery in a trainer that you already have, such as TorchRL's ``SACTrainer``.

@@ -39,8 +39,6 @@ from torchrl_metra.trainers.remote import RemoteLearner
 from torchrl_metra.trainers.rounds import Round
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper, read_keys
 
-__all__ = ["METRATrainer"]
-
 
 class METRATrainer(Trainer):
     """The whole of METRA on TorchRL's :class:`~torchrl.trainers.Trainer`.

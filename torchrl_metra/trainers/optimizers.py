@@ -9,8 +9,6 @@ from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 
 from torchrl_metra.objectives import SkillLoss
 
-__all__ = ["check_losses", "check_optimizers", "make_metra_optimizers"]
-
 
 def make_metra_optimizers(
     skill_loss: SkillLoss, sac_loss: SACLoss | DiscreteSACLoss, lr: float = 1e-4, **lrs: float

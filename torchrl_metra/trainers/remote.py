@@ -10,8 +10,6 @@ from torch import nn
 
 from torchrl_metra._private import LearnerProxy, num_updates
 
-__all__ = ["RemoteLearner"]
-
 
 class RemoteLearner(LearnerProxy):
     """TorchRL's learner on Ray, with what a :class:`~torchrl_metra.METRATrainer` adds to it.

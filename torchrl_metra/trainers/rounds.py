@@ -15,8 +15,6 @@ from torchrl_metra.evaluation.coverage import read_places
 from torchrl_metra.evaluation.trajectories import Projection
 from torchrl_metra.trainers.faults import DivergenceError
 
-__all__ = ["Round", "check_metrics"]
-
 
 class Round:
     """Numbers of one round, kept where they are until all of them are read at once.

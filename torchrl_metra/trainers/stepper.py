@@ -23,8 +23,6 @@ from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.graph import UpdateGraph
 from torchrl_metra.trainers.optimizers import check_optimizers
 
-__all__ = ["METRAOptimizationStepper", "read_keys", "relabel", "step_skill_loss"]
-
 
 class METRAOptimizationStepper(OptimizationStepper):
     """One gradient step of METRA, in the authors' order (Algorithm 1).

@@ -8,8 +8,6 @@ from torchrl.envs.utils import make_composite_from_td
 
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
-__all__ = ["GoalPrimer"]
-
 
 class GoalPrimer(EpisodePrimer):
     """Draws a goal at reset and carries it through the episode, under ``"goal"``.

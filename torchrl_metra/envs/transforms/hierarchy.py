@@ -18,8 +18,6 @@ from torchrl_metra._private import step_below, steps_mask
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
 
-__all__ = ["SkillAction"]
-
 
 class SkillAction(Transform):
     """Makes the environment's action a skill, which a frozen policy follows for some steps.

@@ -12,8 +12,6 @@ from torchrl.envs import Transform
 
 from torchrl_metra._imports import import_object
 
-__all__ = ["ReadPosition"]
-
 
 class ReadPosition(Transform):
     """Copies the position out of the observation.

@@ -14,8 +14,6 @@ from torchrl.envs.transforms import TensorDictPrimer
 
 from torchrl_metra._private import AutoResetMixin
 
-__all__ = ["EpisodePrimer", "where_reset"]
-
 Entry = TypeVar("Entry", Tensor, TensorDictBase)
 
 

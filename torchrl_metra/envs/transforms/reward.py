@@ -12,8 +12,6 @@ from torchrl.envs.transforms import Transform
 
 from torchrl_metra._private import WorkerCheckMixin
 
-__all__ = ["IntrinsicRewardTransform"]
-
 
 class IntrinsicRewardTransform(WorkerCheckMixin, Transform):
     """Writes the intrinsic reward of a skill-discovery loss, with its weights of today.

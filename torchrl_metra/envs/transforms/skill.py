@@ -9,8 +9,6 @@ from torch import Tensor
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.envs.transforms.primer import EpisodePrimer
 
-__all__ = ["SkillPrimer"]
-
 
 class SkillPrimer(EpisodePrimer):
     """Draws a skill at reset and carries it through the episode.

@@ -11,8 +11,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from torchrl.trainers.algorithms.configs.common import ConfigBase
 
-__all__ = ["PlainConfig", "make_config", "parameters"]
-
 _VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 

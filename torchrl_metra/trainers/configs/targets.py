@@ -16,13 +16,6 @@ from torchrl_metra import (
     make_metra_optimizers,
 )
 
-__all__ = [
-    "make_batched_sac_loss",
-    "make_metra_hook",
-    "make_metra_optimizer",
-    "make_successor_sac_loss",
-]
-
 
 def make_metra_optimizer(
     *, skill_loss: SkillLoss, sac_loss: SACLoss, lr: float, lrs: dict[str, float]

@@ -10,8 +10,6 @@ from torchrl.trainers.algorithms.configs.trainers import TrainerConfig
 
 from torchrl_metra.recipes.settings import Settings
 
-__all__ = ["METRATrainerConfig"]
-
 
 @dataclass
 class METRATrainerConfig(Settings, TrainerConfig):
