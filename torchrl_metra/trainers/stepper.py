@@ -271,5 +271,7 @@ def _step(optimizer: optim.Optimizer, trainer: Any) -> Tensor:
         else:
             clip_grad_value_(parameters, clip_norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    # What zero_grad() does, without its profiling marks.
+    for parameter in parameters:
+        parameter.grad = None
     return norm
