@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from torchrl_metra import (
 
 # Small tensors: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# Workers are forked from a process that has imported everything: each would take seconds to import.
+multiprocessing.set_start_method("forkserver", force=True)
+multiprocessing.set_forkserver_preload(["torchrl_metra.recipes"])
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None,

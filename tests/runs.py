@@ -96,16 +96,11 @@ SMALL = {
     "evaluation_episodes": 8,
     "checkpoint": {"interval": 600},
 }
-_CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def start(output: Path, **settings: Any) -> Any:
-    """Begin a run of the point; returns its process.
-
-    It is forked from one that has imported everything, so that it starts in no time.
-    """
-    _CONTEXT.set_forkserver_preload(["torchrl_metra.recipes"])
-    process = _CONTEXT.Process(target=_run, args=[output, settings])
+    """Begin a run of the point; returns its process."""
+    process = multiprocessing.Process(target=_run, args=[output, settings])
     process.start()
     return process
 

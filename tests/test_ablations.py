@@ -34,13 +34,6 @@ class TestWindyPoint:
         assert rollout.shape == (*env.batch_size, 200)
         assert rollout["next", "truncated"][..., -1, :].all()
 
-    def test_partial_reset(self) -> None:
-        env = WindyPointEnv(2)
-        moved = env.rand_step(env.reset())["next"]
-        reset = env.reset(moved.clone().set("_reset", torch.tensor([[True], [False]])))
-        assert reset["observation"][0].tolist() == [0, 0]
-        torch.testing.assert_close(reset["observation"][1], moved["observation"][1])
-
     def test_pictures(self) -> None:
         env = make_env("windy_point", 2, pixels=PixelOptions(resolution=32))
         assert env.reset()["pixels"].shape[-2:] == (32, 32)

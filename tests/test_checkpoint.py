@@ -124,8 +124,14 @@ def test_a_memory_mapped_replay_buffer_is_copied(tmp_path: Path) -> None:
     VerifiedCheckpoint.verify(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("part", ["loss_module/state.pt", "observation.memmap", "manifest.json"])
-@pytest.mark.parametrize("spoil", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize(
+    ("part", "spoil"),
+    [
+        ("loss_module/state.pt", "truncate"),
+        ("observation.memmap", "flip"),
+        ("manifest.json", "remove"),
+    ],
+)
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(
     folder: Path, part: str, spoil: str
 ) -> None:

@@ -61,6 +61,7 @@ BATCHED: dict[str, Callable[[], EnvBase]] = {
 @pytest.fixture(params=BATCHED, ids=str, scope="module")
 def env(request: pytest.FixtureRequest):
     env = BATCHED[request.param]()
+    env.set_seed(0)  # Workers, which are forked from one process, would draw the same skills.
     yield env
     env.close()
 

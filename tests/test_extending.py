@@ -83,7 +83,7 @@ class TestNewObjectives:
             reward_of_it = (cumulant * batch["skill"]).sum(dim=-1, keepdim=True)
             torch.testing.assert_close(reward_of_it, reward)
 
-    @objectives
+    @pytest.mark.parametrize("name", ["SuccessorVISRLoss", "DisagreementLoss"])
     def test_as_one_graph(self, names: dict[str, Any], name: str) -> None:
         losses = []
         for switches in ({}, {"compile": {"backend": "eager"}}):

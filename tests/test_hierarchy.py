@@ -119,10 +119,6 @@ class TestSkillAction:
         assert second["reward"].dtype == torch.float32
         assert env.reward_spec == Unbounded((2, 1))
 
-    def test_one_step(self) -> None:
-        env = countdown(100, 100, num_steps=1)
-        assert step(env, env.reset(), 0, 1)["reward"].tolist() == [[1], [2]]
-
     @pytest.mark.parametrize("make", [countdown, countdown_serial])
     def test_environments_end_in_the_middle_of_a_skill(
         self, make: Callable[..., TransformedEnv]
@@ -265,7 +261,3 @@ class TestRefusals:
         env.append_transform(SkillAction(direction_policy(), UnitSphere(2)))
         with pytest.raises(ValueError, match="without SkillPrimer"):
             env.reset()
-
-    def test_a_replay_buffer(self) -> None:
-        with pytest.raises(RuntimeError, match="append it to one"):
-            SkillAction(count_policy(), OneHot(3))(TensorDict({}, []))

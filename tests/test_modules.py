@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
-from torchrl.data import Bounded, Unbounded
+from torchrl.data import Bounded
 from torchrl.envs import Compose, EnvBase, ObservationNorm, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, TanhNormal
@@ -87,10 +87,6 @@ class TestSkillConditionedActor:
         assert spec.expand(500, 2).is_in(action)
         assert (action[:, 1] > 1).any()
 
-    def test_unbounded_action_is_refused(self) -> None:
-        with pytest.raises(TypeError, match=r"Bounded spec.*Unbounded"):
-            SkillConditionedActor(nn.Identity(), 8, Unbounded((2,)))
-
     def test_standard_deviation_is_clamped(self) -> None:
         head = NormalHead(1, 1)
         nn.init.zeros_(head.linear.weight)
@@ -125,11 +121,6 @@ class TestMakeSACNetworks:
     def test_twin_critics_differ(self) -> None:
         first, second = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).critics
         assert not first.module[0].weight.equal(second.module[0].weight)
-
-    def test_batched_action_spec(self) -> None:
-        env = make_env("point", num_envs=5)
-        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
-        assert networks.architecture.action_low == (-1.0, -1.0)
 
     @pytest.mark.parametrize("has_encoder", [True, False])
     def test_move_to_a_device(self, has_encoder: bool) -> None:
@@ -213,12 +204,6 @@ class TestPolicyIgnores:
     def test_entries_that_do_not_exist(self, ignored: list[int]) -> None:
         with pytest.raises(ValueError, match="policy_ignores"):
             make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8], policy_ignores=ignored)
-
-    @pytest.mark.parametrize("size", [3, 5])
-    def test_an_observation_of_another_size(self, size: int) -> None:
-        inputs = states().set("observation", torch.randn(6, size))
-        with pytest.raises(RuntimeError, match="sum exactly"):
-            self.build().actor(inputs)
 
 
 class TestSkillPolicy:

@@ -216,10 +216,9 @@ class TestStep:
         expected = (actions[1] - actions[0]).square().sum(-1).mean().sqrt()
         torch.testing.assert_close(metrics["action_step"], expected)
 
-    @pytest.mark.parametrize("shared_encoder", [False, True])
-    def test_as_one_graph(self, shared_encoder: bool) -> None:
+    def test_as_one_graph(self) -> None:
         torch.manual_seed(3)
-        networks = make_networks(shared_encoder)
+        networks = make_networks(shared_encoder=True)
         results = []
         for switches in ({}, {"compile": {"backend": "eager"}}):
             parts = make_step(copy.deepcopy(networks), **switches)
