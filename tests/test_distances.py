@@ -14,7 +14,6 @@ from torchrl_metra import (
     CSDLoss,
     L2Distance,
     METRALoss,
-    SkillHook,
     UnitSphere,
     make_metra_optimizers,
 )
@@ -119,13 +118,6 @@ class TestControllability:
         odd["next", "observation"][:, 1] += 0.5
         assert distance(odd).mean() > 30 * distance(batch).mean()
 
-    def test_autocast_keeps_float32(self) -> None:
-        distance, batch = csd(), make_batch(UnitSphere(2), 8)
-        plain = ControllabilityDistance(nn.Linear(2, 2), nn.Linear(2, 2))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert distance(batch).dtype == plain(batch).dtype == torch.float32
-            assert distance.loss(batch).dtype == plain.loss(batch).dtype == torch.float32
-
 
 class TestInMETRALoss:
     def losses(self) -> SimpleNamespace:
@@ -186,18 +178,6 @@ class TestInMETRALoss:
         after = list(parts.metra_loss.distance.parameters())
         assert all(a.equal(b) != is_trained for a, b in zip(before, after, strict=True))
         assert all(p.grad is None for p in parts.metra_loss.parameters())
-
-    def test_hook(self) -> None:
-        parts = self.losses()
-        optimizers = make_metra_optimizers(parts.metra_loss, parts.sac_loss)
-        names = ("encoder", "dual", "distance")
-        hook = SkillHook(parts.metra_loss, {name: optimizers[name] for name in names})
-        hook._trainer = SimpleNamespace(loss_module=parts.sac_loss)
-        batch = make_batch(parts.prior, 16)
-        for _ in range(2):
-            hook(batch)
-        assert {"loss_distance", "loss_encoder"} <= hook.log(2, None).keys()
-        assert hook.state_dict()["optimizers"]["distance"]["state"][0]["step"] == 2
 
 
 class TestBadInput:

@@ -197,10 +197,3 @@ def test_critics_learn_first() -> None:
     trainer.register_op("post_steps_log", lambda batch: changed.append(not weights.equal(start[0])))
     trainer.train()
     assert changed == [False, False, True]
-
-
-def test_the_papers_settings() -> None:
-    defaults = DownstreamSettings()
-    assert defaults.skill_steps == 25
-    assert defaults.sac.alpha_init == 0.1
-    assert defaults.sac.fixed_alpha

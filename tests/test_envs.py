@@ -218,21 +218,6 @@ class TestMakeEnv:
         assert not observations[0].equal(observations[2])
         env.close()
 
-    def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match=r"'walker'.*'ant', .*'half_cheetah', .*'point'"):
-            make_env("walker")
-        with pytest.raises(ValueError, match=r"backend 'gpu'.*'envpool'"):
-            make_env("ant", 2, backend="gpu")
-        with pytest.raises(ValueError, match="no backends"):
-            make_env("point", backend="serial")
-        with pytest.raises(ValueError, match="give num_envs"):
-            make_env("ant", backend="envpool")
-
-    def test_missing_dependency_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
-        with pytest.raises(ImportError, match=r"mujoco.*torchrl-metra\[mujoco\]"):
-            make_env("ant", backend="serial")
-
 
 class TestSkillPrimer:
     def test_specs(self, env: EnvBase) -> None:
@@ -318,16 +303,6 @@ class TestSkillPrimer:
             skills.append(torch.stack([env.reset()["skill"] for _ in range(8)]))
         assert skills[0].equal(skills[1])
         assert not skills[0].equal(skills[2])
-
-    def test_clone(self) -> None:
-        primer = SkillPrimer(OneHot(3))
-        env = TransformedEnv(PointEnv(2), primer.clone())
-        check_env_specs(env)
-
-    def test_renamed_key(self) -> None:
-        env = TransformedEnv(PointEnv(2), SkillPrimer(OneHot(3), skill_key=("task", "z")))
-        check_env_specs(env)
-        assert env.rollout(2)["task", "z"].shape == (2, 2, 3)
 
     def test_refuses_replay_buffers(self) -> None:
         buffer = ReplayBuffer(storage=LazyTensorStorage(10), batch_size=2)

@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import (
     EnvBase,
     InitTracker,
@@ -341,16 +340,6 @@ class TestPrimer:
         assert len(drawn.unique(dim=0)) > 30
         assert (drawn[:, None] == self.goals["position"]).all(-1).any(-1).all()
 
-    def test_partial_reset(self) -> None:
-        env = TransformedEnv(PointEnv(3), GoalPrimer(self.goals))
-        last = env.rollout(3)["next"][:, -1]
-        asked = last.exclude("goal").set("_reset", torch.tensor([[False], [True], [False]]))
-        before = last["goal", "position"]
-        # As collectors reset: what is not reset goes on.
-        after = env.maybe_reset(last.clone().set("done", asked["_reset"]))["goal", "position"]
-        changed = (after != before).any(-1).tolist()
-        assert changed == [False, True, False]
-
     def test_a_mask_and_a_self_resetting_environment_change_goals(self) -> None:
         goals = sample_goals("point", 100)
         env = TransformedEnv(PointEnv(2), GoalPrimer(goals))
@@ -370,14 +359,6 @@ class TestPrimer:
         start = env.reset(TensorDict({"goal": mine}, [2]))
         rollout = env.rollout(5, auto_reset=False, tensordict=start)
         assert rollout["next", "goal", "position"][:, -1].equal(mine["position"])
-
-    def test_replay_buffers_are_refused(self) -> None:
-        buffer = ReplayBuffer(
-            storage=LazyTensorStorage(4), transform=GoalPrimer(self.goals), batch_size=2
-        )
-        buffer.extend(TensorDict({"goal": self.goals[:4]}, [4]))
-        with pytest.raises(RuntimeError, match="would overwrite 'goal'"):
-            buffer.sample()
 
 
 class TestSampleGoals:
@@ -431,14 +412,6 @@ class TestSampleGoals:
         assert (pose - start).abs().max() < 1
         assert len(pose.unique(dim=0)) == 6
         assert sample_goals(name, 6)["observation"].equal(goals["observation"])
-
-    def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match=r"'walker'.*'kitchen'"):
-            sample_goals("walker", 3)
-        with pytest.raises(ValueError, match="'ant' is observed by its state"):
-            sample_goals("ant", 3, pixels=PixelOptions())
-        with pytest.raises(ValueError, match="goals are tasks, but extent=3"):
-            sample_goals("kitchen", 3, extent=3.0)
 
     @needs_renderer
     @pytest.mark.parametrize("name", list(LOCOMOTION))

@@ -18,7 +18,6 @@ from torchrl_metra import (
     PointEnv,
     SkillAction,
     SkillConditionedActor,
-    SkillPrimer,
     SkillPrior,
     StandardNormal,
     UnitSphere,
@@ -243,9 +242,7 @@ class TestSkillAction:
 
 
 class TestRefusals:
-    def test_arguments(self) -> None:
-        with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-            SkillAction(count_policy(), OneHot(3), num_steps=0)
+    def test_a_policy_without_skills(self) -> None:
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
@@ -254,10 +251,4 @@ class TestRefusals:
         actor = SkillConditionedActor(MLP(2 + 3, 8, num_cells=[8]), 8, Bounded(-1, 1, (6,)))
         env = TransformedEnv(PointEnv(2), SkillAction(actor, OneHot(3)))
         with pytest.raises(ValueError, match=r"actions of shape \[2, 6\].*expects \[2, 2\]"):
-            env.reset()
-
-    def test_an_environment_with_skills_of_its_own(self) -> None:
-        env = TransformedEnv(PointEnv(2), SkillPrimer(UnitSphere(2)))
-        env.append_transform(SkillAction(direction_policy(), UnitSphere(2)))
-        with pytest.raises(ValueError, match="without SkillPrimer"):
             env.reset()

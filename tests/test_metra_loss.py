@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_losses
+from conftest import make_batch
 from tensordict import TensorDict
 from torch import nn
 
-from torchrl_metra import METRALoss, OneHot, UnitSphere
+from torchrl_metra import METRALoss, UnitSphere
 from torchrl_metra.objectives.functional import effective_rank
 
 
@@ -106,14 +106,3 @@ def test_plain_module_may_be_convolutional() -> None:
         [2, 5],
     )
     assert loss.reward(images).shape == (2, 5, 1)
-
-
-def test_distinct_losses_may_share_networks() -> None:
-    """The encoder of the loss is the module that was passed in, not a copy."""
-    parts = make_losses(OneHot(3))
-    optimizer = torch.optim.SGD(parts.metra_loss.encoder.parameters(), lr=0.1)
-    batch = make_batch(parts.prior, 8)
-    before = parts.networks.encoder(batch.copy())["latent"].clone()
-    parts.metra_loss(batch)["loss_encoder"].backward()
-    optimizer.step()
-    assert not parts.networks.encoder(batch.copy())["latent"].allclose(before)

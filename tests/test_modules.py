@@ -71,14 +71,6 @@ class TestSkillConditionedActor:
             again = networks.actor(out.clone())["action"]
         assert not again.allclose(out["action"])
 
-    def test_depends_on_the_skill(self) -> None:
-        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
-        inputs = states()
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            one = networks.actor(inputs.clone())["action"]
-            other = networks.actor(inputs.set("skill", -inputs["skill"]))["action"]
-        assert not one.allclose(other)
-
     def test_respects_the_bounds_of_the_action(self) -> None:
         spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
         actor = make_sac_networks(4, spec, PRIOR, num_cells=[8]).actor
@@ -236,35 +228,6 @@ class TestSkillPolicy:
         policy = SkillPolicy.load(tmp_path / "skills.pt")
         assert (policy.env_name, policy.constraint_norm) == (None, "l2")
 
-    def test_keeps_observation_normalisation(self, tmp_path: Path) -> None:
-        pytest.importorskip("mujoco")
-        env = make_env("half_cheetah")
-        networks = make_sac_networks(18, env.action_spec, PRIOR, num_cells=[8])
-        SkillPolicy.from_networks(networks, PRIOR, env).save(tmp_path / "skills.pt")
-        norm = SkillPolicy.load(tmp_path / "skills.pt").observation_norm
-        raw = env.base_env.reset()["observation"].float()
-        normalised = (raw - norm["loc"]) / norm["scale"]
-        torch.testing.assert_close(
-            env.transform(TensorDict({"observation": raw}, []))["observation"], normalised
-        )
-
-    @pytest.mark.parametrize("standard_normal", [True, False])
-    def test_keeps_either_form_of_observation_norm(self, standard_normal: bool) -> None:
-        norm = ObservationNorm(
-            loc=torch.tensor([1.0, 2.0]),
-            scale=torch.tensor([2.0, 4.0]),
-            in_keys=["observation"],
-            standard_normal=standard_normal,
-        )
-        env = make_env("point").append_transform(norm)
-        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
-        kept = SkillPolicy.from_networks(networks, PRIOR, env).observation_norm
-        raw = torch.tensor([5.0, 6.0])
-        torch.testing.assert_close(
-            norm(TensorDict({"observation": raw}, []))["observation"],
-            (raw - kept["loc"]) / kept["scale"],
-        )
-
     def test_keeps_all_normalisations_together(self) -> None:
         norms = [
             ObservationNorm(
@@ -325,19 +288,6 @@ class TestSkillPolicy:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             action = networks.actor(inputs.clone())["action"]
             assert loaded.actor(inputs)["action"].equal(action)
-
-    def test_own_networks_without_an_encoder(self, tmp_path: Path) -> None:
-        def build() -> SkillConditionedActor:
-            return SkillConditionedActor(MLP(7, 8, num_cells=[5]), 8, ACTION_SPEC)
-
-        path, actor = tmp_path / "skills.pt", build()
-        SkillPolicy(actor, None, PRIOR).save(path)
-        with pytest.raises(ValueError, match=r"pass them as `actor`\.$"):
-            SkillPolicy.load(path)
-        loaded = SkillPolicy.load(path, actor=build())
-        assert loaded.encoder is None
-        inputs = states()
-        assert loaded.actor.get_dist(inputs).loc.equal(actor.get_dist(inputs).loc)
 
     def test_normalised_layers_become_plain_ones(self, tmp_path: Path) -> None:
         networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])

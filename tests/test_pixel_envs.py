@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -101,30 +100,16 @@ class TestLocomotion:
         assert floor_colour(scene.frame_at(60.0, 60.0)).sub(outside).abs().max() < 10
 
     @pytest.mark.parametrize("name", list(LOCOMOTION))
-    def test_position_is_the_torso_in_metres(self, name: str) -> None:
+    def test_a_step_is_two_of_the_suite_and_position_the_torso(self, name: str) -> None:
         env = robot(name)
         env.reset()
+        before = env._env.physics.time()
         env._env.physics.data.qpos[:2] = 3.0, -2.0
         position = env.rand_step()["next", "position"]
         assert position.dtype == torch.float32
         torch.testing.assert_close(position, torch.tensor([3.0, -2.0]), atol=0.3, rtol=0)
-        env.close()
-
-    @pytest.mark.parametrize("name", list(LOCOMOTION))
-    def test_one_step_is_two_of_the_suite(self, name: str) -> None:
-        env = robot(name)
-        env.reset()
-        before = env._env.physics.time()
-        env.rand_step()
         elapsed = env._env.physics.time() - before
         assert elapsed == pytest.approx(2 * env._env.control_timestep())
-        env.close()
-
-    @pytest.mark.parametrize("name", list(LOCOMOTION))
-    def test_truncated_after_200_steps(self, name: str) -> None:
-        env = robot(name, max_steps=200)
-        env.reset()
-        assert env._env._step_limit == pytest.approx(400)
         env.close()
 
     @pytest.mark.parametrize("name", ["quadruped", "quadruped_goal"])
@@ -335,37 +320,8 @@ class TestMakeEnv:
         assert len(multiprocessing.active_children()) == processes
 
     @needs_renderer
-    @pytest.mark.parametrize("resolution", [64, 128, 256])
-    def test_resolution(self, resolution: int) -> None:
+    def test_resolution(self) -> None:
         pytest.importorskip("dm_control")
-        env = make_env("humanoid", pixels=PixelOptions(resolution=resolution))
-        assert env.reset()["pixels"].shape == (9, resolution, resolution)
+        env = make_env("humanoid", pixels=PixelOptions(resolution=128))
+        assert env.reset()["pixels"].shape == (9, 128, 128)
         env.close()
-
-    def test_bad_input(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"not run on EnvPool, or not with pixels.*'serial' or 'parallel'"
-        ):
-            make_env("ant", 2, backend="envpool", pixels=PixelOptions())
-        with pytest.raises(
-            ValueError, match=r"not run on EnvPool, or not with pixels.*'serial' or 'parallel'"
-        ):
-            make_env("quadruped", 2, backend="envpool")
-        with pytest.raises(ValueError, match=r"'gpu', expected one of .*'serial', 'parallel'"):
-            make_env("kitchen", 2, backend="gpu")
-        with pytest.raises(ValueError, match=r"'walker'.*'kitchen'"):
-            make_env("walker", pixels=PixelOptions())
-
-    @pytest.mark.parametrize(
-        ("name", "module", "extra"),
-        [
-            ("quadruped", "dm_control.suite", "dm-control"),
-            ("kitchen", "gymnasium_robotics", "kitchen"),
-        ],
-    )
-    def test_missing_dependency_names_the_extra(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
-    ) -> None:
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf"{module}.*torchrl-metra\[{extra}\]"):
-            make_env(name)

@@ -281,8 +281,11 @@ class TestContract:
         for key, value in losses_of(out).items():
             torch.testing.assert_close(value, exact[key], rtol=5e-2, atol=5e-2)
 
-    def test_compiles_to_one_graph(self, continuous: Objective) -> None:
-        loss, batch = continuous(), continuous.batch(8)
+    @pytest.mark.parametrize("name", ["METRA", "CIC"])
+    def test_compiles_to_one_graph(self, name: str) -> None:
+        """Of the others, the tests of whole steps as graphs say it."""
+        objective = Objective(name, UnitSphere(2))
+        loss, batch = objective(), objective.batch(8)
         twin = copy.deepcopy(loss)
         torch.compiler.reset()  # it refuses to compile one function for too many modules
         calls = (loss, torch.compile(twin, fullgraph=True, backend="aot_eager"))
