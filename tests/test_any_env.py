@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, ExcludeTransform, ObservationNorm, StepCounter, TransformedEnv
+from torchrl.envs import EnvBase, ObservationNorm, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_metra import (
@@ -166,8 +166,6 @@ class TestRegistry:
         measured = make_env("mine").transform[-1].loc
         register_env("mine", Drift, summary="Another.", max_steps=9, replace=True)
         assert make_env("mine").transform[-1].loc.shape != measured.shape
-        with pytest.raises(ValueError, match="no colon"):
-            register_env("my:env", PointEnv, summary="Mine.")
 
     def test_unknown_names(self) -> None:
         with pytest.raises(ValueError, match="Did you mean 'half_cheetah'"):
@@ -320,10 +318,6 @@ class TestGymnasium:
         # Never terminates, which is what was asked for.
         assert make_env("half_cheetah", terminate=False, max_steps=3).rollout(9).shape == (3,)
 
-    def test_unknown_task(self) -> None:
-        with pytest.raises(ValueError, match="no task 'Walkr2d-v5'"):
-            make_env("gym:Walkr2d-v5")
-
     @needs_renderer
     def test_pictures_beside_the_state(self) -> None:
         env = make_env(
@@ -405,11 +399,6 @@ class TestEnvPool:
         assert kinds_of(env) == ["ReadPosition", "ObservationNorm"]
         env.close()
 
-    def test_what_cannot_be(self) -> None:
-        pytest.importorskip("envpool")
-        with pytest.raises(ValueError, match="give num_envs"):
-            make_env("envpool:Hopper-v5", normalize=False)
-
 
 class TestMeasuring:
     def test_constants(self) -> None:
@@ -420,8 +409,6 @@ class TestMeasuring:
         assert norm["scale"][2] > 1
         assert norm["loc"].equal(measure_observations(env, 500, seed=1)["loc"])
         assert not norm["loc"].equal(measure_observations(env, 500, seed=2)["loc"])
-        with pytest.raises(ValueError, match="no 'observation'"):
-            measure_observations(TransformedEnv(PointEnv(), ExcludeTransform("observation")), 5)
 
 
 class TestReadPosition:

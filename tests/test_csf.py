@@ -12,8 +12,7 @@ import torch
 from conftest import make_batch, make_losses
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torchrl.collectors import Collector
-from torchrl.data import Bounded, LazyTensorStorage, ReplayBuffer
+from torchrl.data import Bounded
 from torchrl.modules import ValueOperator
 from torchrl.objectives.utils import SoftUpdate
 
@@ -22,14 +21,10 @@ from torchrl_metra import (
     CSFLoss,
     METRALoss,
     METRAOptimizationStepper,
-    METRATrainer,
     OneHot,
-    SkillHook,
-    SkillPrimer,
     SkillPrior,
     SuccessorFeatureSACLoss,
     UnitSphere,
-    make_env,
     make_metra_optimizers,
     make_pixel_sac_networks,
     make_sac_networks,
@@ -296,18 +291,6 @@ class TestTraining:
         assert all(value.isfinite().all() for value in metrics.values())
 
 
-def trainer_keywords(parts: SimpleNamespace) -> dict[str, Any]:
-    env = make_env("point", 4).append_transform(SkillPrimer(parts.prior))
-    return {
-        "collector": Collector(env, parts.networks.actor, frames_per_batch=40, total_frames=80),
-        "total_frames": 80,
-        "optim_steps_per_batch": 2,
-        "loss_module": parts.sac_loss,
-        "replay_buffer": ReplayBuffer(storage=LazyTensorStorage(100), batch_size=16),
-        "progress_bar": False,
-    }
-
-
 class TestBadInput:
     """Vector-valued critics belong to CSF, and scalar ones to the others."""
 
@@ -318,23 +301,11 @@ class TestBadInput:
         csf_loss = CSFLoss(parts.networks.encoder, parts.prior)
         with pytest.raises(ValueError, match=self.NEEDS):
             make_metra_optimizers(csf_loss, parts.sac_loss)
-        keywords = trainer_keywords(parts)
-        with pytest.raises(ValueError, match=self.NEEDS):
-            METRATrainer(**keywords, skill_loss=csf_loss)
-        hook = SkillHook(csf_loss, {"encoder": torch.optim.Adam(csf_loss.parameters())})
-        trainer = METRATrainer(**keywords, skill_loss=parts.metra_loss)
-        with pytest.raises(ValueError, match=self.NEEDS):
-            hook.register(trainer)
-        trainer.shutdown()
 
     def test_vector_critics_for_the_others(self) -> None:
         parts = make_csf(UnitSphere(2))
         with pytest.raises(ValueError, match=r"METRALoss needs critics that predict 1 number, but"):
             make_metra_optimizers(METRALoss(parts.networks.encoder, parts.prior), parts.sac_loss)
-
-    def test_critics_of_the_wrong_size(self) -> None:
-        with pytest.raises(ValueError, match=r"3 dimensions of .*but map to 1: .*value_size=3"):
-            make_csf(UnitSphere(3), value_size=1)
 
     def test_critics_that_do_not_read_the_skill(self) -> None:
         networks = make_sac_networks(2, ACTION_SPEC, UnitSphere(2), num_cells=[8])

@@ -64,11 +64,6 @@ class TestL2:
             ("next", "body", "pose"),
         ]
 
-    def test_is_not_trained(self) -> None:
-        loss = METRALoss(nn.Linear(2, 2), UnitSphere(2), distance=L2Distance())
-        assert "loss_distance" not in loss(make_batch(UnitSphere(2), 4)).keys()
-        assert set(loss.state_dict()) == set(METRALoss(nn.Linear(2, 2), UnitSphere(2)).state_dict())
-
 
 class TestControllability:
     def test_values(self) -> None:

@@ -53,20 +53,6 @@ class TestNewObjectives:
         return namespace
 
     @objectives
-    def test_each_loss_trains_its_group(self, names: dict[str, Any], name: str) -> None:
-        skill_loss, batch = build(names[name]), make_batch(PRIOR, 8)
-        out, groups = skill_loss(batch), skill_loss.parameter_groups()
-        assert set(out.keys()) == set(skill_loss.out_keys)
-        assert {key for key in out.keys() if key.startswith("loss_")} == {
-            f"loss_{group}" for group in groups
-        }
-        for group, parameters in groups.items():
-            skill_loss.zero_grad()
-            out[f"loss_{group}"].backward(retain_graph=True)
-            reached = {id(weight) for weight in skill_loss.parameters() if weight.grad is not None}
-            assert reached == {id(weight) for weight in parameters}
-
-    @objectives
     def test_reward_and_cumulant(self, names: dict[str, Any], name: str) -> None:
         skill_loss, batch = build(names[name]), make_batch(PRIOR, 3, 4)
         with torch.autocast("cpu", torch.bfloat16):

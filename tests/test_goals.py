@@ -122,16 +122,6 @@ class TestPolicy:
         )
         assert policy(states)["skill"].tolist() == [[1, 0], [-1, 0]]
 
-    def test_no_gradient_flows_through_the_skill(self) -> None:
-        encoder = TensorDictModule(nn.Linear(2, 2), in_keys=["observation"], out_keys=["latent"])
-        policy = GoalReachingPolicy(actor(nn.Linear(2, 2)), encoder, UnitSphere(2))
-        states = TensorDict(
-            {"observation": torch.zeros(3, 2), "goal": goals_at(*[(1.0, 1.0)] * 3)}, [3]
-        )
-        policy(states)["action"].sum().backward()
-        assert all(weight.grad is None for weight in encoder.parameters())
-        assert all(weight.grad is not None for weight in policy.actor.parameters())
-
     def test_plain_encoder_and_other_names(self) -> None:
         states = TensorDict({"observation": torch.zeros(2), "state": torch.zeros(2)}, [])
         states["goal"] = TensorDict({"observation": [1.0, 0.0], "state": [0.0, 1.0]}, [])
@@ -193,18 +183,6 @@ class TestGoalsOfThePoint:
         assert adaptive["goal/final_distance"] < 0.4
         assert single["goal/hit_1"] == pytest.approx(1 / 3)
 
-    @pytest.mark.parametrize("num_envs", [None, 2, 8])
-    def test_one_episode_per_goal_whatever_the_batch(self, num_envs: int | None) -> None:
-        env = goal_env(self.goals, num_envs=num_envs)
-        policy = GoalReachingPolicy(actor(), identity(), UnitSphere(2))
-        rollouts = rollout_goals(env, policy, self.goals, max_steps=30)
-        assert rollouts.shape == (3, 30)
-        assert rollouts["goal", "position"].equal(
-            self.goals["position"].unsqueeze(1).expand(3, 30, 2)
-        )
-        assert goal_metrics(rollouts[1:2])["goal/final_distance"] < 0.3
-        assert "goal" not in rollouts["next"].keys()
-
     @pytest.mark.parametrize("adaptive", [True, False])
     def test_collecting_through_partial_resets(self, adaptive: bool) -> None:
         """Environments that end at different times: each episode keeps to its own goal."""
@@ -237,13 +215,6 @@ class TestGoalsOfThePoint:
         assert "goal" not in env.reset().keys()
         assert distance["adaptive"] < 0.3 < 10 < distance["single"] < distance["random"]
 
-    def test_no_encoder(self) -> None:
-        policy = SkillPolicy(actor(), None, UnitSphere(2))
-        with pytest.raises(ValueError, match=r"no encoder.*no latent space.*METRA"):
-            policy.reach_goals()
-        with pytest.raises(ValueError, match="no encoder"):
-            rollout_goal_policies(make_env("point"), policy, self.goals)
-
 
 class TestMetrics:
     def rollouts(self, walk: list[list[float]], goal: float) -> TensorDict:
@@ -272,17 +243,6 @@ class TestMetrics:
                 "goal/at_1": 2 / 8,
             }
         )
-
-    def test_in_the_plane_with_other_radii(self) -> None:
-        rollouts = rollout_goals(
-            goal_env(goals_at((3.0, 4.0))), actor(), goals_at((3.0, 4.0)), max_steps=1
-        )
-        rollouts["next", "position"] = torch.tensor([[[3.0, 2.0]]])
-        metrics = goal_metrics(rollouts, radii=[2.0, 1.5])
-        assert metrics["goal/start_distance"] == 5
-        assert metrics["goal/final_distance"] == 2
-        assert metrics["goal/end_2"] == 1
-        assert metrics["goal/end_1.5"] == 0
 
     def test_tasks_of_the_kitchen(self) -> None:
         goal = torch.eye(6, dtype=torch.bool)[:3]

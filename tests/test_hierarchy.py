@@ -138,11 +138,6 @@ class TestSkillAction:
         assert second["done"].tolist() == [[True], [True], [False]]
         assert second["inner_steps"].tolist() == [[3], [2], [4]]
 
-    def test_stops_when_all_are_done(self) -> None:
-        env = countdown(2, 3, num_steps=10)
-        step(env, env.reset(), 0, 0)
-        assert env.base_env.calls == 3
-
     @pytest.mark.parametrize("make", [countdown, countdown_serial])
     def test_a_rollout_leaves_finished_environments_alone(
         self, make: Callable[..., TransformedEnv]

@@ -90,19 +90,3 @@ def test_pluggable_distance() -> None:
     # The identity moves exactly by that distance: the constraint is tight everywhere.
     out = loss(make_batch(prior, 8))
     torch.testing.assert_close(out["constraint"], torch.tensor(0.0), atol=1e-5, rtol=0)
-
-
-def test_plain_module_may_be_convolutional() -> None:
-    prior = UnitSphere(2)
-    network = nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.Flatten(), nn.LazyLinear(2))
-    network(torch.zeros(1, 3, 8, 8))
-    loss = METRALoss(network, prior)
-    images = TensorDict(
-        {
-            "observation": torch.rand(2, 5, 3, 8, 8),
-            "skill": prior.sample([2, 5]),
-            "next": {"observation": torch.rand(2, 5, 3, 8, 8)},
-        },
-        [2, 5],
-    )
-    assert loss.reward(images).shape == (2, 5, 1)

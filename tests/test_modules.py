@@ -110,10 +110,6 @@ class TestMakeSACNetworks:
         assert isinstance(trunk.network[1], nn.Tanh)
         assert isinstance(networks.encoder.module[1], nn.ReLU)
 
-    def test_twin_critics_differ(self) -> None:
-        first, second = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).critics
-        assert not first.module[0].weight.equal(second.module[0].weight)
-
     @pytest.mark.parametrize("has_encoder", [True, False])
     def test_move_to_a_device(self, has_encoder: bool) -> None:
         networks = make_pixel_sac_networks(
@@ -376,15 +372,6 @@ class TestSkillPolicyActs:
         states = env.reset()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert policy(states.copy())["action"].equal(policy.actor(states.copy())["action"])
-
-    def test_moves_with_its_parts(self) -> None:
-        spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
-        policy = SkillPolicy.from_networks(
-            make_sac_networks(4, spec, PRIOR, num_cells=[8]), PRIOR
-        ).to("meta")
-        tensors = [*policy.parameters(), *policy.buffers()]
-        assert len(tensors) == 10
-        assert all(tensor.is_meta for tensor in tensors)
 
     def test_state_dict_and_copies(self) -> None:
         env = make_env("point", num_envs=4)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from torchrl_metra.trainers import (
     TrainingStoppedError,
     VerifiedCheckpoint,
 )
-from torchrl_metra.trainers.remote import RemoteLearner
 
 ray = pytest.importorskip("ray")
 
@@ -194,8 +192,3 @@ def test_a_cluster_that_is_too_small(address: str) -> None:
     config.distributed.workers = 5
     with pytest.raises(ValueError, match=r"distributed\.workers=5 takes 5 CPUs.*has 4"):
         make_metra(config)
-
-
-def test_learners_that_cannot_be_remote() -> None:
-    with pytest.raises(ValueError, match=r"one learner, got world_size=2"):
-        RemoteLearner(SimpleNamespace(learner_backend_options={"world_size": 2}))

@@ -168,11 +168,7 @@ class TestStepper:
         parts = make_losses()
         value = ValueOperator(MLP(in_features=6, out_features=1), ["observation", "skill"])
         networks = parts.networks.actor, parts.networks.critics, value
-        with pytest.raises(ValueError, match="value_network"):
-            BatchedSACLoss(*networks[:2], value_network=value)
         first_version = SACLoss(*networks, target_entropy=-1.0)
-        with pytest.raises(ValueError, match="value_network"):
-            make_metra_optimizers(parts.metra_loss, first_version)
         with pytest.raises(ValueError, match="value_network"):
             build_trainer(parts, loss_module=first_version)
 
@@ -304,12 +300,6 @@ class TestTrainer:
         )
         build_trainer(parts, collector=collector).train()
         assert same(weights(collector.policy), weights(parts.networks.actor))
-
-    def test_two_trainers_count_for_themselves(self) -> None:
-        first = build_trainer(make_losses())
-        first.train()
-        second = build_trainer(make_losses())
-        assert (first.collected_frames, second.collected_frames) == (120, 0)
 
     def test_logs_rates_and_coverage_to_csv(self, tmp_path) -> None:
         logger = CSVLogger(exp_name="run", log_dir=str(tmp_path))
@@ -535,11 +525,6 @@ class TestHook:
         parts.metra_loss.register_forward_hook(lambda *call: call[-1].set("latent_step", spoil))
         with pytest.raises(DivergenceError, match=r"latent_step.* after 3"):
             trainer.train()
-
-    def test_remote_learner_is_refused(self) -> None:
-        trainer = SimpleNamespace(learner_backend="ray")
-        with pytest.raises(ValueError, match=r"'ray'.*METRATrainer"):
-            self.hook(make_losses()).register(trainer)
 
     def test_its_old_name_is_the_same(self) -> None:
         assert torchrl_metra.METRAHook is torchrl_metra.trainers.METRAHook is SkillHook
