@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -94,13 +93,3 @@ def make_batch(prior: SkillPrior, *batch_size: int, observation_size: int = 2) -
         },
         batch_size=list(batch_size),
     )
-
-
-@pytest.fixture
-def losses() -> SimpleNamespace:
-    return make_losses()
-
-
-@pytest.fixture
-def batch(losses: SimpleNamespace) -> Iterator[TensorDict]:
-    return make_batch(losses.prior, 32)

@@ -90,6 +90,3 @@ class TestSummary:
         (tmp_path / "summary.json").write_text(json.dumps(self.runs()))
         run("--results", "alignment")
         assert "| 8 | None | 3 | 0.5 |" in capsys.readouterr().out
-        with pytest.raises(SystemExit):
-            run("--results", "coverage")
-        assert "['coverage'], expected some of ['coverage_after', " in capsys.readouterr().err

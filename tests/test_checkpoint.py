@@ -189,11 +189,6 @@ def test_a_newer_version_is_refused(folder: Path) -> None:
     trainer = runs.make_trainer(folder)
     with pytest.raises(CheckpointError, match=r"torchrl_metra 7\.3\.1.*update"):
         resume(trainer)
-    manifest["format_version"] = 99
-    path.write_text(json.dumps(manifest))
-    write_digests(newest(folder))
-    with pytest.raises(CheckpointError, match="newer checkpoint format version 99"):
-        resume(trainer)
     assert trainer.collected_frames == 0
 
 

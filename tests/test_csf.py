@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +13,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ValueOperator
-from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
     CSFLoss,
     METRALoss,
-    METRAOptimizationStepper,
     OneHot,
     SkillPrior,
     SuccessorFeatureSACLoss,
@@ -265,30 +262,6 @@ def test_one_dimension_is_sac_without_entropy_in_the_target() -> None:
         value, metrics = each.qvalue_v2_loss(batch)
         critic.append((value, metrics["td_error"]))
     torch.testing.assert_close(*critic)
-
-
-class TestTraining:
-    def test_step(self) -> None:
-        parts = make_csf(UnitSphere(3))
-        optimizers = make_metra_optimizers(parts.csf_loss, parts.sac_loss)
-        assert set(optimizers) == {"encoder", "qvalue", "actor", "alpha"}
-        stepper = METRAOptimizationStepper(
-            parts.csf_loss,
-            optimizers,
-            target_net_updater=SoftUpdate(parts.sac_loss, eps=0.9),
-        )
-        trainer = SimpleNamespace(loss_module=parts.sac_loss, replay_buffer=None)
-        targets = parts.sac_loss.target_qvalue_network_params
-        for _ in range(2):
-            before = copy.deepcopy([*parts.sac_loss.parameters(), *parts.csf_loss.parameters()])
-            targets_before = targets.clone()
-            metrics = stepper.step(trainer, make_batch(parts.prior, 16))
-            after = [*parts.sac_loss.parameters(), *parts.csf_loss.parameters()]
-            # The bias of φ's last layer cancels in φ(s') - φ(s).
-            assert sum(not a.equal(b) for a, b in zip(before, after, strict=True)) >= len(after) - 1
-            assert not (targets == targets_before).all()
-        assert {"loss_encoder", "loss_qvalue", "loss_actor"} <= set(metrics.keys())
-        assert all(value.isfinite().all() for value in metrics.values())
 
 
 class TestBadInput:

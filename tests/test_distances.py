@@ -159,8 +159,6 @@ class TestInMETRALoss:
         for distance in (None, L2Distance()):
             parts = make_losses(distance=distance)
             assert "distance" not in make_metra_optimizers(parts.metra_loss, parts.sac_loss)
-            with pytest.raises(ValueError, match=r"unknown parts \['distance'\]"):
-                make_metra_optimizers(parts.metra_loss, parts.sac_loss, distance=3e-3)
 
     @pytest.mark.parametrize("is_trained", [True, False])
     def test_step_of_the_encoder(self, is_trained: bool) -> None:

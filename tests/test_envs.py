@@ -252,14 +252,6 @@ class TestSkillPrimer:
         assert changed.reshape(-1).equal(mask.reshape(-1))
         torch.testing.assert_close(draws.norm(dim=-1), torch.ones(draws.shape[:-1]))
 
-    def test_mask_at_reset_redraws_only_what_is_reset(self, env: EnvBase) -> None:
-        start = env.reset()
-        mask = torch.zeros(*env.batch_size, 1, dtype=torch.bool)
-        mask[0] = True
-        draws = [env.reset(start.clone().set("_reset", mask))["skill"] for _ in range(8)]
-        changed = (torch.stack(draws) != start["skill"]).any(-1).any(0)
-        assert changed.reshape(-1).equal(mask.reshape(-1))
-
     def test_self_resetting_environment_has_a_skill_per_episode(self) -> None:
         primer = SkillPrimer(UnitSphere(2), skill_key=("task", "z"))
         env = TransformedEnv(SelfResettingPoint(2, max_steps=3), primer)
@@ -272,15 +264,6 @@ class TestSkillPrimer:
         assert skill[:, 0].equal(given)
         for row, changes in zip(skill, ([1, 4, 7], [2, 5]), strict=True):
             assert (row[1:] != row[:-1]).any(-1).nonzero().flatten().tolist() == changes
-
-    def test_collector_draws_at_every_automatic_reset(self) -> None:
-        env = TransformedEnv(PointEnv(4, max_steps=5), SkillPrimer(UnitSphere(2)))
-        collector = Collector(env, frames_per_batch=4 * 20, total_frames=4 * 20)
-        skill = next(iter(collector))["skill"]
-        episodes = skill.unflatten(1, (4, 5))
-        assert (episodes == episodes[:, :, :1]).all()
-        assert len(episodes[:, :, 0].flatten(0, 1).unique(dim=0)) == 16
-        collector.shutdown()
 
     def test_collector_with_episodes_of_different_lengths(self) -> None:
         lengths = [3, 5, 7]
@@ -338,18 +321,6 @@ class TestIntrinsicReward:
         assert not reward.requires_grad
         torch.testing.assert_close(reward, self.expected(losses, rollout))
         assert not env.state_dict()
-
-    def test_in_a_collector(self, losses: SimpleNamespace) -> None:
-        env = TransformedEnv(PointEnv(2), SkillPrimer(losses.prior))
-        collector = Collector(
-            env,
-            frames_per_batch=20,
-            total_frames=20,
-            postproc=IntrinsicRewardTransform(losses.metra_loss),
-        )
-        batch = next(iter(collector))
-        torch.testing.assert_close(batch["next", "intrinsic_reward"], self.expected(losses, batch))
-        collector.shutdown()
 
     def test_on_a_replay_buffer_relabels_with_todays_encoder(self, losses: SimpleNamespace) -> None:
         env = TransformedEnv(PointEnv(2), SkillPrimer(losses.prior))

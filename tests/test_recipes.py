@@ -71,11 +71,6 @@ def test_a_run_leaves_pictures_curve_policy_and_record(tmp_path: Path) -> None:
     assert coverage(rollouts["next", "position"]) == results["coverage_after"]
 
 
-def test_a_run_needs_a_folder() -> None:
-    with pytest.raises(ValueError, match="set output"):
-        train(make_settings("point"))
-
-
 def test_without_checkpoints_an_interrupted_run_is_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

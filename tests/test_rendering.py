@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import pickle
 import subprocess
 import sys
@@ -102,17 +101,6 @@ class TestRenderer:
         assert not renderer.is_open
         assert np.array_equal(renderer.render(data), picture)
         renderer.close()
-
-    def test_garbage_collection_frees_the_context(
-        self, model: mujoco.MjModel, data: mujoco.MjData
-    ) -> None:
-        renderer = Renderer(model, 16, 16, "above")
-        renderer.render(data)
-        finalizer = renderer._free
-        assert finalizer.alive
-        del renderer
-        gc.collect()
-        assert not finalizer.alive
 
     def test_an_open_renderer_can_be_sent_elsewhere(
         self, model: mujoco.MjModel, data: mujoco.MjData

@@ -92,9 +92,6 @@ class TestEvaluate:
         assert set(report["skills"]) == names
         assert "adaptive" in report["goals"]
         assert not (tmp_path / "temporal.png").exists()
-        page = (tmp_path / "report.html").read_text()
-        assert "in space and in the latent space of φ" in page
-        assert "Temporal" not in page
 
     def test_without_an_encoder(self, tmp_path: Path) -> None:
         policy = follow_the_skill()
@@ -110,10 +107,8 @@ class TestEvaluate:
             "report.html",
             "skills.png",
         }
-        page = (tmp_path / "report.html").read_text()
-        assert "in space. A good" in page
-        for word in ("latent", "φ", "Temporal", "goal"):
-            assert word not in page.split("How it was made")[0]
+        page = (tmp_path / "report.html").read_text().split("How it was made")[0]
+        assert not any(word in page for word in ("latent", "φ", "Temporal", "goal"))
 
 
 def test_episodes_of_different_lengths_are_evened_out() -> None:
