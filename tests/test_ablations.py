@@ -66,13 +66,6 @@ class TestSummary:
             "| 16 | 0.001 | 1 | 70 | 0.5 |",
         ]
 
-    def test_a_result_that_only_some_runs_have(self) -> None:
-        runs = self.runs()
-        del runs[3]["alignment"]
-        runs[1]["alignment"] = 0.7
-        del runs[1]["config"]["skill"], runs[2]["config"]["skill"], runs[3]["config"]["skill"]
-        assert "| None | None | 3 | 13 (4–25) | 0.6 (0.5–0.7) |" in summarize(runs)
-
     def test_files_of_many_runs(self, tmp_path: Path) -> None:
         first, *rest = self.runs()
         (tmp_path / "run").mkdir()

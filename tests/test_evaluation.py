@@ -347,9 +347,6 @@ class TestVisited:
         solved = visited(TensorDict({"next": {"tasks": tasks}}, [2, 7])).unique()
         assert solved.tolist() == [2, 5]
 
-    def test_neither(self) -> None:
-        assert visited(TensorDict({"next": {"observation": torch.zeros(2, 1)}}, [2])) is None
-
 
 class TestWriteVideo:
     @pytest.fixture(autouse=True)

@@ -173,9 +173,3 @@ def test_the_skill_policy_acts_the_same_from_its_file(tmp_path: Path) -> None:
         assert loaded.actor(batch.clone())[key].equal(policy.actor(batch.clone())[key])
     assert loaded.encoder(batch["observation"]).equal(policy.encoder(batch["observation"]))
     assert (loaded.prior, loaded.env_name, loaded.constraint_norm) == (PRIOR, "point", "rms")
-
-
-def test_output_is_where_things_are_written(tmp_path: Path) -> None:
-    make(output=str(tmp_path), checkpoint={"interval": 40}).train()
-    assert (tmp_path / "log" / "scalars" / "dual.csv").exists()
-    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) == 2

@@ -54,14 +54,6 @@ class TestSkillConditionedActor:
         assert actor(states())["action"].shape == (6, 2)
         assert actor.in_keys == ["observation", "skill"]
 
-    def test_renamed_inputs(self) -> None:
-        network = MLP(in_features=7, out_features=8, num_cells=[8])
-        actor = SkillConditionedActor(
-            network, 8, Bounded(-1, 1, (2,)), in_keys=[("state", "x"), "z"]
-        )
-        inputs = TensorDict({"state": {"x": torch.randn(6, 4)}, "z": PRIOR.sample([6])}, [6])
-        assert actor(inputs)["action"].shape == (6, 2)
-
     def test_deterministic_action_is_tanh_of_the_mean(self) -> None:
         networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
         with set_exploration_type(ExplorationType.DETERMINISTIC):
