@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +22,10 @@ from torchrl_metra import (
 
 # Small tensors: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# Workers are forked from a process that has imported everything: each would take seconds to import.
+multiprocessing.set_start_method("forkserver", force=True)
+multiprocessing.set_forkserver_preload(["torchrl_metra.recipes"])
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None,
@@ -89,13 +93,3 @@ def make_batch(prior: SkillPrior, *batch_size: int, observation_size: int = 2) -
         },
         batch_size=list(batch_size),
     )
-
-
-@pytest.fixture
-def losses() -> SimpleNamespace:
-    return make_losses()
-
-
-@pytest.fixture
-def batch(losses: SimpleNamespace) -> Iterator[TensorDict]:
-    return make_batch(losses.prior, 32)

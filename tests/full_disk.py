@@ -1,8 +1,9 @@
-"""A run whose disk is full from half of it on, until so many frames: ``FOLDER FRAMES``."""
+"""Runs whose disk is full from half of them on, until so many frames: ``FOLDER FRAMES...``."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -36,7 +37,10 @@ def main(folder: Path, freed_after: int) -> None:
     print("names:", sorted(path.name for path in folder.iterdir()))
     for path in folder.glob("checkpoint-*"):
         VerifiedCheckpoint.verify(path)
+        shutil.rmtree(path)
+    print("end of run")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    for frames in sys.argv[2:]:
+        main(Path(sys.argv[1]), int(frames))

@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, ExcludeTransform, ObservationNorm, StepCounter, TransformedEnv
+from torchrl.envs import EnvBase, ObservationNorm, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_metra import (
@@ -166,8 +166,6 @@ class TestRegistry:
         measured = make_env("mine").transform[-1].loc
         register_env("mine", Drift, summary="Another.", max_steps=9, replace=True)
         assert make_env("mine").transform[-1].loc.shape != measured.shape
-        with pytest.raises(ValueError, match="no colon"):
-            register_env("my:env", PointEnv, summary="Mine.")
 
     def test_unknown_names(self) -> None:
         with pytest.raises(ValueError, match="Did you mean 'half_cheetah'"):
@@ -250,22 +248,12 @@ class TestFunctions:
         rollout = env.rollout(3)
         assert rollout["pixels"].shape == (2, 3, 6, 32, 32)
         assert "observation" in rollout.keys()
-        with pytest.raises(ValueError, match="must show 'pixels'"):
-            make_env(PointEnv, pixels=SMALL, normalize=False)
-        with pytest.raises(ValueError, match="resolution"):
-            make_env(
-                lambda: TransformedEnv(PointEnv(), DrawPoint(16)), pixels=SMALL, normalize=False
-            )
 
     def test_what_cannot_be(self) -> None:
         with pytest.raises(ValueError, match="discrete ones"):
             make_env("gym:CartPole-v1")
         with pytest.raises(ValueError, match="terminate"):
             make_env(PointEnv, terminate=False)
-        with pytest.raises(TypeError, match=r"must return a torchrl\.envs\.EnvBase"):
-            make_env(dict, max_steps=3, normalize=False)
-        with pytest.raises(ValueError, match="4 entries"):
-            make_env("gym:InvertedPendulum-v5", normalize={"loc": [0.0], "scale": [1.0]})
 
 
 class TestGymnasium:
@@ -330,10 +318,6 @@ class TestGymnasium:
         # Never terminates, which is what was asked for.
         assert make_env("half_cheetah", terminate=False, max_steps=3).rollout(9).shape == (3,)
 
-    def test_unknown_task(self) -> None:
-        with pytest.raises(ValueError, match="no task 'Walkr2d-v5'"):
-            make_env("gym:Walkr2d-v5")
-
     @needs_renderer
     def test_pictures_beside_the_state(self) -> None:
         env = make_env(
@@ -386,8 +370,6 @@ class TestSuite:
         pytest.importorskip("dm_control")
         with pytest.raises(ValueError, match="give max_steps=200"):
             make_env("dm_control:lqr-lqr_2_1", normalize=False)
-        with pytest.raises(ValueError, match="'walker-run'"):
-            make_env("dm_control:walker-fly")
 
     @needs_renderer
     def test_pictures_tell_the_position(self) -> None:
@@ -417,15 +399,6 @@ class TestEnvPool:
         assert kinds_of(env) == ["ReadPosition", "ObservationNorm"]
         env.close()
 
-    def test_what_cannot_be(self) -> None:
-        pytest.importorskip("envpool")
-        with pytest.raises(ValueError, match="give num_envs"):
-            make_env("envpool:Hopper-v5", normalize=False)
-        with pytest.raises(ValueError, match="no flat observation"):
-            make_env("envpool:WalkerRun-v1", 2, normalize=False)
-        with pytest.raises(TypeError, match="terminate_when_unhealthy"):
-            make_env("envpool:HalfCheetah-v5", 2, terminate=False)
-
 
 class TestMeasuring:
     def test_constants(self) -> None:
@@ -436,8 +409,6 @@ class TestMeasuring:
         assert norm["scale"][2] > 1
         assert norm["loc"].equal(measure_observations(env, 500, seed=1)["loc"])
         assert not norm["loc"].equal(measure_observations(env, 500, seed=2)["loc"])
-        with pytest.raises(ValueError, match="no 'observation'"):
-            measure_observations(TransformedEnv(PointEnv(), ExcludeTransform("observation")), 5)
 
 
 class TestReadPosition:
@@ -450,11 +421,6 @@ class TestReadPosition:
         assert self.read([3, 0]).tolist() == [[3, 0], [7, 4]]
         assert self.read(lambda states: states["observation"][..., :1] * 2).tolist() == [[0], [8]]
 
-    @pytest.mark.parametrize("entries", [[0, 2], lambda states: states["observation"][..., 0]])
-    def test_what_cannot_be(self, entries: Any) -> None:
-        with pytest.raises((IndexError, ValueError), match=r"index 2|must be vectors"):
-            make_env("point", position=entries).reset()
-
 
 class TestGoals:
     def test_by_entries(self) -> None:
@@ -465,10 +431,3 @@ class TestGoals:
         raw = goals["observation"] * norm.scale + norm.loc
         torch.testing.assert_close(raw[:, 1:2], goals["position"])
         assert raw[:, 0].eq(5).all()
-
-    def test_what_cannot_be(self) -> None:
-        options = {"position": [1], "max_steps": 9, "normalize": False}
-        with pytest.raises(ValueError, match="Give extent"):
-            sample_goals(Drift, 3, env_options=options)
-        with pytest.raises(ValueError, match="GoalPrimer"):
-            sample_goals(Drift, 3, extent=1.0, env_options={"max_steps": 9})

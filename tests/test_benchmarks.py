@@ -17,7 +17,7 @@ import torch
 
 from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
 from torchrl_metra.envs import WindyPointEnv
-from torchrl_metra.recipes import app, summarize
+from torchrl_metra.recipes import app
 
 
 @pytest.fixture
@@ -235,20 +235,3 @@ class TestAsymmetry:
         assert results["pairs"]["beyond_longer_way"] == 0.0
         asymmetry.draw({"windy_point": policy}, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 10_000
-
-
-def test_many_runs_in_one_file_and_one_picture(benchmark: Any, tmp_path: Path, capsys: Any) -> None:
-    for env, objective, seed in (("point", "metra", 0), ("point", "metra", 1), ("ant", "csf", 0)):
-        folder = tmp_path / f"{env}_{objective}_{seed}"
-        folder.mkdir()
-        config = {"env": env, "objective": objective, "seed": seed}
-        curve = [[0, 0.1, 2], [100, 1.0, 10 + seed]]
-        summary = {"coverage_after": 10 + seed, "curve": curve, "config": config}
-        (folder / "summary.json").write_text(json.dumps(summary))
-    saved = tmp_path / "runs.json"
-    summarize.main([str(tmp_path), "--save", str(saved)])
-    assert "| point | metra | 2 | 10.5 (10–11) |" in capsys.readouterr().out
-    runs = json.loads(saved.read_text())
-    assert len(runs) == 3
-    benchmark("plot_curves").draw_objectives([saved, saved], tmp_path / "objectives.png")
-    assert (tmp_path / "objectives.png").stat().st_size > 10_000

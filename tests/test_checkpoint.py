@@ -49,30 +49,6 @@ def write_digests(checkpoint: Path) -> None:
     (checkpoint / "digests.json").write_text(json.dumps(names))
 
 
-def test_the_rotation_keeps_the_newest(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["checkpoint-000000000640", "checkpoint-000000000800"]
-
-
-def test_a_checkpoint_holds_everything_and_its_versions(folder: Path) -> None:
-    manifest = VerifiedCheckpoint.verify(newest(folder))
-    assert {
-        "collector",
-        "loss_module",
-        "replay_buffer",
-        "rng",
-        "target_updater",
-        "trainer_module.diagnosis",
-        "trainer_module.log_coverage",
-        "trainer_module.optimization_stepper",
-        "trainer_module.skill_loss",
-        "trainer_state",
-    } <= manifest["components"].keys()
-    assert {"torch", "torchrl", "tensordict"} <= manifest["versions"].keys()
-    assert manifest["metadata"]["torchrl_metra"]
-    assert manifest["metadata"]["collected_frames"] == 800
-
-
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     trained: tuple[METRATrainer, Path], tmp_path: Path
 ) -> None:
@@ -95,11 +71,12 @@ def test_without_a_replay_buffer_a_run_fills_a_new_one_first(tmp_path: Path) -> 
     first.train()
     again = runs.make_trainer(tmp_path, exclude=("replay_buffer",), min_buffer_size=200)
     resume(again)
-    updates = again._optim_count
+    updates: list[Any] = []
+    again.register_op("process_optim_batch", updates.append)
     assert (again.collected_frames, len(again.replay_buffer)) == (400, 0)
     again.train()
     # Rounds of 80 frames: the third has filled it, the fifth is the last.
-    assert again._optim_count == updates + 3 * 2
+    assert len(updates) == 3 * 2
     # One that wants the buffer can load the rest all the same.
     other = runs.make_trainer(tmp_path)
     assert resume(other) is not None
@@ -124,8 +101,14 @@ def test_a_memory_mapped_replay_buffer_is_copied(tmp_path: Path) -> None:
     VerifiedCheckpoint.verify(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("part", ["loss_module/state.pt", "observation.memmap", "manifest.json"])
-@pytest.mark.parametrize("spoil", ["truncate", "flip", "remove"])
+@pytest.mark.parametrize(
+    ("part", "spoil"),
+    [
+        ("loss_module/state.pt", "truncate"),
+        ("observation.memmap", "flip"),
+        ("manifest.json", "remove"),
+    ],
+)
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(
     folder: Path, part: str, spoil: str
 ) -> None:
@@ -206,11 +189,6 @@ def test_a_newer_version_is_refused(folder: Path) -> None:
     trainer = runs.make_trainer(folder)
     with pytest.raises(CheckpointError, match=r"torchrl_metra 7\.3\.1.*update"):
         resume(trainer)
-    manifest["format_version"] = 99
-    path.write_text(json.dumps(manifest))
-    write_digests(newest(folder))
-    with pytest.raises(CheckpointError, match="newer checkpoint format version 99"):
-        resume(trainer)
     assert trainer.collected_frames == 0
 
 
@@ -283,7 +261,6 @@ def test_simulators_start_new_episodes_with_other_seeds() -> None:
     for _ in range(2):
         collector = make()
         CollectorState(collector, seed=3).load_state_dict(state)
-        assert collector._frames == 20
         goes_on.append(first(collector))
     assert (goes_on[0] == goes_on[1]).all()
     assert not (goes_on[0] == beginning).any(dim=-1).all()

@@ -123,9 +123,3 @@ def test_batches_without_enough_neighbors_are_refused() -> None:
     for call in (loss, loss.reward):
         with pytest.raises(ValueError, match="15"):
             call(batch)
-
-
-def test_temperatures_that_overflow_are_refused() -> None:
-    phi, query, key = networks(2)
-    with pytest.raises(ValueError, match="temperature"):
-        CICLoss(phi, UnitSphere(2), query, key, temperature=0.01)

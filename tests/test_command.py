@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,20 +66,10 @@ def test_each_command_explains_itself(metra: Metra, name: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["trian"], "'trian': did you mean 'train'?"),
-        (["train"], "env=<OPTION>"),
-        (["train", "env=pont"], "'env=pont': did you mean 'env=point'?"),
-        (["train", "env=point", "preset=lptop"], "did you mean 'preset=laptop'?"),
-        (["train", "env=point", "preset=lptop", "--help"], "did you mean 'preset=laptop'?"),
-        (["train", "env=point", "total_frame=10"], "did you mean 'total_frames'?"),
-        (["train", "env=point", "metra.slak=1"], "did you mean 'metra.slack'?"),
-        (["train", "env=point", "metr.slack=1"], "did you mean 'metra'?"),
-        (["train", "-m", "env=point", "gama=1,2"], "did you mean 'gamma'?"),
-        (["train", "env=point", "gama=1", "--cfg", "job"], "did you mean 'gamma'?"),
-        (["train", "env=point", "sac.zzz=1"], "expected one of sac.alpha_init, sac.fixed_alpha."),
-        (["train", "env=point", "total_frames=many"], "total_frames"),
-        (["downstream", "total_frame=10"], "did you mean 'total_frames'?"),
-        (["finetune", "pretraned=false"], "did you mean 'pretrained'?"),
+        (["trian"], "did you mean 'train'?"),
+        (["train"], "env"),
+        (["train", "env=pont"], "did you mean 'env=point'?"),
+        (["train", "-m", "env=point", "metra.slak=1,2"], "did you mean 'metra.slack'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -94,40 +82,18 @@ def test_what_is_refused(metra: Metra, given: list[str], message: str) -> None:
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["objective=mettra"], "unknown objective 'mettra': did you mean 'metra'?"),
-        (["env=gim:Pendulum-v1"], "gim:Pendulum-v1"),
-    ],
-    ids=["objective", "env"],
-)
-def test_what_only_the_run_can_refuse(
-    metra: Metra, tmp_path: Path, given: list[str], message: str
-) -> None:
-    said = metra("train", *TINY, f"output={tmp_path}", *given)
+def test_what_only_the_run_can_refuse(metra: Metra, tmp_path: Path) -> None:
+    said = metra("train", *TINY, f"output={tmp_path}", "objective=mettra")
     assert said.code not in (0, None)
-    assert message in f"{said.err}\n{said.code}"
+    assert "did you mean 'metra'?" in f"{said.err}\n{said.code}"
 
 
-@pytest.mark.parametrize(
-    ("module", "extra", "given"),
-    [
-        ("hydra", "run", ["train", "env=point"]),
-        ("wandb", "logging", ["train", *TINY, "logging=wandb", "output=OUTPUT"]),
-    ],
-)
 def test_a_missing_extra_is_named(
-    metra: Metra,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    module: str,
-    extra: str,
-    given: list[str],
+    metra: Metra, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    said = metra(*(item.replace("OUTPUT", str(tmp_path)) for item in given))
-    assert f"pip install 'torchrl-metra[{extra}]'" in said.code
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = metra("train", *TINY, "logging=wandb", f"output={tmp_path}")
+    assert "pip install 'torchrl-metra[logging]'" in said.code
     assert "Traceback" not in said.err
 
 
@@ -153,12 +119,7 @@ def test_a_multirun_its_table_and_a_report(metra: Metra, tmp_path: Path) -> None
     assert (run / "report" / "report.html").exists()
 
 
-def test_as_a_module(tmp_path: Path) -> None:
-    """From any folder, in which it writes."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "torchrl_metra", "train", *TINY, "--cfg", "job"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, text=True,
-        capture_output=True,
-    ).stdout  # fmt: skip
+def test_settings_are_printed(metra: Metra) -> None:
+    printed = metra("train", *TINY, "--cfg", "job").out
     assert "total_frames: 400" in printed
     assert "output: outputs/point_debug" in printed

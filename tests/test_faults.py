@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,9 +72,14 @@ def test_a_dead_worker_stops_training_with_its_state_saved(tmp_path: Path) -> No
 
 
 def test_a_hanging_worker_stops_training_with_its_state_saved(tmp_path: Path) -> None:
-    trainer = runs.make_trainer(tmp_path, parallel_point(), collection_timeout=4)
+    trainer = runs.make_trainer(tmp_path, parallel_point(), collection_timeout=60)
     (pid, *_) = (worker.pid for worker in workers(trainer))
-    at(trainer, 240, lambda: os.kill(pid, signal.SIGSTOP))
+
+    def strike() -> None:
+        trainer.collection_timeout = 1
+        os.kill(pid, signal.SIGSTOP)
+
+    at(trainer, 240, strike)
     start = time.monotonic()
     try:
         error = stop(trainer)
@@ -143,13 +149,12 @@ def test_without_checkpoints_an_error_is_what_it_was(tmp_path: Path) -> None:
         trainer.train()
 
 
-@pytest.mark.parametrize("freed_after", [560, -1])
-def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path, freed_after: int) -> None:
+def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("a small disk is mounted with unshare, of Linux")
     mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
     script = Path(__file__).with_name("full_disk.py")
-    run = f"{sys.executable} {script} {tmp_path} {freed_after}"
+    run = f"{sys.executable} {script} {tmp_path} 560 -1"
     answer = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {run}"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -157,17 +162,15 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path, freed_after: 
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
-    lines = dict(line.split(": ", 1) for line in answer.stdout.splitlines() if ": " in line)
-    assert lines["frames"] == "800"
-    assert "free space" in lines["warned"]
-    assert "Training goes on" in lines["warned"]
-    assert "No space left" in lines["warned"]
-    if freed_after > 0:
-        assert "stopped" not in lines
-        assert lines["names"] == "['checkpoint-000000000640', 'checkpoint-000000000800']"
-    else:
-        assert "No space left" in lines["stopped"]
-        assert "checkpoint-000000000320" in lines["names"]
+    freed, full, _ = answer.stdout.split("end of run")
+    for printed in (freed, full):
+        assert "frames: 800" in printed
+        for told in ("free space", "Training goes on", "No space left"):
+            assert told in printed
+    assert "stopped" not in freed
+    assert "names: ['checkpoint-000000000640', 'checkpoint-000000000800']" in freed
+    assert re.search("stopped: .*No space left", full, re.DOTALL)
+    assert "checkpoint-000000000320" in full
 
 
 def started(output: Path) -> Any:
@@ -192,7 +195,7 @@ def test_a_signal_ends_a_run_after_its_round_and_it_goes_on(
     assert not (tmp_path / "summary.json").exists()
     frames = int(max((tmp_path / "checkpoints").glob("checkpoint-*")).name.partition("-")[2])
     assert f"after {frames:,} frames" in output
-    process = runs.start(tmp_path, resume="auto")
+    process = runs.start(tmp_path, resume="auto", total_frames=frames + 400)
     process.join()
     assert process.exitcode == 0
     assert f"after {frames:,} frames" in runs.printed(tmp_path)
@@ -203,7 +206,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(tmp_path: Path) -> None
     """It goes to all processes of the group, but only the one that trains may act on it."""
     pytest.importorskip("mujoco")
     overrides = [
-        "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=2",
+        "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=1",
         "evaluation_num_envs=1", "evaluation_episodes=2", "num_cells=[16]",
         "frames_per_batch=100", "min_buffer_size=100", "checkpoint.interval=100",
         "optim_steps_per_batch=1", "total_frames=1_000_000", "evaluation_interval=1_000_000",

@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import (
     EnvBase,
     InitTracker,
@@ -123,16 +122,6 @@ class TestPolicy:
         )
         assert policy(states)["skill"].tolist() == [[1, 0], [-1, 0]]
 
-    def test_no_gradient_flows_through_the_skill(self) -> None:
-        encoder = TensorDictModule(nn.Linear(2, 2), in_keys=["observation"], out_keys=["latent"])
-        policy = GoalReachingPolicy(actor(nn.Linear(2, 2)), encoder, UnitSphere(2))
-        states = TensorDict(
-            {"observation": torch.zeros(3, 2), "goal": goals_at(*[(1.0, 1.0)] * 3)}, [3]
-        )
-        policy(states)["action"].sum().backward()
-        assert all(weight.grad is None for weight in encoder.parameters())
-        assert all(weight.grad is not None for weight in policy.actor.parameters())
-
     def test_plain_encoder_and_other_names(self) -> None:
         states = TensorDict({"observation": torch.zeros(2), "state": torch.zeros(2)}, [])
         states["goal"] = TensorDict({"observation": [1.0, 0.0], "state": [0.0, 1.0]}, [])
@@ -194,18 +183,6 @@ class TestGoalsOfThePoint:
         assert adaptive["goal/final_distance"] < 0.4
         assert single["goal/hit_1"] == pytest.approx(1 / 3)
 
-    @pytest.mark.parametrize("num_envs", [None, 2, 8])
-    def test_one_episode_per_goal_whatever_the_batch(self, num_envs: int | None) -> None:
-        env = goal_env(self.goals, num_envs=num_envs)
-        policy = GoalReachingPolicy(actor(), identity(), UnitSphere(2))
-        rollouts = rollout_goals(env, policy, self.goals, max_steps=30)
-        assert rollouts.shape == (3, 30)
-        assert rollouts["goal", "position"].equal(
-            self.goals["position"].unsqueeze(1).expand(3, 30, 2)
-        )
-        assert goal_metrics(rollouts[1:2])["goal/final_distance"] < 0.3
-        assert "goal" not in rollouts["next"].keys()
-
     @pytest.mark.parametrize("adaptive", [True, False])
     def test_collecting_through_partial_resets(self, adaptive: bool) -> None:
         """Environments that end at different times: each episode keeps to its own goal."""
@@ -238,13 +215,6 @@ class TestGoalsOfThePoint:
         assert "goal" not in env.reset().keys()
         assert distance["adaptive"] < 0.3 < 10 < distance["single"] < distance["random"]
 
-    def test_no_encoder(self) -> None:
-        policy = SkillPolicy(actor(), None, UnitSphere(2))
-        with pytest.raises(ValueError, match=r"no encoder.*no latent space.*METRA"):
-            policy.reach_goals()
-        with pytest.raises(ValueError, match="no encoder"):
-            rollout_goal_policies(make_env("point"), policy, self.goals)
-
 
 class TestMetrics:
     def rollouts(self, walk: list[list[float]], goal: float) -> TensorDict:
@@ -273,17 +243,6 @@ class TestMetrics:
                 "goal/at_1": 2 / 8,
             }
         )
-
-    def test_in_the_plane_with_other_radii(self) -> None:
-        rollouts = rollout_goals(
-            goal_env(goals_at((3.0, 4.0))), actor(), goals_at((3.0, 4.0)), max_steps=1
-        )
-        rollouts["next", "position"] = torch.tensor([[[3.0, 2.0]]])
-        metrics = goal_metrics(rollouts, radii=[2.0, 1.5])
-        assert metrics["goal/start_distance"] == 5
-        assert metrics["goal/final_distance"] == 2
-        assert metrics["goal/end_2"] == 1
-        assert metrics["goal/end_1.5"] == 0
 
     def test_tasks_of_the_kitchen(self) -> None:
         goal = torch.eye(6, dtype=torch.bool)[:3]
@@ -341,16 +300,6 @@ class TestPrimer:
         assert len(drawn.unique(dim=0)) > 30
         assert (drawn[:, None] == self.goals["position"]).all(-1).any(-1).all()
 
-    def test_partial_reset(self) -> None:
-        env = TransformedEnv(PointEnv(3), GoalPrimer(self.goals))
-        last = env.rollout(3)["next"][:, -1]
-        asked = last.exclude("goal").set("_reset", torch.tensor([[False], [True], [False]]))
-        before = last["goal", "position"]
-        # As collectors reset: what is not reset goes on.
-        after = env.maybe_reset(last.clone().set("done", asked["_reset"]))["goal", "position"]
-        changed = (after != before).any(-1).tolist()
-        assert changed == [False, True, False]
-
     def test_a_mask_and_a_self_resetting_environment_change_goals(self) -> None:
         goals = sample_goals("point", 100)
         env = TransformedEnv(PointEnv(2), GoalPrimer(goals))
@@ -370,14 +319,6 @@ class TestPrimer:
         start = env.reset(TensorDict({"goal": mine}, [2]))
         rollout = env.rollout(5, auto_reset=False, tensordict=start)
         assert rollout["next", "goal", "position"][:, -1].equal(mine["position"])
-
-    def test_replay_buffers_are_refused(self) -> None:
-        buffer = ReplayBuffer(
-            storage=LazyTensorStorage(4), transform=GoalPrimer(self.goals), batch_size=2
-        )
-        buffer.extend(TensorDict({"goal": self.goals[:4]}, [4]))
-        with pytest.raises(RuntimeError, match="would overwrite 'goal'"):
-            buffer.sample()
 
 
 class TestSampleGoals:
@@ -431,14 +372,6 @@ class TestSampleGoals:
         assert (pose - start).abs().max() < 1
         assert len(pose.unique(dim=0)) == 6
         assert sample_goals(name, 6)["observation"].equal(goals["observation"])
-
-    def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match=r"'walker'.*'kitchen'"):
-            sample_goals("walker", 3)
-        with pytest.raises(ValueError, match="'ant' is observed by its state"):
-            sample_goals("ant", 3, pixels=PixelOptions())
-        with pytest.raises(ValueError, match="goals are tasks, but extent=3"):
-            sample_goals("kitchen", 3, extent=3.0)
 
     @needs_renderer
     @pytest.mark.parametrize("name", list(LOCOMOTION))

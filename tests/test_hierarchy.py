@@ -18,7 +18,6 @@ from torchrl_metra import (
     PointEnv,
     SkillAction,
     SkillConditionedActor,
-    SkillPrimer,
     SkillPrior,
     StandardNormal,
     UnitSphere,
@@ -119,10 +118,6 @@ class TestSkillAction:
         assert second["reward"].dtype == torch.float32
         assert env.reward_spec == Unbounded((2, 1))
 
-    def test_one_step(self) -> None:
-        env = countdown(100, 100, num_steps=1)
-        assert step(env, env.reset(), 0, 1)["reward"].tolist() == [[1], [2]]
-
     @pytest.mark.parametrize("make", [countdown, countdown_serial])
     def test_environments_end_in_the_middle_of_a_skill(
         self, make: Callable[..., TransformedEnv]
@@ -142,11 +137,6 @@ class TestSkillAction:
         assert second["reward"].tolist() == [[12], [2 * (5 + 6)], [2 * (5 + 6 + 7 + 8)]]
         assert second["done"].tolist() == [[True], [True], [False]]
         assert second["inner_steps"].tolist() == [[3], [2], [4]]
-
-    def test_stops_when_all_are_done(self) -> None:
-        env = countdown(2, 3, num_steps=10)
-        step(env, env.reset(), 0, 0)
-        assert env.base_env.calls == 3
 
     @pytest.mark.parametrize("make", [countdown, countdown_serial])
     def test_a_rollout_leaves_finished_environments_alone(
@@ -247,9 +237,7 @@ class TestSkillAction:
 
 
 class TestRefusals:
-    def test_arguments(self) -> None:
-        with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-            SkillAction(count_policy(), OneHot(3), num_steps=0)
+    def test_a_policy_without_skills(self) -> None:
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
@@ -259,13 +247,3 @@ class TestRefusals:
         env = TransformedEnv(PointEnv(2), SkillAction(actor, OneHot(3)))
         with pytest.raises(ValueError, match=r"actions of shape \[2, 6\].*expects \[2, 2\]"):
             env.reset()
-
-    def test_an_environment_with_skills_of_its_own(self) -> None:
-        env = TransformedEnv(PointEnv(2), SkillPrimer(UnitSphere(2)))
-        env.append_transform(SkillAction(direction_policy(), UnitSphere(2)))
-        with pytest.raises(ValueError, match="without SkillPrimer"):
-            env.reset()
-
-    def test_a_replay_buffer(self) -> None:
-        with pytest.raises(RuntimeError, match="append it to one"):
-            SkillAction(count_policy(), OneHot(3))(TensorDict({}, []))

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from torchrl_metra.trainers import (
     TrainingStoppedError,
     VerifiedCheckpoint,
 )
-from torchrl_metra.trainers.remote import RemoteLearner
 
 ray = pytest.importorskip("ray")
 
@@ -69,6 +67,12 @@ def watch_workers(trainer: Any, policy: torch.nn.Module) -> list[float]:
     return differences
 
 
+def logged(output: Path, name: str) -> list[tuple[float, ...]]:
+    """Frames and values of a metric."""
+    rows = (output / "log" / "scalars" / f"{name}.csv").read_text().split()
+    return [tuple(map(float, row.split(","))) for row in rows]
+
+
 @pytest.mark.nightly
 def test_metra_learns_the_fan(address: str) -> None:
     trainer = make_metra(settings(total_frames=28_000))
@@ -94,21 +98,21 @@ def test_the_learner_on_ray_learns_and_goes_on(tmp_path: Path, address: str) -> 
     differences, seen = watch_workers(trainer, policy), []
     trainer.register_op(
         "post_steps_log",
-        lambda batch: seen.append((len(trainer.replay_buffer), trainer._optim_count)),
+        lambda batch: seen.append(len(trainer.replay_buffer)),
     )
     trainer.train()
     assert differences == [0.0] * 6
     # Every transition is stored once, and the first are not learned from before there are enough.
-    assert seen[:3] == [(1_600, 0), (3_200, 50), (4_800, 100)]
+    assert seen[:3] == [1_600, 3_200, 4_800]
+    assert logged(tmp_path, "optim_steps")[:2] == [(3_200, 50), (4_800, 100)]
     constants = {"alpha_init", "_target_entropy", "_value_estimator.gamma"}
     for name, loss in losses.items():
         moved = {k for k, v in loss.state_dict().items() if not v.equal(before[name][k])}
         assert before[name].keys() - moved <= constants, name
     # Metrics are those of a learner in this process.
-    log = trainer._log_dict
-    assert 0 < log["dual"][-1] < 10
-    assert log["total_coverage"][-1] > 100
-    assert {"intrinsic_reward", "loss_qvalue", "frames_per_second", "optim_steps"} <= log.keys()
+    assert 0 < logged(tmp_path, "dual")[-1][1] < 10
+    assert logged(tmp_path, "total_coverage")[-1][1] > 100
+    assert all(logged(tmp_path, name) for name in ("intrinsic_reward", "loss_qvalue"))
     trainer.replay_buffer.shutdown()
     result = evaluate(policy, trainer.skill_loss)
     assert result.coverage >= 3 * untrained.coverage, (result, untrained)
@@ -120,7 +124,7 @@ def test_the_learner_on_ray_learns_and_goes_on(tmp_path: Path, address: str) -> 
     for loss, again in (("skill_loss", resumed.skill_loss), ("loss_module", resumed.loss_module)):
         states = getattr(trainer, loss).state_dict(), again.state_dict()
         assert all(states[0][key].equal(states[1][key]) for key in states[0]), loss
-    assert (len(resumed.replay_buffer), resumed._optim_count) == (24_000, 700)
+    assert len(resumed.replay_buffer) == 24_000
     resumed.shutdown()
     resumed._execution_backend.shutdown()
     resumed.replay_buffer.shutdown()
@@ -130,7 +134,7 @@ def test_the_learner_on_ray_learns_and_goes_on(tmp_path: Path, address: str) -> 
     ("number", "cause"),
     [
         (signal.SIGKILL, ray.exceptions.ActorDiedError),
-        (signal.SIGSTOP, CollectionTimeoutError),
+        pytest.param(signal.SIGSTOP, CollectionTimeoutError, marks=pytest.mark.nightly),
     ],
     ids=["killed", "hanging"],
 )
@@ -188,14 +192,3 @@ def test_a_cluster_that_is_too_small(address: str) -> None:
     config.distributed.workers = 5
     with pytest.raises(ValueError, match=r"distributed\.workers=5 takes 5 CPUs.*has 4"):
         make_metra(config)
-
-
-def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"ray.*torchrl-metra\[ray\]"):
-        make_metra(settings())
-
-
-def test_learners_that_cannot_be_remote() -> None:
-    with pytest.raises(ValueError, match=r"one learner, got world_size=2"):
-        RemoteLearner(SimpleNamespace(learner_backend_options={"world_size": 2}))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import pickle
 import subprocess
 import sys
@@ -103,17 +102,6 @@ class TestRenderer:
         assert np.array_equal(renderer.render(data), picture)
         renderer.close()
 
-    def test_garbage_collection_frees_the_context(
-        self, model: mujoco.MjModel, data: mujoco.MjData
-    ) -> None:
-        renderer = Renderer(model, 16, 16, "above")
-        renderer.render(data)
-        finalizer = renderer._free
-        assert finalizer.alive
-        del renderer
-        gc.collect()
-        assert not finalizer.alive
-
     def test_an_open_renderer_can_be_sent_elsewhere(
         self, model: mujoco.MjModel, data: mujoco.MjData
     ) -> None:
@@ -164,29 +152,6 @@ print("drawn")
 
 
 class TestErrors:
-    def test_unknown_camera(self, model: mujoco.MjModel) -> None:
-        with pytest.raises(KeyError, match=r"'side'.*'above', 'below'"):
-            Renderer(model, 8, 8, "side")
-        with pytest.raises(IndexError):
-            Renderer(model, 8, 8, 2)
-
-    def test_bad_values(self, model: mujoco.MjModel) -> None:
-        with pytest.raises(ValueError, match=r"'best', expected one of .*'fast', 'full'"):
-            Renderer(model, 8, 8, "above", quality="best")
-        with pytest.raises(ValueError, match=r"'vulkan', expected one of.*'egl'"):
-            Renderer(model, 8, 8, "above", backend="vulkan")
-
-    @pytest.mark.skipif(sys.platform != "linux", reason="displays are named so on Linux")
-    def test_backend_that_does_not_work_names_the_package(
-        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-            monkeypatch.delenv(name, raising=False)
-        renderer = Renderer(model, 8, 8, "above", backend="glfw")
-        with pytest.raises(RuntimeError, match=r"(?s)glfw.*libglfw3.*no display.*MUJOCO_GL"):
-            renderer.render(data)
-        assert not renderer.is_open
-
     @pytest.mark.skipif(sys.platform != "linux", reason="macOS has one backend")
     def test_no_backend_works(
         self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
@@ -197,11 +162,4 @@ class TestErrors:
         monkeypatch.delenv("MUJOCO_GL", raising=False)
         monkeypatch.setattr("torchrl_metra.envs.rendering._gl_context_class", broken)
         with pytest.raises(RuntimeError, match=r"(?s)libegl1 libgl1-mesa-dri.*libosmesa6.*glfw"):
-            Renderer(model, 8, 8, "above").render(data)
-
-    def test_drawing_may_be_turned_off(
-        self, model: mujoco.MjModel, data: mujoco.MjData, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("MUJOCO_GL", "off")
-        with pytest.raises(RuntimeError, match=r"(?s)None of these OpenGL backends works.*off"):
             Renderer(model, 8, 8, "above").render(data)

@@ -9,7 +9,7 @@ import pytest
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.envs import ExcludeTransform, TransformedEnv
+from torchrl.envs import TransformedEnv
 
 from torchrl_metra import (
     PixelOptions,
@@ -92,9 +92,6 @@ class TestEvaluate:
         assert set(report["skills"]) == names
         assert "adaptive" in report["goals"]
         assert not (tmp_path / "temporal.png").exists()
-        page = (tmp_path / "report.html").read_text()
-        assert "in space and in the latent space of φ" in page
-        assert "Temporal" not in page
 
     def test_without_an_encoder(self, tmp_path: Path) -> None:
         policy = follow_the_skill()
@@ -110,18 +107,8 @@ class TestEvaluate:
             "report.html",
             "skills.png",
         }
-        page = (tmp_path / "report.html").read_text()
-        assert "in space. A good" in page
-        for word in ("latent", "φ", "Temporal", "goal"):
-            assert word not in page.split("How it was made")[0]
-
-    def test_with_nothing_to_draw(self, tmp_path: Path) -> None:
-        policy = follow_the_skill()
-        policy.encoder = None
-        env = make_env("point", 4).append_transform(ExcludeTransform("position"))
-        report = evaluate(policy, env, tmp_path, num_episodes=4, max_steps=5)
-        assert report["skills"] == {}
-        assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html"}
+        page = (tmp_path / "report.html").read_text().split("How it was made")[0]
+        assert not any(word in page for word in ("latent", "φ", "Temporal", "goal"))
 
 
 def test_episodes_of_different_lengths_are_evened_out() -> None:
@@ -167,28 +154,6 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "policy_coverage" in printed
         assert "without videos" in printed
-
-    def test_says_why_there_are_no_goals(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        pytest.importorskip("imageio_ffmpeg")
-        env = make_env("point", 2)
-        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[16])
-        networks.encoder = None
-        policy = SkillPolicy.from_networks(networks, PRIOR, env, env_name="point")
-        policy.save(tmp_path / "skill_policy.pt")
-        main([str(tmp_path), "--episodes", "4"])
-        assert "goals" not in json.loads((tmp_path / "report" / "report.json").read_text())
-        assert "no encoder to point skills to goals" in capsys.readouterr().out
-        main([str(tmp_path), "--episodes", "4", "--goals", "0"])
-        assert "no encoder" not in capsys.readouterr().out
-
-    def test_environment_must_be_known(self, run: Path) -> None:
-        policy = SkillPolicy.load(run / "skill_policy.pt")
-        policy.env_name = None
-        policy.save(run / "skill_policy.pt")
-        with pytest.raises(SystemExit, match="does not say where it was trained: add --env"):
-            main([str(run / "skill_policy.pt")])
 
 
 def test_secrets_of_the_command_line_are_not_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,8 +89,6 @@ CONTINUOUS = {"METRA": UnitSphere(2), "DIAYN": StandardNormal(3), "DADS": Standa
 CASES = [
     (name, prior) for name in BUILD for prior in (CONTINUOUS.get(name, UnitSphere(2)), OneHot(4))
 ] + [("METRA", StandardNormal(3))]
-# Reward and loss are of the next states alone.
-IGNORED = {("DIAYN", "observation"), ("RND", "observation")}
 
 
 class Objective:
@@ -284,8 +281,11 @@ class TestContract:
         for key, value in losses_of(out).items():
             torch.testing.assert_close(value, exact[key], rtol=5e-2, atol=5e-2)
 
-    def test_compiles_to_one_graph(self, continuous: Objective) -> None:
-        loss, batch = continuous(), continuous.batch(8)
+    @pytest.mark.parametrize("name", ["METRA", "CIC"])
+    def test_compiles_to_one_graph(self, name: str) -> None:
+        """Of the others, the tests of whole steps as graphs say it."""
+        objective = Objective(name, UnitSphere(2))
+        loss, batch = objective(), objective.batch(8)
         twin = copy.deepcopy(loss)
         torch.compiler.reset()  # it refuses to compile one function for too many modules
         calls = (loss, torch.compile(twin, fullgraph=True, backend="aot_eager"))
@@ -336,27 +336,11 @@ def test_same_training_as_one_graph(name: str) -> None:
 class TestBadInput:
     """What every objective refuses; arguments of one alone are in the tests of that one."""
 
-    def test_prior(self, continuous: Objective) -> None:
-        with pytest.raises(TypeError, match=r"SkillPrior such as UnitSphere.2., got SimpleName"):
-            BUILD[continuous.name](SimpleNamespace(dim=2), encoder(UnitSphere(2)))
-
-    def test_reduction(self, continuous: Objective) -> None:
-        with pytest.raises(ValueError, match=r"reduction 'median'.*'mean', 'sum', 'none'"):
-            continuous(reduction="median")
-
     def test_wrong_skill_size(self, continuous: Objective) -> None:
         loss, batch = continuous(), continuous.batch(8)
         batch["skill"] = torch.zeros(8, 1)  # It would broadcast.
         with pytest.raises(ValueError, match=r"\[8, 1\]"):
             loss(batch)
-
-    def test_missing_entries(self, continuous: Objective) -> None:
-        loss = continuous()
-        for key in loss.in_keys:
-            if (continuous.name, key) not in IGNORED:
-                name = key if isinstance(key, str) else key[-1]
-                with pytest.raises(KeyError, match=name):
-                    loss(continuous.batch(8).exclude(key))
 
     def test_nan_shows_in_the_losses(self, continuous: Objective) -> None:
         loss, batch = continuous(), continuous.batch(8)
