@@ -31,9 +31,8 @@ class EnvPoolEnv(EnvBase):
         num_envs (int): number of environments.
 
     Keyword Args:
-        num_threads (int, optional): C++ threads; 0 (default) leaves it to EnvPool.
         seed (int, optional): seed of the first environment. Defaults to 0.
-        **options: passed on to ``envpool.make_gymnasium``.
+        **options: passed on to ``envpool.make_gymnasium``, such as ``num_threads``.
 
     Raises:
         ValueError: if the task is of another kind.
@@ -49,7 +48,6 @@ class EnvPoolEnv(EnvBase):
         task_id: str,
         num_envs: int,
         *,
-        num_threads: int = 0,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -58,7 +56,6 @@ class EnvPoolEnv(EnvBase):
             require("envpool", "envpool").make_gymnasium,
             task_id,
             num_envs=num_envs,
-            num_threads=num_threads,
             **options,
         )
         self._env = self._make(seed=seed)
@@ -87,13 +84,11 @@ class EnvPoolEnv(EnvBase):
         reset = None if tensordict is None else tensordict.get("_reset", None)
         # The simulator is on the CPU, wherever the environment was moved.
         observation = torch.zeros(self.observation_spec["observation"].shape, device="cpu")
-        every = torch.ones(len(observation), dtype=torch.bool)
-        mask = every if reset is None else reset.cpu().reshape(-1)
-        if mask.all():
-            values, _ = self._env.reset()
-        else:
-            values, _ = self._env.reset(mask.nonzero().squeeze(-1).numpy())
-        observation[mask] = torch.from_numpy(values).float()
+        numbers = torch.arange(len(observation))
+        if reset is not None:
+            numbers = numbers[reset.cpu().reshape(-1)]
+        values, _ = self._env.reset(numbers.numpy())
+        observation[numbers] = torch.from_numpy(values).float()
         return TensorDict(
             {"observation": observation}, batch_size=self.batch_size, device=self.device
         )

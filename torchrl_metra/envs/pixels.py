@@ -85,16 +85,13 @@ class SimulationEnv(SpecsMixin, GymLikeEnv):
     def read_state(self, observations: Any) -> dict[str, Tensor]:
         """What is shown beside pictures, given what the wrapped environment returned."""
 
-    @abc.abstractmethod
-    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
-        """Specs of what :meth:`read_state` returns, given the wrapped environment's."""
-
     def adjust_specs(self) -> None:
-        specs = self.state_spec_of(self.full_observation_spec)
+        state = self.read_state(self.full_observation_spec.zero())
+        specs = Composite({key: Unbounded(x.shape, dtype=x.dtype) for key, x in state.items()})
         if self.renderer is not None:
             shape = (3, self.renderer.height, self.renderer.width)
-            specs = {"pixels": Bounded(0, 255, shape=shape, dtype=torch.uint8), **specs}
-        self.observation_spec = Composite(specs)
+            specs["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
+        self.observation_spec = specs
         self.reward_spec = Unbounded(shape=(1,))
         self.action_spec = self.full_action_spec["action"].to(torch.float32)
 

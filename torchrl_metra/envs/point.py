@@ -199,47 +199,38 @@ def make_point(
 
 
 def places(num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float) -> TensorDict:
-    """Points at other places."""
+    """Points at other places, drawn from above with ``pixels``."""
     position = draw_positions(num_goals, 2, extent, seed)
-    return TensorDict({"observation": position.clone(), "position": position}, [num_goals])
-
-
-def pictures_of_places(
-    num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float
-) -> TensorDict:
-    """Points at other places, drawn."""
-    pixels = pixels or PixelOptions()
-    goals = places(num_goals, seed=seed, pixels=None, extent=extent).select("position")
+    goals = TensorDict({"position": position}, [num_goals])
+    if pixels is None:
+        return goals.set("observation", position.clone())
     drawn = DrawPoint(pixels.resolution)(goals)["pixels"]
     return goals.set("pixels", repeat_frames(drawn, pixels))
 
 
-_KNOWN: dict[str, Any] = {
+_POINT: dict[str, Any] = {
+    "observation_norm": False,
     "max_steps": EPISODE_STEPS,
     "terminates": False,
+    "goals": places,
     "goal_extent": 20.0,
 }
 register_env(
     "point",
     partial(make_point, PointEnv),
     summary="A point in the plane, moved by its action.",
-    observation_norm=False,
-    goals=places,
-    **_KNOWN,
+    **_POINT,
 )
 register_env(
     "windy_point",
     partial(make_point, WindyPointEnv),
     summary="A point in the plane in a constant wind.",
-    observation_norm=False,
-    goals=places,
-    **_KNOWN,
+    **_POINT,
 )
 register_env(
     "point_pixels",
     partial(make_point, PointEnv),
     summary="A point in the plane, seen from above.",
     observes="pixels",
-    goals=pictures_of_places,
-    **_KNOWN,
+    **_POINT,
 )

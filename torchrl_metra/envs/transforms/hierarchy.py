@@ -73,13 +73,6 @@ class SkillAction(Transform):
         self.prior = prior
         self.num_steps = num_steps
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Refuse to run outside of an environment."""
-        raise RuntimeError(
-            "SkillAction steps an environment: append it to one, "
-            "env.append_transform(SkillAction(policy, prior))."
-        )
-
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
