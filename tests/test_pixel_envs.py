@@ -361,14 +361,6 @@ class TestMakeEnv:
         assert env.reset()["pixels"].shape == (9, resolution, resolution)
         env.close()
 
-    def test_bad_options(self) -> None:
-        with pytest.raises(ValueError, match="resolution must be at least 1, got 0"):
-            PixelOptions(resolution=0)
-        with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
-            PixelOptions(frames=0)
-        with pytest.raises(ValueError, match=r"'best', expected one of .*'fast', 'full'"):
-            PixelOptions(quality="best")
-
     def test_bad_input(self) -> None:
         with pytest.raises(
             ValueError, match=r"not run on EnvPool, or not with pixels.*'serial' or 'parallel'"
@@ -380,7 +372,7 @@ class TestMakeEnv:
             make_env("quadruped", 2, backend="envpool")
         with pytest.raises(ValueError, match=r"'gpu', expected one of .*'serial', 'parallel'"):
             make_env("kitchen", 2, backend="gpu")
-        with pytest.raises(ValueError, match=r"'walker'.*'kitchen'"):
+        with pytest.raises(ValueError, match=r"'walker'.*kitchen"):
             make_env("walker", pixels=PixelOptions())
 
     @pytest.mark.parametrize(

@@ -185,8 +185,6 @@ def suite_entry(task: str, options: Mapping[str, Any]) -> EnvEntry:
     return EnvEntry(
         name=f"dm_control:{task}",
         make=partial(make_suite, task),
-        summary=f"The control suite's {task}.",
-        extra="dm-control",
         position=tuple(range(_root_size(task))) or None,
     )
 
@@ -282,7 +280,6 @@ for _name, _extent in (("quadruped", 15.0), ("humanoid", 10.0)):
         _name,
         partial(make_locomotion, LOCOMOTION[_name]),
         summary=f"The control suite's {_name}, seen by a camera that follows it.",
-        extra="dm-control",
         observes="pixels",
         max_steps=EPISODE_STEPS,
         terminates=False,

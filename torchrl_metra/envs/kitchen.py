@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import GymWrapper
 
@@ -153,17 +153,17 @@ def simplify(model: mujoco.MjModel) -> None:
 
 def solved_tasks(
     num_goals: int, *, seed: int, pixels: PixelOptions, extent: float | None
-) -> TensorDict:
+) -> TensorDictBase:
     """What the kitchen shows after a reset, with each task solved in turn."""
     if extent is not None:
         raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
     solved = []
     with closing(make_kitchen(pixels)) as env:
         env.set_seed(seed)
-        for _, task in zip(range(num_goals), cycle(KITCHEN_TASKS), strict=False):
+        for task in islice(cycle(KITCHEN_TASKS), num_goals):
             env.reset()
             solved.append(TensorDict(env.observe_solved(task)))
-    goals = torch.stack(solved)
+    goals = TensorDict.stack(solved)
     return goals.set("pixels", repeat_frames(goals["pixels"], pixels))
 
 
@@ -171,7 +171,6 @@ register_env(
     "kitchen",
     make_kitchen,
     summary="A robot arm in gymnasium-robotics' kitchen, with six things to move, from above.",
-    extra="kitchen",
     observes="pixels",
     max_steps=EPISODE_STEPS,
     terminates=False,

@@ -177,7 +177,7 @@ def make_env(
 def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEntry:
     """All that is known about an environment, registered or not, before it is built."""
     if callable(env):
-        return EnvEntry(name=getattr(env, "__name__", repr(env)), make=env, summary="")
+        return EnvEntry(name=getattr(env, "__name__", repr(env)), make=env)
     source, colon, task = env.partition(":")
     if not colon:
         entry = find_env(env)
@@ -186,7 +186,7 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
         return entry
     if source in SOURCES:
         return SOURCES[source](task, options)
-    return EnvEntry(name=env, make=env, summary="")
+    return EnvEntry(name=env, make=env)
 
 
 # What random steps have shown, so that a run and its evaluation do not both take them: constants
@@ -310,22 +310,16 @@ class _Plan:
             size = sum(leaves[key].shape[env.batch_dims :].numel() for key in state)
             found.append(_normalize(norm, size, env.device, name))
         if self.pixels is not None:
-            shape = (3, self.pixels.resolution, self.pixels.resolution)
+            shape = (*env.batch_size, 3, self.pixels.resolution, self.pixels.resolution)
             pictures = leaves.get("pixels")
-            if (
-                pictures is None
-                or pictures.dtype is not torch.uint8
-                or pictures.shape[env.batch_dims :] != shape
-            ):
+            if pictures is None or pictures.dtype is not torch.uint8 or pictures.shape != shape:
                 raise ValueError(
                     f"{name!r} must show 'pixels', torch.uint8 of shape {list(shape)} for "
                     f"{self.pixels}, but its 'pixels' are {pictures}. Draw them in the function "
                     "that builds it, which may have a parameter 'pixels'."
                 )
             # The latest along the channels, the newest last.
-            found.append(
-                CatFrames(N=self.pixels.frames, dim=-3, in_keys=["pixels"], padding="same")
-            )
+            found.append(CatFrames(self.pixels.frames, -3, in_keys=["pixels"], padding="same"))
         if self.entry.transform is not None:
             found.append(self.entry.transform())
         return found

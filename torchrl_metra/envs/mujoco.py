@@ -97,12 +97,7 @@ def gymnasium_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
         make = partial(make, **{EXCLUDES: False})
         position = tuple(range(_excluded(task_id))) or None
     return EnvEntry(
-        name=f"gym:{task_id}",
-        make=make,
-        summary=f"gymnasium's {task_id}.",
-        extra="mujoco",
-        position=position,
-        max_steps=spec.max_episode_steps,
+        name=f"gym:{task_id}", make=make, position=position, max_steps=spec.max_episode_steps
     )
 
 
@@ -167,7 +162,6 @@ register_env(
         make_envpool, "Ant-v5", terminate=False, use_contact_force=False, **_WITH_POSITION
     ),
     summary="gymnasium's Ant, observed by coordinates and velocities.",
-    extra="mujoco",
     position=(0, 1),
     observation_norm=_NORMS["ant"],
     max_steps=EPISODE_STEPS,
@@ -175,7 +169,6 @@ register_env(
     goal_extent=50.0,
 )
 _CHEETAH: dict[str, Any] = {
-    "extra": "mujoco",
     "position": (0,),
     "observation_norm": _NORMS["half_cheetah"],
     "max_steps": EPISODE_STEPS,

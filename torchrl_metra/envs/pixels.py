@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,7 +13,6 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.gym_like import GymLikeEnv
 
-from torchrl_metra._checks import check_choice, check_integer
 from torchrl_metra._extras import require
 from torchrl_metra._private import SpecsMixin
 from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
@@ -39,11 +38,6 @@ class PixelOptions:
     resolution: int = 64
     frames: int = 3
     quality: Quality = "fast"
-
-    def __post_init__(self) -> None:
-        check_integer("resolution", self.resolution)
-        check_integer("frames", self.frames)
-        check_choice("quality", self.quality, get_args(Quality))
 
     def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
         """What draws a model like this."""

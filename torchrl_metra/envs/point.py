@@ -64,45 +64,35 @@ class PointEnv(EnvBase):
             -self.max_displacement, self.max_displacement, shape=(*batch_size, 2), device=device
         )
         self.reward_spec = Unbounded(shape=(*batch_size, 1), device=device)
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(),
-            shape=batch_size, device=device,
-        )  # fmt: skip
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=batch_size, device=device)
         self.register_buffer("_position", position.zero())
         self.register_buffer("_steps", flag.zero().int())
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        reset = None if tensordict is None else tensordict.get("_reset", None)
-        if reset is None:
-            reset = torch.ones_like(self._steps, dtype=torch.bool)
-        reset = reset.reshape(self._steps.shape)
+        reset = torch.ones_like(self._steps, dtype=torch.bool)
+        if tensordict is not None:
+            reset = tensordict.get("_reset", reset).reshape(reset.shape)
         self._position = torch.where(reset, 0.0, self._position)
         self._steps = torch.where(reset, 0, self._steps)
-        return TensorDict(
-            {"observation": self._position, "position": self._position},
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+        return self._show()
+
+    def _show(self, **others: Tensor) -> TensorDict:
+        entries = {"observation": self._position, "position": self._position, **others}
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _displacement(self, action: Tensor) -> Tensor:
         return action.clamp(-self.max_displacement, self.max_displacement)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get("action")
-        self._position = self._position + self._displacement(action)
+        self._position = self._position + self._displacement(tensordict.get("action"))
         self._steps = self._steps + 1
         truncated = self._steps >= self.max_steps
-        return TensorDict(
-            {
-                "observation": self._position,
-                "position": self._position,
-                "reward": torch.zeros_like(self._position[..., :1]),
-                "done": truncated,
-                "terminated": torch.zeros_like(truncated),
-                "truncated": truncated.clone(),
-            },
-            batch_size=self.batch_size,
-            device=self.device,
+        return self._show(
+            reward=torch.zeros_like(self._position[..., :1]),
+            done=truncated,
+            terminated=torch.zeros_like(truncated),
+            truncated=truncated.clone(),
         )
 
     def _set_seed(self, seed: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,8 +24,7 @@ class EnvEntry:
     Attributes:
         name (str): name of the environment.
         make (callable or str): builds it, see :func:`register_env`.
-        summary (str): what it is, in one line.
-        extra (str, optional): extra of this package that installs it.
+        summary (str, optional): what it is, in one line.
         position (optional): where ``"position"`` is, see ``make_env``. ``None`` (default) for
             an environment that has this entry itself, or none.
         observation_norm (mapping, optional): ``"loc"`` and ``"scale"``, mean and standard
@@ -48,8 +47,7 @@ class EnvEntry:
 
     name: str
     make: Callable[..., Any] | str
-    summary: str
-    extra: str | None = None
+    summary: str = ""
     position: Position | None = None
     observation_norm: Mapping[str, Any] | Literal[False] | None = None
     observes: Literal["state", "pixels"] = "state"
@@ -70,12 +68,9 @@ class EnvEntry:
 
     def on_top_of(self, base: EnvEntry) -> EnvEntry:
         """The entry of another environment, but for what this one says."""
-        own = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.default is MISSING or getattr(self, field.name) != field.default
-        }
-        return replace(base, **{**own, "make": base.make})
+        # The class has the defaults as its attributes.
+        said = {k: v for k, v in vars(self).items() if v != getattr(EnvEntry, k, MISSING)}
+        return replace(base, **said | {"make": base.make})
 
 
 _ENTRIES: dict[str, EnvEntry] = {}

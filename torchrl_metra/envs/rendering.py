@@ -117,8 +117,6 @@ class Renderer:
         backend: GLBackend | None = None,
     ) -> None:
         check_choice("quality", quality, get_args(Quality))
-        if backend is not None:
-            check_choice("backend", backend, list(_REMEDIES))
         self.model = model
         self.width = width
         self.height = height
@@ -250,17 +248,17 @@ def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
     os.environ.setdefault("LP_NUM_THREADS", "1")
     requested = backend or os.environ.get("MUJOCO_GL", "").lower()
     names = (requested,) if requested else _CANDIDATES
-    failures = {}
+    failures = []
     for name in names:
         try:
             return open_gl_context(_gl_context_class(name), width, height)
         # PyOpenGL, GLFW and ctypes each have errors of their own.
         except Exception as err:
-            failures[name] = f"{type(err).__name__}: {err}".splitlines()[0]
-    lines = [f"  {name} ({_REMEDIES.get(name)}): {failure}" for name, failure in failures.items()]
+            failure = f"{type(err).__name__}: {err}".splitlines()[0]
+            failures.append(f"  {name} ({_REMEDIES.get(name)}): {failure}")
     raise RuntimeError(
         "MuJoCo cannot draw here. None of these OpenGL backends works:\n"
-        + "\n".join(lines)
+        + "\n".join(failures)
         + "\nChoose one by the environment variable MUJOCO_GL, set before Python starts."
     )
 

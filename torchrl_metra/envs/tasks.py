@@ -60,8 +60,7 @@ class ReachGoals(AutoResetMixin, Transform):
         # One for every environment: TorchRL drops those of environments that go on.
         position = tensordict_reset.get("position").float()
         if self.steps_per_goal is not None:
-            age = torch.zeros_like(position[..., :1], dtype=torch.int64)
-            tensordict_reset.set("goal_age", age)
+            tensordict_reset.set("goal_age", torch.zeros_like(position[..., :1], dtype=torch.int64))
         return self._show(tensordict_reset, self._draw(torch.zeros_like(position)))
 
     def update_where_reset(
