@@ -108,7 +108,7 @@ class TestRenderer:
     ) -> None:
         renderer = Renderer(model, 16, 16, "above")
         renderer.render(data)
-        finalizer = renderer._free
+        *_, finalizer = renderer._opened
         assert finalizer.alive
         del renderer
         gc.collect()
