@@ -181,9 +181,7 @@ def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEnt
     source, colon, task = env.partition(":")
     if not colon:
         entry = find_env(env)
-        if isinstance(entry.make, str):
-            entry = entry.on_top_of(resolve(entry.make, options))
-        return entry
+        return entry if callable(entry.make) else entry.on_top_of(resolve(entry.make, options))
     if source in SOURCES:
         return SOURCES[source](task, options)
     return EnvEntry(name=env, make=env)
