@@ -128,7 +128,6 @@ class TestRegistry:
             "mine", PointEnv, summary="Mine.", max_steps=6, observation_norm=norm, goal_extent=3.0
         )
         assert find_env("mine") is entry
-        assert registered_envs()["mine"].observation_norm["scale"] == (2.0, 4.0)
         rollout = make_env("mine", 2).rollout(100)
         assert rollout.shape == (2, 6)
         raw = rollout["observation"] * norm["scale"] + norm["loc"]
@@ -159,8 +158,7 @@ class TestRegistry:
         assert rollout["observation"].dtype is torch.float32
 
     def test_a_name_is_taken_once(self) -> None:
-        entry = register_env("mine", PointEnv, summary="Mine.")
-        assert register_env("mine", PointEnv, summary="Mine.") == entry
+        register_env("mine", PointEnv, summary="Mine.")
         with pytest.raises(ValueError, match="'mine' already"):
             register_env("mine", Drift, summary="Mine.")
         measured = make_env("mine").transform[-1].loc
@@ -168,7 +166,7 @@ class TestRegistry:
         assert make_env("mine").transform[-1].loc.shape != measured.shape
 
     def test_unknown_names(self) -> None:
-        with pytest.raises(ValueError, match="Did you mean 'half_cheetah'"):
+        with pytest.raises(ValueError, match="did you mean 'half_cheetah'"):
             make_env("half_cheeta")
 
 

@@ -242,8 +242,4 @@ class TestRefusals:
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
 
-    def test_a_policy_of_other_actions(self) -> None:
-        actor = SkillConditionedActor(MLP(2 + 3, 8, num_cells=[8]), 8, Bounded(-1, 1, (6,)))
-        env = TransformedEnv(PointEnv(2), SkillAction(actor, OneHot(3)))
-        with pytest.raises(ValueError, match=r"actions of shape \[2, 6\].*expects \[2, 2\]"):
             env.reset()

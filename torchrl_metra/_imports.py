@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 
-def import_object(name: str, what: str = "the function") -> Any:
+def import_object(name: str) -> Any:
     """Import ``"package.module:object"``, from the current folder too.
 
     Args:
         name (str): module and object, separated by a colon.
-        what (str, optional): what is looked for, for errors.
 
     Returns:
         The object.
@@ -31,7 +30,7 @@ def import_object(name: str, what: str = "the function") -> Any:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as err:
         raise ValueError(
-            f"{what} {name!r} cannot be imported: {type(err).__name__}: {err}. Expected "
+            f"{name!r} cannot be imported: {type(err).__name__}: {err}. Expected "
             "'package.module:function', of an installed package or a file in the current folder."
         ) from err
     finally:

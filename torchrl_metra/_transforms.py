@@ -19,7 +19,9 @@ def transforms_of(env: EnvBase) -> Iterator[Transform]:
     """
     if isinstance(env, TransformedEnv):
         yield from transforms_of(env.base_env)
-        yield from _parts(env.transform)
+        for part in env.transform.modules():
+            if isinstance(part, Transform) and not isinstance(part, Compose):
+                yield part
 
 
 def base_of(env: EnvBase) -> EnvBase:
@@ -27,11 +29,3 @@ def base_of(env: EnvBase) -> EnvBase:
     while isinstance(env, TransformedEnv):
         env = env.base_env
     return env
-
-
-def _parts(transform: Transform) -> Iterator[Transform]:
-    if isinstance(transform, Compose):
-        for part in transform.transforms:
-            yield from _parts(part)
-    else:
-        yield transform

@@ -31,9 +31,8 @@ class EnvPoolEnv(EnvBase):
         num_envs (int): number of environments.
 
     Keyword Args:
-        num_threads (int, optional): C++ threads; 0 (default) leaves it to EnvPool.
         seed (int, optional): seed of the first environment. Defaults to 0.
-        **options: passed on to ``envpool.make_gymnasium``.
+        **options: passed on to ``envpool.make_gymnasium``, such as ``num_threads``.
 
     Raises:
         ValueError: if the task is of another kind.
@@ -44,23 +43,10 @@ class EnvPoolEnv(EnvBase):
         torch.Size([2, 3, 17])
     """
 
-    def __init__(
-        self,
-        task_id: str,
-        num_envs: int,
-        *,
-        num_threads: int = 0,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
+    def __init__(self, task_id: str, num_envs: int, *, seed: int = 0, **options: Any) -> None:
         super().__init__(batch_size=torch.Size([num_envs]), device=torch.device("cpu"))
-        self._make = partial(
-            require("envpool", "envpool").make_gymnasium,
-            task_id,
-            num_envs=num_envs,
-            num_threads=num_threads,
-            **options,
-        )
+        make = require("envpool", "envpool").make_gymnasium
+        self._make = partial(make, task_id, num_envs=num_envs, **options)
         self._env = self._make(seed=seed)
         if self._env.observation_space.shape is None or not self._env.action_space.shape:
             raise ValueError(
@@ -69,7 +55,7 @@ class EnvPoolEnv(EnvBase):
             )
         #: After how many steps episodes are truncated.
         self.max_steps: int = self._env.config["max_episode_steps"]
-        batch = (num_envs,)
+        batch = self.batch_size
         flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
         observation = Unbounded(shape=(*batch, *self._env.observation_space.shape))
         self.observation_spec = Composite(observation=observation, shape=batch)
@@ -79,21 +65,17 @@ class EnvPoolEnv(EnvBase):
             torch.as_tensor(space.high, dtype=torch.float32).expand(*batch, -1),
         )
         self.reward_spec = Unbounded(shape=(*batch, 1))
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch
-        )
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=batch)
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
-        reset = None if tensordict is None else tensordict.get("_reset", None)
         # The simulator is on the CPU, wherever the environment was moved.
         observation = torch.zeros(self.observation_spec["observation"].shape, device="cpu")
-        every = torch.ones(len(observation), dtype=torch.bool)
-        mask = every if reset is None else reset.cpu().reshape(-1)
-        if mask.all():
-            values, _ = self._env.reset()
-        else:
-            values, _ = self._env.reset(mask.nonzero().squeeze(-1).numpy())
-        observation[mask] = torch.from_numpy(values).float()
+        numbers = torch.arange(len(observation))
+        if tensordict is not None and "_reset" in tensordict:
+            numbers = numbers[tensordict["_reset"].cpu().reshape(-1)]
+        values, _ = self._env.reset(numbers.numpy())
+        observation[numbers] = torch.from_numpy(values).float()
         return TensorDict(
             {"observation": observation}, batch_size=self.batch_size, device=self.device
         )
@@ -166,8 +148,6 @@ def envpool_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
     return EnvEntry(
         name=f"envpool:{task_id}",
         make=make,
-        summary=f"EnvPool's {task_id}.",
-        extra="envpool",
         position=position,
         max_steps=config["max_episode_steps"],
     )

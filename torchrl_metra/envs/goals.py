@@ -67,7 +67,9 @@ def sample_goals(
     """
     options = dict(env_options or {})
     entry = resolve(env, options.get("options") or {})
-    if pixels is not None and entry.observes != "pixels":
+    if entry.observes == "pixels":
+        pixels = pixels or PixelOptions()
+    elif pixels is not None:
         raise ValueError(f"{entry.name!r} is observed by its state, but pixels={pixels} was given.")
     extent = entry.goal_extent if extent is None else extent
     if entry.goals is not None:

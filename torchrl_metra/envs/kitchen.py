@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Categorical, Composite
 from torchrl.envs import GymWrapper
 
 from torchrl_metra._extras import require
@@ -63,10 +63,21 @@ class KitchenPixelEnv(SimulationEnv, GymWrapper):
         return self.simulator.unwrapped.data
 
     def read_state(self, observations: Any = None) -> dict[str, Tensor]:
-        return {"tasks": torch.tensor(_solved_tasks(self.simulation))}
+        """Which of the six tasks are solved, by the rules of the paper's evaluation."""
 
-    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
-        return {"tasks": Categorical(2, shape=(len(KITCHEN_TASKS),), dtype=torch.bool)}
+        def joint(name: str) -> float:
+            return float(self.simulation.joint(name).qpos[0])
+
+        kettle_x, kettle_y = self.simulation.joint("kettle").qpos[:2]
+        solved = [
+            joint("knob_Joint_1") < -0.38,
+            joint("light_switch") < -0.25,
+            abs(joint("slide_cabinet") - 0.37) < 0.1,
+            abs(joint("right_hinge_cabinet") - 0.5) < 0.2,
+            abs(joint("microwave") + 0.5) < 0.2,
+            bool((kettle_x + 0.23) ** 2 + (kettle_y - 0.75) ** 2 < 0.2**2),
+        ]
+        return {"tasks": torch.tensor(solved)}
 
     def observe_solved(self, task: str) -> dict[str, Tensor]:
         """What the environment would show if a task were solved, and nothing else changed.
@@ -116,23 +127,6 @@ def make_kitchen(pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> Kit
     return KitchenPixelEnv(env, pixels.renderer(env.unwrapped.model, CAMERA))
 
 
-def _solved_tasks(data: mujoco.MjData) -> list[bool]:
-    """Which of the six tasks a state solves, by the rules of the paper's evaluation."""
-
-    def joint(name: str) -> float:
-        return float(data.joint(name).qpos[0])
-
-    kettle_x, kettle_y = data.joint("kettle").qpos[:2]
-    return [
-        joint("knob_Joint_1") < -0.38,
-        joint("light_switch") < -0.25,
-        abs(joint("slide_cabinet") - 0.37) < 0.1,
-        abs(joint("right_hinge_cabinet") - 0.5) < 0.2,
-        abs(joint("microwave") + 0.5) < 0.2,
-        bool((kettle_x + 0.23) ** 2 + (kettle_y - 0.75) ** 2 < 0.2**2),
-    ]
-
-
 def simplify(model: mujoco.MjModel) -> None:
     """Make a kitchen cheap to draw, and the simulation stays as it is.
 
@@ -158,27 +152,25 @@ def simplify(model: mujoco.MjModel) -> None:
 
 
 def solved_tasks(
-    num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float | None
-) -> TensorDict:
+    num_goals: int, *, seed: int, pixels: PixelOptions, extent: float | None
+) -> TensorDictBase:
     """What the kitchen shows after a reset, with each task solved in turn."""
     if extent is not None:
         raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
-    pixels = pixels or PixelOptions()
-    goals = []
+    solved = []
     with closing(make_kitchen(pixels)) as env:
         env.set_seed(seed)
-        for index in range(num_goals):
+        for task in islice(cycle(KITCHEN_TASKS), num_goals):
             env.reset()
-            goals.append(env.observe_solved(KITCHEN_TASKS[index % len(KITCHEN_TASKS)]))
-    frames, tasks = (torch.stack([goal[key] for goal in goals]) for key in ("pixels", "tasks"))
-    return TensorDict({"pixels": repeat_frames(frames, pixels), "tasks": tasks}, [num_goals])
+            solved.append(TensorDict(env.observe_solved(task)))
+    goals = TensorDict.stack(solved)
+    return goals.set("pixels", repeat_frames(goals["pixels"], pixels))
 
 
 register_env(
     "kitchen",
     make_kitchen,
     summary="A robot arm in gymnasium-robotics' kitchen, with six things to move, from above.",
-    extra="kitchen",
     observes="pixels",
     max_steps=EPISODE_STEPS,
     terminates=False,

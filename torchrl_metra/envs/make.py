@@ -45,6 +45,7 @@ from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, 
 from torchrl_metra.envs.transforms.position import ReadPosition
 
 Backend = Literal["envpool", "serial", "parallel"]
+Norm = Mapping[str, Any] | Literal[False] | None
 
 # What names of other environments begin with.
 SOURCES: dict[str, Callable[[str, Mapping[str, Any]], EnvEntry]] = {
@@ -64,7 +65,7 @@ def make_env(
     max_steps: int | None = None,
     terminate: bool | None = None,
     position: Position | None = None,
-    normalize: Mapping[str, Any] | Literal[False] | None = None,
+    normalize: Norm = None,
     options: Mapping[str, Any] | None = None,
 ) -> TransformedEnv:
     """Build an environment, ready for METRA.
@@ -162,10 +163,8 @@ def make_env(
     if backend is not None and plan.makes_batches:
         raise ValueError(f"{entry.name!r} has no backends, it steps a batch itself: leave it out.")
     norm = entry.observation_norm if normalize is None else normalize
-    if entry.observes == "pixels":
-        norm = False
-    if norm is None:
-        norm = plan.measure()[0] or False
+    if norm is None and entry.observes == "state":
+        norm = plan.measure()[0]
     if entry.max_steps is None and not plan.ends():
         raise ValueError(
             f"the episodes of {entry.name!r} have no time limit, and a skill lasts for one "
@@ -178,17 +177,14 @@ def make_env(
 def resolve(env: str | Callable[..., Any], options: Mapping[str, Any]) -> EnvEntry:
     """All that is known about an environment, registered or not, before it is built."""
     if callable(env):
-        return EnvEntry(name=getattr(env, "__name__", repr(env)), make=env, summary="")
+        return EnvEntry(name=getattr(env, "__name__", repr(env)), make=env)
     source, colon, task = env.partition(":")
     if not colon:
         entry = find_env(env)
-        if isinstance(entry.make, str):
-            entry = entry.on_top_of(resolve(entry.make, options))
-        return entry
+        return entry if callable(entry.make) else entry.on_top_of(resolve(entry.make, options))
     if source in SOURCES:
         return SOURCES[source](task, options)
-    import_object(env, "the environment's function")  # An error here, not in a worker.
-    return EnvEntry(name=env, make=env, summary="")
+    return EnvEntry(name=env, make=env)
 
 
 # What random steps have shown, so that a run and its evaluation do not both take them: constants
@@ -208,17 +204,11 @@ class _Plan:
     options: dict[str, Any]
 
     def build(
-        self,
-        num_envs: int | None,
-        backend: Backend | None,
-        norm: Mapping[str, Any] | Literal[False],
+        self, num_envs: int | None, backend: Backend | None, norm: Norm = None
     ) -> TransformedEnv:
         """Simulators, side by side, and what stands between them and the networks."""
         env = self._simulators(num_envs, backend)
-        transforms = self._transforms(env, norm)
-        if self.entry.transform is not None:
-            transforms.append(self.entry.transform())
-        for transform in transforms:
+        for transform in self._transforms(env, norm):
             env = env.append_transform(transform)
         if not isinstance(env, TransformedEnv):
             env = TransformedEnv(env)
@@ -232,9 +222,7 @@ class _Plan:
         source = plan.env if registered is None else registered.make  # A name may be given anew.
         key = (source, plan.entry.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
-            # No processes for this.
-            backend: Backend | None = None if plan.pixels is None else "serial"
-            with same_random_state(), closing(plan.build(NUM_ENVS, backend, norm=False)) as env:
+            with same_random_state(), closing(plan.build(NUM_ENVS, "serial")) as env:
                 observations, truncates = random_steps(env)
             norm = None if observations is None else constants_of(observations)
             _MEASURED[key] = norm, truncates
@@ -242,15 +230,12 @@ class _Plan:
 
     def ends(self) -> bool:
         """Whether episodes have a time limit, as far as can be told."""
-        with same_random_state(), closing(self.build(None, None, norm=False)) as env:
-            counters = [t for t in transforms_of(env) if isinstance(t, StepCounter)]
+        with same_random_state(), closing(self.build(None, None)) as env:
+            limits = [t.max_steps for t in transforms_of(env) if isinstance(t, StepCounter)]
             base = base_of(env)
-        if any(counter.max_steps is not None for counter in counters):
-            return True
-        if hasattr(base, "max_steps"):
-            return base.max_steps is not None
-        spec = getattr(base, "spec", None)  # gymnasium's
-        return getattr(spec, "max_episode_steps", None) is not None or self.measure()[1]
+        limits.append(getattr(base, "max_steps", None))
+        limits.append(getattr(getattr(base, "spec", None), "max_episode_steps", None))
+        return any(limit is not None for limit in limits) or self.measure()[1]
 
     @property
     def makes_batches(self) -> bool:
@@ -268,8 +253,7 @@ class _Plan:
             if make_envpool is None or self.pixels is not None:
                 raise ValueError(
                     f"{self.entry.name!r} does not run on EnvPool, or not with pixels: choose "
-                    "backend 'serial' or 'parallel'. EnvPool's own tasks are 'envpool:Ant-v5' and "
-                    "the like."
+                    "backend 'serial' or 'parallel'."
                 )
             return make_envpool(num_envs, **self._arguments(make_envpool))
         # Episodes that never end apart are converted all at once.
@@ -303,46 +287,39 @@ class _Plan:
         given = {key: asked[key] for key in asked if key in accepted and asked[key] is not None}
         return {**given, **self.options}
 
-    def _transforms(
-        self, env: EnvBase, norm: Mapping[str, Any] | Literal[False]
-    ) -> list[Transform]:
-        name, sees_pixels_only = self.entry.name, self.entry.observes == "pixels"
+    def _transforms(self, env: EnvBase, norm: Norm) -> list[Transform]:
+        name = self.entry.name
         leaves = dict(env.observation_spec.items(True, True))
         found: list[Transform] = []
         max_steps = self.entry.max_steps
         if max_steps is not None and "max_steps" not in _parameters(self.entry.make):
             found.append(StepCounter(max_steps))
         found += _to_floats(env)
-        state = [] if sees_pixels_only else _state_keys(leaves, env.batch_dims)
+        state = _state_keys(leaves, env.batch_dims) if self.entry.observes == "state" else []
         if state and state != ["observation"]:
             found += _concatenate(state, leaves, env.batch_dims)
             if "position" in state and self.entry.position is None:
                 found.append(ExcludeTransform("position"))  # A state, and no place.
         if self.entry.position is not None:
             found.append(ReadPosition(self.entry.position))
-        # Tasks from pictures were scaled whatever their bounds: checkpoints hold its state.
-        if _has_bounds(env.action_spec, name, unit_counts=sees_pixels_only):
+        if _has_other_bounds(env.action_spec, name):
             found.append(ActionScaling())
         if norm and state:
             size = sum(leaves[key].shape[env.batch_dims :].numel() for key in state)
             found.append(_normalize(norm, size, env.device, name))
         if self.pixels is not None:
-            shape = (3, self.pixels.resolution, self.pixels.resolution)
+            shape = (*env.batch_size, 3, self.pixels.resolution, self.pixels.resolution)
             pictures = leaves.get("pixels")
-            if (
-                pictures is None
-                or pictures.dtype is not torch.uint8
-                or pictures.shape[env.batch_dims :] != shape
-            ):
+            if pictures is None or pictures.dtype is not torch.uint8 or pictures.shape != shape:
                 raise ValueError(
                     f"{name!r} must show 'pixels', torch.uint8 of shape {list(shape)} for "
                     f"{self.pixels}, but its 'pixels' are {pictures}. Draw them in the function "
                     "that builds it, which may have a parameter 'pixels'."
                 )
             # The latest along the channels, the newest last.
-            found.append(
-                CatFrames(N=self.pixels.frames, dim=-3, in_keys=["pixels"], padding="same")
-            )
+            found.append(CatFrames(self.pixels.frames, -3, in_keys=["pixels"], padding="same"))
+        if self.entry.transform is not None:
+            found.append(self.entry.transform())
         return found
 
 
@@ -371,11 +348,6 @@ def _build_one(
     gymnasium = sys.modules.get("gymnasium")
     if gymnasium is not None and isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         env = GymWrapper(env)
-    if not isinstance(env, EnvBase):
-        raise TypeError(
-            f"{make} must return a torchrl.envs.EnvBase or a gymnasium.Env, got "
-            f"{type(env).__name__}."
-        )
     for transform in _to_floats(env) if floats else []:
         env = env.append_transform(transform)
     return env
@@ -417,8 +389,8 @@ def _concatenate(
     return [UnsqueezeTransform(-1, in_keys=numbers, out_keys=list(vector_of.values())), whole]
 
 
-def _has_bounds(spec: TensorSpec, name: str, *, unit_counts: bool) -> bool:
-    """Whether actions are to be scaled to [-1, 1], or are there already if ``unit_counts``."""
+def _has_other_bounds(spec: TensorSpec, name: str) -> bool:
+    """Whether actions have bounds other than -1 and 1."""
     if not isinstance(spec, Bounded | Unbounded) or not spec.dtype.is_floating_point:
         raise ValueError(
             f"the actions of {name!r} are not a vector of floats but {type(spec).__name__}: build "
@@ -428,7 +400,7 @@ def _has_bounds(spec: TensorSpec, name: str, *, unit_counts: bool) -> bool:
     low, high = spec.space.low, spec.space.high
     is_unit = bool((low == -1).all() and (high == 1).all())
     is_finite = bool((low.isfinite() & high.isfinite()).all())
-    return isinstance(spec, Bounded) and is_finite and (unit_counts or not is_unit)
+    return isinstance(spec, Bounded) and is_finite and not is_unit
 
 
 def _normalize(

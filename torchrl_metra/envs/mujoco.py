@@ -25,7 +25,7 @@ from torchrl.record import PixelRenderTransform
 from torchrl_metra._extras import require
 from torchrl_metra.envs.envpool import EXCLUDES, add_limits, make_envpool
 from torchrl_metra.envs.pixels import PixelOptions
-from torchrl_metra.envs.registry import EnvEntry, find_env, register_env
+from torchrl_metra.envs.registry import EnvEntry, register_env
 from torchrl_metra.envs.rendering import Renderer, following_camera
 
 EPISODE_STEPS = 200
@@ -47,7 +47,7 @@ class DrawnGymEnv(GymEnv):
 
     def __init__(self, task_id: str, *, pixels: PixelOptions, **options: Any) -> None:
         super().__init__(task_id, render_mode="rgb_array", **options)
-        self._size = pixels.resolution
+        self._size = (pixels.resolution, pixels.resolution)
         self._task = self.unwrapped  # gymnasium's
         self._renderer: Renderer | None = None
         mujoco = sys.modules.get("mujoco")
@@ -61,8 +61,7 @@ class DrawnGymEnv(GymEnv):
             picture = self._renderer.render(self._task.data)
             return np.ascontiguousarray(picture.transpose(2, 0, 1))
         drawn = torch.as_tensor(self._task.render()).permute(2, 0, 1)[None].float()
-        size = (self._size, self._size)
-        return interpolate(drawn, size, mode="area").round().to(torch.uint8)[0].numpy()
+        return interpolate(drawn, self._size, mode="area").round().to(torch.uint8)[0].numpy()
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the OpenGL context and close the environment."""
@@ -98,12 +97,7 @@ def gymnasium_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
         make = partial(make, **{EXCLUDES: False})
         position = tuple(range(_excluded(task_id))) or None
     return EnvEntry(
-        name=f"gym:{task_id}",
-        make=make,
-        summary=f"gymnasium's {task_id}.",
-        extra="mujoco",
-        position=position,
-        max_steps=spec.max_episode_steps,
+        name=f"gym:{task_id}", make=make, position=position, max_steps=spec.max_episode_steps
     )
 
 
@@ -168,34 +162,29 @@ register_env(
         make_envpool, "Ant-v5", terminate=False, use_contact_force=False, **_WITH_POSITION
     ),
     summary="gymnasium's Ant, observed by coordinates and velocities.",
-    extra="mujoco",
     position=(0, 1),
     observation_norm=_NORMS["ant"],
     max_steps=EPISODE_STEPS,
     terminates=False,
     goal_extent=50.0,
 )
+_CHEETAH: dict[str, Any] = {
+    "position": (0,),
+    "observation_norm": _NORMS["half_cheetah"],
+    "max_steps": EPISODE_STEPS,
+    "terminates": False,
+    "goal_extent": 100.0,
+}
 register_env(
     "half_cheetah",
     partial(make_gymnasium, "HalfCheetah-v5", **_WITH_POSITION),
     make_envpool=partial(make_envpool, "HalfCheetah-v5", **_WITH_POSITION),
     summary="gymnasium's HalfCheetah, observed by coordinates and velocities.",
-    extra="mujoco",
-    position=(0,),
-    observation_norm=_NORMS["half_cheetah"],
-    max_steps=EPISODE_STEPS,
-    terminates=False,
-    goal_extent=100.0,
+    **_CHEETAH,
 )
-_CHEETAH = find_env("half_cheetah")
 register_env(
     "hurdle_course",
     partial(make_hurdle_course, **_WITH_POSITION),
     summary="HalfCheetah with bars across its way.",
-    extra="mujoco",
-    position=_CHEETAH.position,
-    observation_norm=_CHEETAH.observation_norm,
-    max_steps=EPISODE_STEPS,
-    terminates=False,
-    goal_extent=_CHEETAH.goal_extent,
+    **_CHEETAH,
 )

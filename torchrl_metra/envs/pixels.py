@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,7 +13,6 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.gym_like import GymLikeEnv
 
-from torchrl_metra._checks import check_choice, check_integer
 from torchrl_metra._extras import require
 from torchrl_metra._private import SpecsMixin
 from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
@@ -39,11 +38,6 @@ class PixelOptions:
     resolution: int = 64
     frames: int = 3
     quality: Quality = "fast"
-
-    def __post_init__(self) -> None:
-        check_integer("resolution", self.resolution)
-        check_integer("frames", self.frames)
-        check_choice("quality", self.quality, get_args(Quality))
 
     def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
         """What draws a model like this."""
@@ -85,16 +79,13 @@ class SimulationEnv(SpecsMixin, GymLikeEnv):
     def read_state(self, observations: Any) -> dict[str, Tensor]:
         """What is shown beside pictures, given what the wrapped environment returned."""
 
-    @abc.abstractmethod
-    def state_spec_of(self, observation_spec: Composite) -> dict[str, Any]:
-        """Specs of what :meth:`read_state` returns, given the wrapped environment's."""
-
     def adjust_specs(self) -> None:
-        specs = self.state_spec_of(self.full_observation_spec)
+        state = self.read_state(self.full_observation_spec.zero())
+        specs = Composite({key: Unbounded(x.shape, dtype=x.dtype) for key, x in state.items()})
         if self.renderer is not None:
             shape = (3, self.renderer.height, self.renderer.width)
-            specs = {"pixels": Bounded(0, 255, shape=shape, dtype=torch.uint8), **specs}
-        self.observation_spec = Composite(specs)
+            specs["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
+        self.observation_spec = specs
         self.reward_spec = Unbounded(shape=(1,))
         self.action_spec = self.full_action_spec["action"].to(torch.float32)
 

@@ -64,45 +64,35 @@ class PointEnv(EnvBase):
             -self.max_displacement, self.max_displacement, shape=(*batch_size, 2), device=device
         )
         self.reward_spec = Unbounded(shape=(*batch_size, 1), device=device)
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(),
-            shape=batch_size, device=device,
-        )  # fmt: skip
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=batch_size, device=device)
         self.register_buffer("_position", position.zero())
         self.register_buffer("_steps", flag.zero().int())
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: object) -> TensorDictBase:
-        reset = None if tensordict is None else tensordict.get("_reset", None)
-        if reset is None:
-            reset = torch.ones_like(self._steps, dtype=torch.bool)
-        reset = reset.reshape(self._steps.shape)
+        reset = torch.ones_like(self._steps, dtype=torch.bool)
+        if tensordict is not None:
+            reset = tensordict.get("_reset", reset).reshape(reset.shape)
         self._position = torch.where(reset, 0.0, self._position)
         self._steps = torch.where(reset, 0, self._steps)
-        return TensorDict(
-            {"observation": self._position, "position": self._position},
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+        return self._show()
+
+    def _show(self, **others: Tensor) -> TensorDict:
+        entries = {"observation": self._position, "position": self._position, **others}
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def _displacement(self, action: Tensor) -> Tensor:
         return action.clamp(-self.max_displacement, self.max_displacement)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get("action")
-        self._position = self._position + self._displacement(action)
+        self._position = self._position + self._displacement(tensordict.get("action"))
         self._steps = self._steps + 1
         truncated = self._steps >= self.max_steps
-        return TensorDict(
-            {
-                "observation": self._position,
-                "position": self._position,
-                "reward": torch.zeros_like(self._position[..., :1]),
-                "done": truncated,
-                "terminated": torch.zeros_like(truncated),
-                "truncated": truncated.clone(),
-            },
-            batch_size=self.batch_size,
-            device=self.device,
+        return self._show(
+            reward=torch.zeros_like(self._position[..., :1]),
+            done=truncated,
+            terminated=torch.zeros_like(truncated),
+            truncated=truncated.clone(),
         )
 
     def _set_seed(self, seed: int | None) -> None:
@@ -199,47 +189,38 @@ def make_point(
 
 
 def places(num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float) -> TensorDict:
-    """Points at other places."""
+    """Points at other places, drawn from above with ``pixels``."""
     position = draw_positions(num_goals, 2, extent, seed)
-    return TensorDict({"observation": position.clone(), "position": position}, [num_goals])
-
-
-def pictures_of_places(
-    num_goals: int, *, seed: int, pixels: PixelOptions | None, extent: float
-) -> TensorDict:
-    """Points at other places, drawn."""
-    pixels = pixels or PixelOptions()
-    goals = places(num_goals, seed=seed, pixels=None, extent=extent).select("position")
+    goals = TensorDict({"position": position}, [num_goals])
+    if pixels is None:
+        return goals.set("observation", position.clone())
     drawn = DrawPoint(pixels.resolution)(goals)["pixels"]
     return goals.set("pixels", repeat_frames(drawn, pixels))
 
 
-_KNOWN: dict[str, Any] = {
+_POINT: dict[str, Any] = {
+    "observation_norm": False,
     "max_steps": EPISODE_STEPS,
     "terminates": False,
+    "goals": places,
     "goal_extent": 20.0,
 }
 register_env(
     "point",
     partial(make_point, PointEnv),
     summary="A point in the plane, moved by its action.",
-    observation_norm=False,
-    goals=places,
-    **_KNOWN,
+    **_POINT,
 )
 register_env(
     "windy_point",
     partial(make_point, WindyPointEnv),
     summary="A point in the plane in a constant wind.",
-    observation_norm=False,
-    goals=places,
-    **_KNOWN,
+    **_POINT,
 )
 register_env(
     "point_pixels",
     partial(make_point, PointEnv),
     summary="A point in the plane, seen from above.",
     observes="pixels",
-    goals=pictures_of_places,
-    **_KNOWN,
+    **_POINT,
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_metra._checks import check_choice
+from torchrl_metra._names import unknown
 
 Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 
@@ -24,8 +24,7 @@ class EnvEntry:
     Attributes:
         name (str): name of the environment.
         make (callable or str): builds it, see :func:`register_env`.
-        summary (str): what it is, in one line.
-        extra (str, optional): extra of this package that installs it.
+        summary (str, optional): what it is, in one line.
         position (optional): where ``"position"`` is, see ``make_env``. ``None`` (default) for
             an environment that has this entry itself, or none.
         observation_norm (mapping, optional): ``"loc"`` and ``"scale"``, mean and standard
@@ -36,8 +35,8 @@ class EnvEntry:
         max_steps (int, optional): length of an episode, if it is known.
         terminates (bool, optional): ``False`` where episodes end by truncation only.
         goals (callable, optional): builds goals, ``goals(num_goals, extent=, seed=, pixels=)``,
-            as :func:`~torchrl_metra.sample_goals` returns them. Defaults to states after a
-            reset, moved to another position.
+            as :func:`~torchrl_metra.sample_goals` returns them; ``pixels`` is ``None`` where
+            the state is observed. Defaults to states after a reset, moved to another position.
         goal_extent (float, optional): how far goals lie from the origin along each axis, in
             units of the position.
         transform (callable, optional): builds a transform that is appended last, such as one
@@ -48,8 +47,7 @@ class EnvEntry:
 
     name: str
     make: Callable[..., Any] | str
-    summary: str
-    extra: str | None = None
+    summary: str = ""
     position: Position | None = None
     observation_norm: Mapping[str, Any] | Literal[False] | None = None
     observes: Literal["state", "pixels"] = "state"
@@ -70,12 +68,9 @@ class EnvEntry:
 
     def on_top_of(self, base: EnvEntry) -> EnvEntry:
         """The entry of another environment, but for what this one says."""
-        own = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.default is MISSING or getattr(self, field.name) != field.default
-        }
-        return replace(base, **{**own, "make": base.make})
+        # The class has the defaults as its attributes.
+        said = {k: v for k, v in vars(self).items() if v != getattr(EnvEntry, k, MISSING)}
+        return replace(base, **said | {"make": base.make})
 
 
 _ENTRIES: dict[str, EnvEntry] = {}
@@ -86,7 +81,6 @@ def register_env(
     make: Callable[..., Any] | str,
     *,
     summary: str,
-    observation_norm: Mapping[str, Sequence[float] | Tensor] | Literal[False] | None = None,
     replace: bool = False,
     **known: Any,
 ) -> EnvEntry:
@@ -107,7 +101,6 @@ def register_env(
 
     Keyword Args:
         summary (str): what it is, in one line.
-        observation_norm (mapping, optional): see :class:`EnvEntry`.
         replace (bool, optional): whether it may replace an environment of that name.
         **known: any other attribute of :class:`EnvEntry`.
 
@@ -127,14 +120,10 @@ def register_env(
     """
     if ":" in name:
         raise ValueError(f"an environment's name has no colon, got {name!r}.")
-    if observation_norm:  # Comparable, and without a device.
-        observation_norm = {
-            key: tuple(map(float, observation_norm[key])) for key in ("loc", "scale")
-        }
-    entry = EnvEntry(name, make, summary, observation_norm=observation_norm, **known)
+    entry = EnvEntry(name, make, summary, **known)
     if isinstance(make, str) and ":" not in make:
         entry = entry.on_top_of(find_env(make))
-    if not replace and _ENTRIES.get(name, entry) != entry:
+    if name in _ENTRIES and not replace:
         raise ValueError(
             f"there is an environment {name!r} already: {_ENTRIES[name].summary} Choose another "
             "name, or say replace=True."
@@ -155,13 +144,9 @@ def find_env(name: str) -> EnvEntry:
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
-    similar = difflib.get_close_matches(name, _ENTRIES, n=1)
     raise ValueError(
-        f"unknown environment {name!r}."
-        + (f" Did you mean {similar[0]!r}?" if similar else "")
-        + f" Registered are {sorted(_ENTRIES)}. Any other is named by its source, such as "
-        "'gym:Walker2d-v5', 'dm_control:walker-run', 'envpool:Ant-v5' or "
-        "'package.module:function'."
+        f"{unknown('environment', name, _ENTRIES)} One that is not registered is named by its "
+        "source, such as 'gym:Walker2d-v5', 'dm_control:walker-run' or 'package.module:function'."
     )
 
 

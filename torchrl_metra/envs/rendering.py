@@ -117,17 +117,14 @@ class Renderer:
         backend: GLBackend | None = None,
     ) -> None:
         check_choice("quality", quality, get_args(Quality))
-        if backend is not None:
-            check_choice("backend", backend, list(_REMEDIES))
         self.model = model
         self.width = width
         self.height = height
         self.camera = camera if isinstance(camera, FreeCamera) else model.camera(camera).id
         self.quality = quality
         self.backend = backend
-        # The OpenGL context, MuJoCo's own and the scene; and what frees the first two.
-        self._opened: tuple[Any, mujoco.MjrContext, mujoco.MjvScene] | None = None
-        self._free: weakref.finalize | None = None
+        # The OpenGL context, MuJoCo's own, the scene, and what frees the first two.
+        self._opened: tuple[Any, mujoco.MjrContext, mujoco.MjvScene, weakref.finalize] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -146,19 +143,13 @@ class Renderer:
         mujoco = require("mujoco", "mujoco")
         if self._opened is None:
             self._opened = self._open()
-        gl, context, scene = self._opened
+        gl, context, scene, _ = self._opened
         # Another renderer may have drawn in the meantime.
         gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-        mujoco.mjv_updateScene(
-            self.model,
-            data,
-            mujoco.MjvOption(),
-            None,
-            self._mujoco_camera(),
-            mujoco.mjtCatBit.mjCAT_ALL,
-            scene,
-        )
+        option, camera = mujoco.MjvOption(), self._mujoco_camera()
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self.model, data, option, None, camera, everything, scene)
         window = mujoco.MjrRect(0, 0, self.width, self.height)
         picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
         mujoco.mjr_render(window, scene, context)
@@ -168,16 +159,17 @@ class Renderer:
 
     def close(self) -> None:
         """Free the OpenGL context, if there is one. Drawing again opens a new one."""
-        if self._free is not None:
-            self._free()
-            atexit.unregister(self._free)
-        self._opened = self._free = None
+        if self._opened is not None:
+            free = self._opened[-1]
+            free()
+            atexit.unregister(free)
+        self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A context cannot leave its process: the copy opens its own.
-        return {**self.__dict__, "_opened": None, "_free": None}
+        return {**self.__dict__, "_opened": None}
 
-    def _open(self) -> tuple[Any, mujoco.MjrContext, mujoco.MjvScene]:
+    def _open(self) -> tuple[Any, mujoco.MjrContext, mujoco.MjvScene, weakref.finalize]:
         mujoco = require("mujoco", "mujoco")
         gl = _open_gl(self.width, self.height, self.backend)
         gl.make_current()
@@ -193,12 +185,12 @@ class Renderer:
         if self.quality == "fast":
             for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 scene.flags[effect] = 0
-        self._free = weakref.finalize(self, _free, gl, context)
+        free = weakref.finalize(self, _free, gl, context)
         # Contexts must go before the backend's own exit handler, which `_open_gl` may just
         # have registered: the handler registered last runs first.
-        self._free.atexit = False
-        atexit.register(self._free)
-        return gl, context, scene
+        free.atexit = False
+        atexit.register(free)
+        return gl, context, scene, free
 
     def _mujoco_camera(self) -> mujoco.MjvCamera:
         mujoco = require("mujoco", "mujoco")
@@ -256,17 +248,17 @@ def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
     os.environ.setdefault("LP_NUM_THREADS", "1")
     requested = backend or os.environ.get("MUJOCO_GL", "").lower()
     names = (requested,) if requested else _CANDIDATES
-    failures = {}
+    failures = []
     for name in names:
         try:
             return open_gl_context(_gl_context_class(name), width, height)
         # PyOpenGL, GLFW and ctypes each have errors of their own.
         except Exception as err:
-            failures[name] = f"{type(err).__name__}: {err}".splitlines()[0]
-    lines = [f"  {name} ({_REMEDIES.get(name)}): {failure}" for name, failure in failures.items()]
+            failure = f"{type(err).__name__}: {err}".splitlines()[0]
+            failures.append(f"  {name} ({_REMEDIES.get(name)}): {failure}")
     raise RuntimeError(
         "MuJoCo cannot draw here. None of these OpenGL backends works:\n"
-        + "\n".join(lines)
+        + "\n".join(failures)
         + "\nChoose one by the environment variable MUJOCO_GL, set before Python starts."
     )
 

@@ -60,8 +60,7 @@ class ReachGoals(AutoResetMixin, Transform):
         # One for every environment: TorchRL drops those of environments that go on.
         position = tensordict_reset.get("position").float()
         if self.steps_per_goal is not None:
-            age = torch.zeros_like(position[..., :1], dtype=torch.int64)
-            tensordict_reset.set("goal_age", age)
+            tensordict_reset.set("goal_age", torch.zeros_like(position[..., :1], dtype=torch.int64))
         return self._show(tensordict_reset, self._draw(torch.zeros_like(position)))
 
     def update_where_reset(
@@ -163,12 +162,16 @@ class PassHurdles(Transform):
         return observation_spec
 
 
-register_env(
-    "point_goal",
-    "point",
-    summary="A goal for the point, within 20 m.",
-    transform=partial(ReachGoals, 20.0, radius=3.0),
+# Name, environment, summary, how far the goal lies and at which distance it is reached, in metres.
+_GOALS = (
+    ("point_goal", "point", "A goal for the point, within 20 m.", 20.0, 3.0),
+    ("half_cheetah_goal", "half_cheetah", "A goal for HalfCheetah, within 100 m.", 100.0, 3.0),
+    ("quadruped_goal", "quadruped", "A goal for Quadruped, within 7.5 m.", 7.5, 1.5),
+    ("humanoid_goal", "humanoid", "A goal for Humanoid, within 5 m.", 5.0, 1.5),
 )
+for _name, _env, _summary, _range, _radius in _GOALS:
+    _task = partial(ReachGoals, _range, radius=_radius)
+    register_env(_name, _env, summary=_summary, transform=_task)
 register_env(
     "ant_multi_goals",
     "ant",
@@ -176,26 +179,8 @@ register_env(
     transform=partial(ReachGoals, 7.5, radius=3.0, steps_per_goal=50),
 )
 register_env(
-    "half_cheetah_goal",
-    "half_cheetah",
-    summary="A goal for HalfCheetah, within 100 m.",
-    transform=partial(ReachGoals, 100.0, radius=3.0),
-)
-register_env(
     "half_cheetah_hurdle",
     "hurdle_course",
     summary="Hurdles for HalfCheetah to pass.",
     transform=PassHurdles,
-)
-register_env(
-    "quadruped_goal",
-    "quadruped",
-    summary="A goal for Quadruped, within 7.5 m.",
-    transform=partial(ReachGoals, 7.5, radius=1.5),
-)
-register_env(
-    "humanoid_goal",
-    "humanoid",
-    summary="A goal for Humanoid, within 5 m.",
-    transform=partial(ReachGoals, 5.0, radius=1.5),
 )

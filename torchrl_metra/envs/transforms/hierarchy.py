@@ -13,7 +13,6 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs.transforms import Transform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_metra._checks import check_integer
 from torchrl_metra._private import step_below, steps_mask
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
@@ -47,7 +46,7 @@ class SkillAction(Transform):
 
     Raises:
         ValueError: if the policy reads no skill, or, once the environment's specs are asked for,
-            if it does not fit environment and prior.
+            if the environment draws skills of its own.
 
     Examples:
         >>> from torchrl_metra import SkillAction, UnitSphere, make_env, make_sac_networks
@@ -67,18 +66,10 @@ class SkillAction(Transform):
                 f"policy must read the entry 'skill', but it reads {list(policy.in_keys)}: it is "
                 "not conditioned on skills."
             )
-        check_integer("num_steps", num_steps)
         super().__init__()
         self.policy = copy.deepcopy(policy).requires_grad_(False).eval()
         self.prior = prior
         self.num_steps = num_steps
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Refuse to run outside of an environment."""
-        raise RuntimeError(
-            "SkillAction steps an environment: append it to one, "
-            "env.append_transform(SkillAction(policy, prior))."
-        )
 
     def _reset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -145,7 +136,7 @@ class SkillAction(Transform):
         return reward_spec
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
-        """Add the number of steps, after a look at whether the policy fits."""
+        """Add the number of steps."""
         if "skill" in observation_spec.keys():
             raise ValueError(
                 "the environment draws skills of its own, in the entry 'skill'. SkillAction "
@@ -153,14 +144,6 @@ class SkillAction(Transform):
             )
         # A copy of its own acts where the environment is.
         self.policy.to(observation_spec.device or "cpu")
-        skill = torch.zeros(*observation_spec.shape, self.prior.dim, device=observation_spec.device)
-        action = self._act(observation_spec.zero().set("skill", skill)).get("action")
-        expected = base_of(self.container).full_action_spec["action"].shape
-        if action.shape != expected:
-            raise ValueError(
-                f"the policy writes actions of shape {list(action.shape)}, but the environment "
-                f"expects {list(expected)}: it was trained on another one."
-            )
         observation_spec["inner_steps"] = Unbounded(
             shape=(*observation_spec.shape, 1), dtype=torch.int64, device=observation_spec.device
         )

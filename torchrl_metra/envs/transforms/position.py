@@ -40,7 +40,7 @@ class ReadPosition(Transform):
     ) -> None:
         super().__init__(in_keys=["observation"], out_keys=["position"])
         if isinstance(entries, str):
-            entries = import_object(entries, "the function of the position")
+            entries = import_object(entries)
         self.entries: Any = list(range(entries)) if isinstance(entries, int) else entries
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
