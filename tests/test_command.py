@@ -78,7 +78,10 @@ def test_each_command_explains_itself(metra: Metra, name: str) -> None:
         (["train", "env=point", "metr.slack=1"], "did you mean 'metra'?"),
         (["train", "-m", "env=point", "gama=1,2"], "did you mean 'gamma'?"),
         (["train", "env=point", "gama=1", "--cfg", "job"], "did you mean 'gamma'?"),
-        (["train", "env=point", "sac.zzz=1"], "expected one of sac.alpha_init, sac.fixed_alpha."),
+        (
+            ["train", "env=point", "sac.zzz=1"],
+            "expected one of ['sac.alpha_init', 'sac.fixed_alpha'].",
+        ),
         (["train", "env=point", "total_frames=many"], "total_frames"),
         (["downstream", "total_frame=10"], "did you mean 'total_frames'?"),
         (["finetune", "pretraned=false"], "did you mean 'pretrained'?"),

@@ -21,8 +21,7 @@ from torchrl_metra.modules import SACNetworks, SkillPolicy
 from torchrl_metra.modules.skill_policy import read_observation_norm
 from torchrl_metra.objectives import EncoderLoss, METRALoss, SkillLoss
 from torchrl_metra.recipes import collect, objectives
-from torchrl_metra.recipes.checkpoints import checkpoint_options
-from torchrl_metra.recipes.records import make_logger
+from torchrl_metra.recipes.records import checkpoint_options, make_logger
 from torchrl_metra.recipes.settings import EnvSettings, Settings, preset_values, update
 from torchrl_metra.trainers import METRAOptimizationStepper, METRATrainer, make_metra_optimizers
 
@@ -92,23 +91,16 @@ def make_metra(
     config, world, prior = _make_world(config, given_env, prior)
 
     # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
-    is_built_here = skill_loss is None and loss_module is None
     has_own_policy = networks is None and loss_module is not None
-    if networks is None and (skill_loss is None or loss_module is None):
-        networks = objectives.make_networks(config, world, prior)
-    encoder, architecture, shared_encoder = None, None, None
-    if isinstance(skill_loss, EncoderLoss):
-        encoder = skill_loss.encoder
-    if networks is not None:
+    architecture, shared_encoder = None, None
+    if networks is not None or skill_loss is None or loss_module is None:
+        networks = networks or objectives.make_networks(config, world, prior)
         networks.to(config.device)
+        if skill_loss is None and loss_module is None:
+            architecture = networks.architecture
         phi: Any = networks.encoder
-        if skill_loss is None:
-            skill_loss = objectives.make_skill_loss(config, world, phi, prior)
-            encoder = phi if isinstance(skill_loss, EncoderLoss) else None
+        skill_loss = skill_loss or objectives.make_skill_loss(config, world, phi, prior)
         loss_module = loss_module or objectives.make_policy_loss(config, world, networks, prior)
-        architecture = networks.architecture if is_built_here else None
-    assert skill_loss is not None
-    assert loss_module is not None
     policy = loss_module.actor_network
     if networks is not None and not has_own_policy:
         policy, shared_encoder = networks.policy, networks.shared_encoder
@@ -119,7 +111,7 @@ def make_metra(
     is_metra = isinstance(skill_loss, METRALoss) and skill_loss.distance is None
     skill_policy = SkillPolicy(
         actor=policy,
-        encoder=encoder,
+        encoder=skill_loss.encoder if isinstance(skill_loss, EncoderLoss) else None,
         prior=prior,
         observation_norm=read_observation_norm(world),
         architecture=architecture,
