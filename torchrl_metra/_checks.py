@@ -6,7 +6,7 @@ fails by itself, with an error that one understands, needs none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,7 +47,7 @@ def check_integer(name: str, value: object) -> None:
     check_positive(name, value)  # type: ignore[arg-type]
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise a ``ValueError`` for an unknown choice, with the nearest one or all that there are.
 
     Examples:
@@ -59,7 +59,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(unknown(name, value, choices))
 
 
-def unknown(name: str, value: object, choices: Iterable[str]) -> str:
+def unknown(name: str, value: object, choices: Collection[str]) -> str:
     """What an error says about an unknown choice.
 
     Examples:

@@ -37,6 +37,7 @@ from torchrl.trainers import Trainer
 from torchrl.trainers.algorithms import PPOTrainer, SACTrainer
 
 from torchrl_metra._private import reset_counters
+from torchrl_metra._transforms import transforms_of
 from torchrl_metra.envs import SkillAction, SkillPrimer
 from torchrl_metra.evaluation import rollout_skills
 from torchrl_metra.modules import PixelEncoder, PixelNetwork, SkillConditionedActor, SkillPolicy
@@ -76,15 +77,14 @@ def run_downstream(
         evaluation_env = make_downstream_env(
             settings, skills, settings.evaluation_episodes, settings.seed + 1_000
         )
-    steps = 1 if skills is None else settings.skill_steps
     trainer: Trainer
     if isinstance(env.action_spec, OneHot):
         policy, critic = make_ppo_networks(env, settings.num_cells)
-        trainer = make_ppo_trainer(settings, settings.ppo, env, policy, critic, steps)
+        trainer = make_ppo_trainer(settings, settings.ppo, env, policy, critic)
     else:
         sac = settings.baseline if skills is None else settings.sac
         policy, critics = make_sac_networks(env, settings.num_cells)
-        trainer = make_sac_trainer(settings, sac, env, policy, critics, steps)
+        trainer = make_sac_trainer(settings, sac, env, policy, critics)
     return train_task(settings, trainer, evaluation_env, policy)
 
 
@@ -123,10 +123,7 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
         env = make_finetune_env(settings, skills, skill, settings.num_envs, seed)
         episodes = settings.evaluation_episodes
         evaluation_env = make_finetune_env(settings, skills, skill, episodes, seed + 1_000)
-    if skills.architecture is None:
-        raise ValueError(
-            f"{settings.skill_policy} holds networks that were not built by this package."
-        )
+    assert skills.architecture is not None  # or load() would have said so
     networks = skills.architecture.build(skills.prior)
     if settings.pretrained:
         networks.policy.load_state_dict(skills.actor.state_dict())
@@ -234,7 +231,6 @@ def make_sac_trainer(
     env: EnvBase,
     actor: TensorDictModuleBase,
     critics: Sequence[TensorDictModuleBase],
-    skill_steps: int = 1,
 ) -> SACTrainer:
     """SAC, whose loss is TorchRL's in a faster form."""
     loss = BatchedSACLoss(
@@ -253,7 +249,7 @@ def make_sac_trainer(
         ),
         "optim_steps_per_batch": sac.optim_steps_per_batch,
     }
-    return _make_trainer(SACTrainer, settings, sac, env, actor, loss, skill_steps, options)
+    return _make_trainer(SACTrainer, settings, sac, env, actor, loss, options)
 
 
 def make_ppo_trainer(
@@ -262,7 +258,6 @@ def make_ppo_trainer(
     env: EnvBase,
     actor: TensorDictModuleBase,
     critic: TensorDictModuleBase,
-    skill_steps: int = 1,
 ) -> PPOTrainer:
     """PPO as TorchRL has it."""
     loss = ClipPPOLoss(actor, critic, entropy_coeff=ppo.entropy_coeff, normalize_advantage=True)
@@ -277,7 +272,7 @@ def make_ppo_trainer(
         "gamma": ppo.gamma,
         "lmbda": ppo.lmbda,
     }
-    return _make_trainer(PPOTrainer, settings, ppo, env, actor, loss, skill_steps, options)
+    return _make_trainer(PPOTrainer, settings, ppo, env, actor, loss, options)
 
 
 def _make_trainer(
@@ -287,11 +282,9 @@ def _make_trainer(
     env: EnvBase,
     actor: nn.Module,
     loss: nn.Module,
-    skill_steps: int,
     options: dict[str, Any],
 ) -> Any:
     """A trainer of TorchRL's, with what both of them take."""
-    # A frame of the collector is a whole skill, one of the trainer a step within.
     collector = Collector(
         env,
         actor,
@@ -305,11 +298,14 @@ def _make_trainer(
         # Before the trainer registers what TorchRL would write of them.
         options["checkpoint"].register("collector", CollectorState(collector, torch.initial_seed()))
         options["checkpoint"].register("rng", RandomState())
+    # A frame of the collector is a whole skill, one of the trainer a step within.
+    parts = transforms_of(env)
+    skill_steps = [part.num_steps for part in parts if isinstance(part, SkillAction)]
     trainer = kind(
         loss_module=loss,
         collector=collector,
         total_frames=settings.total_frames,
-        frame_skip=skill_steps,
+        frame_skip=skill_steps[0] if skill_steps else 1,
         optimizer=optim.Adam(loss.parameters(), lr=learner.lr),
         progress_bar=settings.progress_bar,
         enable_logging=False,
