@@ -81,10 +81,7 @@ def make_metra(
         UnitSphere(2)
     """
     given_env = env if isinstance(env, EnvBase) else None
-    if isinstance(env, Settings):
-        config = update(env, settings)
-    else:
-        config = make_settings(None if given_env is not None else env, **settings)
+    config = make_settings(None if given_env is not None else env, **settings)
     torch.manual_seed(config.seed)
     if prior is None and skill_loss is not None:
         prior = skill_loss.prior
@@ -179,7 +176,7 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
     """All settings of a run: defaults, then the preset's, then those given.
 
     Args:
-        env (str, mapping, EnvSettings or callable, optional): see
+        env (str, mapping, EnvSettings, Settings or callable, optional): see
             :func:`~torchrl_metra.make_metra`.
         **settings: see :func:`~torchrl_metra.make_metra`.
 
@@ -190,6 +187,8 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
         >>> make_settings("ant", preset="laptop", seed=3).num_cells
         [256, 256]
     """
+    if isinstance(env, Settings):
+        return update(env, settings)
     if isinstance(env, EnvSettings):
         # What it leaves open is the preset's to say.
         env = {key: value for key, value in vars(env).items() if value not in (None, {})}
