@@ -19,11 +19,15 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.envs import ReachGoals
-from torchrl_metra.recipes import DownstreamSettings, FinetuneSettings, downstream, finetune
-from torchrl_metra.recipes.downstream import run_downstream
-from torchrl_metra.recipes.finetune import run_finetune
-from torchrl_metra.recipes.learners import ReturnCurve, learn_critics_first, make_sac_trainer
+from torchrl_metra.recipes import DownstreamSettings, FinetuneSettings, tasks
 from torchrl_metra.recipes.settings import update
+from torchrl_metra.recipes.tasks import (
+    ReturnCurve,
+    learn_critics_first,
+    make_sac_trainer,
+    run_downstream,
+    run_finetune,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -93,7 +97,7 @@ def test_the_high_level_learns(tmp_path: Path) -> None:
     by_hand = SkillPolicy(actor, torch.nn.Identity(), OneHot(5))
     results = run_downstream(config, by_hand)
     torch.manual_seed(0)
-    env = downstream.make_task(config, by_hand, 200, seed=0)
+    env = tasks.make_downstream_env(config, by_hand, 200, seed=0)
     at_random = env.rollout(8)["next", "reward"].sum(dim=1).mean()
     assert results["return_after"] > 2 * at_random
     assert results["return_after"] > results["return_before"] + 10
@@ -103,7 +107,7 @@ def test_networks_for_pictures() -> None:
     env = make_env("point_pixels", 2, pixels=PixelOptions(resolution=32, frames=1))
     env.append_transform(ReachGoals(5.0, radius=1.0))
     state = env.reset()
-    actor, critics = downstream.make_sac_networks(env, [8])
+    actor, critics = tasks.make_sac_networks(env, [8])
     state = critics[0](actor(state))
     assert state["action"].shape == (2, 2)
     assert state["state_action_value"].shape == (2, 1)
@@ -116,7 +120,7 @@ def test_returns_of_episodes_of_different_lengths(tmp_path: Path) -> None:
     policy = TensorDictModule(torch.ones_like, ["observation"], ["action"])
     returns = ReturnCurve(Countdown(1, 3), policy, 10, tmp_path / "returns.csv")
     returns.evaluate()
-    assert returns.curve.rows[0][2] == (1 + (1 + 2 + 3)) / 2
+    assert returns.rows[0][2] == (1 + (1 + 2 + 3)) / 2
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -144,9 +148,9 @@ def test_finetuning_holds_the_best_skill() -> None:
         lambda observation, skill: skill @ gaits, ["observation", "skill"], ["action"]
     )
     policy = SkillPolicy(actor, None, OneHot(3))
-    skill = finetune.best_skill(config, policy)
+    skill = tasks.best_skill(config, policy)
     assert skill[1] == 0  # an action of all ones only costs
-    rollout = finetune.make_task(config, policy, skill, 2, seed=0).rollout(3)
+    rollout = tasks.make_finetune_env(config, policy, skill, 2, seed=0).rollout(3)
     assert rollout["skill"].eq(skill).all()
     assert rollout["next", "skill"].eq(skill).all()
 
@@ -161,7 +165,7 @@ def test_critics_learn_first() -> None:
     }
     config = update(FinetuneSettings(), values)
     config.sac.frames_per_batch, config.sac.optim_steps_per_batch = 400, 2
-    env = finetune.make_task(config, policy, policy.prior.grid(1)[0], 4, seed=0)
+    env = tasks.make_finetune_env(config, policy, policy.prior.grid(1)[0], 4, seed=0)
     trainer = make_sac_trainer(config, config.sac, env, networks.actor, networks.critics)
     learn_critics_first(trainer, 800, lr=1e-3)
     weights, critic = networks.actor.module[0].module.head.linear.weight, networks.critics[0]

@@ -241,5 +241,3 @@ class TestRefusals:
         unconditioned = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
         with pytest.raises(ValueError, match="not conditioned on skills"):
             SkillAction(unconditioned, OneHot(3))
-
-            env.reset()

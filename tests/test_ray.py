@@ -18,7 +18,7 @@ from test_learning import assert_learned_the_fan, evaluate
 
 from torchrl_metra import SkillPolicy, make_metra
 from torchrl_metra.recipes import Settings, make_settings
-from torchrl_metra.recipes.checkpoints import resume_run
+from torchrl_metra.recipes.records import resume_run
 from torchrl_metra.trainers import (
     CollectionTimeoutError,
     TrainingStoppedError,

@@ -7,6 +7,7 @@ fails by itself, with an error that one understands, needs none.
 from __future__ import annotations
 
 from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -47,7 +48,7 @@ def check_integer(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raise a ``ValueError`` for an unknown choice, with the known ones.
+    """Raise a ``ValueError`` for an unknown choice, with the nearest one or all that there are.
 
     Examples:
         >>> check_choice("norm", "l3", ["l2", "rms"])
@@ -55,4 +56,16 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         ValueError: unknown norm 'l3', expected one of ['l2', 'rms'].
     """
     if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}, expected one of {list(choices)}.")
+        raise ValueError(unknown(name, value, choices))
+
+
+def unknown(name: str, value: object, choices: Collection[str]) -> str:
+    """What an error says about an unknown choice.
+
+    Examples:
+        >>> unknown("objective", "mettra", ["metra", "csd"])
+        "unknown objective 'mettra': did you mean 'metra'?"
+    """
+    if nearest := get_close_matches(str(value), choices, n=1):
+        return f"unknown {name} {value!r}: did you mean {nearest[0]!r}?"
+    return f"unknown {name} {value!r}, expected one of {list(choices)}."

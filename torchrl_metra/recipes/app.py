@@ -14,10 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_metra.recipes import settings as known
-from torchrl_metra.recipes.downstream import run_downstream
-from torchrl_metra.recipes.finetune import run_finetune
 from torchrl_metra.recipes.names import suggest_names
 from torchrl_metra.recipes.store import register_app
+from torchrl_metra.recipes.tasks import run_downstream, run_finetune
 from torchrl_metra.recipes.train import train
 
 # Of each command: its settings, what runs them, and arguments to try.

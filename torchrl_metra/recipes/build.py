@@ -21,8 +21,7 @@ from torchrl_metra.modules import SACNetworks, SkillPolicy
 from torchrl_metra.modules.skill_policy import read_observation_norm
 from torchrl_metra.objectives import EncoderLoss, METRALoss, SkillLoss
 from torchrl_metra.recipes import collect, objectives
-from torchrl_metra.recipes.checkpoints import checkpoint_options
-from torchrl_metra.recipes.records import make_logger
+from torchrl_metra.recipes.records import checkpoint_options, make_logger
 from torchrl_metra.recipes.settings import EnvSettings, Settings, preset_values, update
 from torchrl_metra.trainers import METRAOptimizationStepper, METRATrainer, make_metra_optimizers
 
@@ -82,33 +81,23 @@ def make_metra(
         UnitSphere(2)
     """
     given_env = env if isinstance(env, EnvBase) else None
-    if isinstance(env, Settings):
-        config = update(env, settings)
-    else:
-        config = make_settings(None if given_env is not None else env, **settings)
+    config = make_settings(None if given_env is not None else env, **settings)
     torch.manual_seed(config.seed)
     if prior is None and skill_loss is not None:
         prior = skill_loss.prior
     config, world, prior = _make_world(config, given_env, prior)
 
     # Networks and losses: METRA, or what the settings name, trains φ and λ, SAC the policy.
-    is_built_here = skill_loss is None and loss_module is None
     has_own_policy = networks is None and loss_module is not None
-    if networks is None and (skill_loss is None or loss_module is None):
-        networks = objectives.make_networks(config, world, prior)
-    encoder, architecture, shared_encoder = None, None, None
-    if isinstance(skill_loss, EncoderLoss):
-        encoder = skill_loss.encoder
-    if networks is not None:
+    architecture, shared_encoder = None, None
+    if networks is not None or skill_loss is None or loss_module is None:
+        networks = networks or objectives.make_networks(config, world, prior)
         networks.to(config.device)
+        if skill_loss is None and loss_module is None:
+            architecture = networks.architecture
         phi: Any = networks.encoder
-        if skill_loss is None:
-            skill_loss = objectives.make_skill_loss(config, world, phi, prior)
-            encoder = phi if isinstance(skill_loss, EncoderLoss) else None
+        skill_loss = skill_loss or objectives.make_skill_loss(config, world, phi, prior)
         loss_module = loss_module or objectives.make_policy_loss(config, world, networks, prior)
-        architecture = networks.architecture if is_built_here else None
-    assert skill_loss is not None
-    assert loss_module is not None
     policy = loss_module.actor_network
     if networks is not None and not has_own_policy:
         policy, shared_encoder = networks.policy, networks.shared_encoder
@@ -119,7 +108,7 @@ def make_metra(
     is_metra = isinstance(skill_loss, METRALoss) and skill_loss.distance is None
     skill_policy = SkillPolicy(
         actor=policy,
-        encoder=encoder,
+        encoder=skill_loss.encoder if isinstance(skill_loss, EncoderLoss) else None,
         prior=prior,
         observation_norm=read_observation_norm(world),
         architecture=architecture,
@@ -187,7 +176,7 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
     """All settings of a run: defaults, then the preset's, then those given.
 
     Args:
-        env (str, mapping, EnvSettings or callable, optional): see
+        env (str, mapping, EnvSettings, Settings or callable, optional): see
             :func:`~torchrl_metra.make_metra`.
         **settings: see :func:`~torchrl_metra.make_metra`.
 
@@ -198,6 +187,8 @@ def make_settings(env: Any = None, **settings: Any) -> Settings:
         >>> make_settings("ant", preset="laptop", seed=3).num_cells
         [256, 256]
     """
+    if isinstance(env, Settings):
+        return update(env, settings)
     if isinstance(env, EnvSettings):
         # What it leaves open is the preset's to say.
         env = {key: value for key, value in vars(env).items() if value not in (None, {})}

@@ -6,8 +6,8 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 
+from torchrl_metra._checks import unknown
 from torchrl_metra._extras import require
-from torchrl_metra._names import unknown
 
 COMMANDS = {
     "train": "learn skills: metra train env=ant preset=laptop",

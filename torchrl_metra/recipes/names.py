@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torchrl_metra._checks import unknown
 from torchrl_metra._extras import require
-from torchrl_metra._names import unknown
 from torchrl_metra._private import refused_name
 
 errors = require("hydra.errors", extra="run")

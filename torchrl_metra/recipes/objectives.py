@@ -14,7 +14,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_metra import objectives
-from torchrl_metra._names import unknown
+from torchrl_metra._checks import check_choice
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import ReadPosition
@@ -145,8 +145,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 def find_objective(settings: Settings) -> Objective:
     """The objective that the settings name."""
-    if settings.objective not in OBJECTIVES:
-        raise ValueError(unknown("objective", settings.objective, OBJECTIVES))
+    check_choice("objective", settings.objective, OBJECTIVES)
     return OBJECTIVES[settings.objective]
 
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchrl_metra._checks import check_type
-from torchrl_metra._names import unknown
+from torchrl_metra._checks import check_choice, check_type
 
 PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text())
 _Settings = TypeVar("_Settings")
@@ -404,9 +403,7 @@ def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
     values = vars(values) if dataclasses.is_dataclass(values) else values
     check_type(prefix[:-1], values, Mapping, f"a mapping of {', '.join(known)}")
     for name, value in values.items():
-        if name not in known:
-            names = [f"{prefix}{name}" for name in known]
-            raise ValueError(unknown("setting", f"{prefix}{name}", names))
+        check_choice("setting", f"{prefix}{name}", [f"{prefix}{other}" for other in known])
         if dataclasses.is_dataclass(known[name]):
             value = update(known[name], value, f"{prefix}{name}.")
         elif isinstance(known[name], dict):
@@ -444,6 +441,22 @@ def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield f"{prefix}{name}", value, comments.get(name, "")
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted names, as on a command line; lists as text.
+
+    Examples:
+        >>> flatten({"seed": 0, "skill": {"dim": 2}, "num_cells": [64, 64]})
+        {'seed': 0, 'skill.dim': 2, 'num_cells': '[64, 64]'}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value) if isinstance(value, list) else value
+    return flat
+
+
 def preset_names() -> list[str]:
     """The presets that every environment has."""
     return list(PRESETS["any"])
@@ -469,8 +482,7 @@ def preset_values(env: str, preset: str) -> dict[str, Any]:
         [256, 256]
     """
     shared, own = PRESETS["any"], PRESETS.get(env, {})
-    if preset not in shared:
-        raise ValueError(unknown("preset", preset, shared))
+    check_choice("preset", preset, shared)
     values = copy.deepcopy(own.get("paper", shared["paper"]))
     changes = {} if preset == "paper" else copy.deepcopy(own.get(preset, shared[preset]))
     for name, value in changes.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from itertools import product
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -65,13 +65,7 @@ def register_presets(envs: Iterable[str] = ()) -> None:
     Args:
         envs (iterable of str, optional): environments beside the registered ones.
     """
-    for env in {*registered_envs(), *envs}:
-        _register_presets_of(env)
-
-
-@cache
-def _register_presets_of(env: str) -> None:
-    for preset in preset_names():
+    for env, preset in product({*registered_envs(), *envs}, preset_names()):
         values = {**preset_values(env, preset), "preset": preset}
         values["env"] = {"name": env, **values.get("env", {})}
         folder = re.sub(r"[^\w.-]+", "_", env)

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchrl_metra.recipes.settings import flatten
+
 # What runs may differ in without being other settings.
 NO_SETTINGS = ("output", "seed")
 
@@ -30,17 +32,6 @@ def read_runs(places: Iterable[Path]) -> list[dict[str, Any]]:
             content = json.loads(file.read_text())
             runs += content if isinstance(content, list) else [content]
     return runs
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted name, as on a command line."""
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            settings |= flatten(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
-    return settings
 
 
 def differing_settings(runs: Sequence[Mapping[str, Any]]) -> list[str]:

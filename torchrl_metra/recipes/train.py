@@ -12,11 +12,9 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_metra import evaluation
-from torchrl_metra._extras import require
 from torchrl_metra.modules import SkillPolicy
 from torchrl_metra.recipes import records
 from torchrl_metra.recipes.build import make_metra
-from torchrl_metra.recipes.checkpoints import prepare_run, resume_run
 from torchrl_metra.recipes.collect import make_skill_env
 from torchrl_metra.recipes.settings import EnvSettings, Settings, update
 from torchrl_metra.trainers import METRATrainer, SkillEvaluation
@@ -50,10 +48,7 @@ def train(settings: Settings) -> dict[str, Any]:
         >>> results["frames"]
         1200
     """
-    if settings.output is None:
-        raise ValueError("a run needs a folder: set output.")
-    require("matplotlib", extra="run")
-    prepare_run(settings)
+    records.prepare_run(settings)
     with records.shielded_from_ctrl_c():
         trainer = make_metra(update(settings, {"env": {"normalize": _constants_of(settings)}}))
         skill_policy = trainer.skill_policy
@@ -106,7 +101,7 @@ def _run(
     hook = SkillEvaluation(env, policy, skills, interval, measure=measure, callback=on_evaluation)
     hook.register(trainer)
     trainer.register_module("coverage_curve", curve)
-    if not resume_run(trainer, settings):
+    if not records.resume_run(trainer, settings):
         on_evaluation(0, evaluation.rollout_skills(env, policy, skills))
     with records.stop_on_signal(trainer):
         trainer.train()
