@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from torchrl.trainers import Trainer
@@ -25,97 +25,6 @@ class FailureWarning(UserWarning):
     """A run shows the signature of a known failure; it goes on all the same."""
 
 
-@dataclass
-class Signs:
-    """What a run shows: the first and the latest of everything that was logged.
-
-    A number that was never logged is NaN, of which every comparison is false: a rule says nothing
-    about what it cannot see.
-
-    Attributes:
-        bound (float): largest latent step that METRA's constraint allows, 1 with ``"l2"`` and
-            √D with ``"rms"``; NaN without such a constraint.
-        line (float): the reward for a latent step of 1 if φ knew one direction only.
-        has_directions (bool): whether skills are directions, which φ should tell apart.
-        learning_rate (float): of φ.
-        first_values (dict): by name.
-        latest_values (dict): of the last ``WINDOW`` rounds, by name.
-    """
-
-    bound: float
-    line: float
-    has_directions: bool
-    learning_rate: float
-    first_values: dict[str, float] = field(default_factory=dict)
-    latest_values: dict[str, list[float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, skill_loss: SkillLoss, learning_rate: float) -> Signs:
-        """What is known of a skill loss beforehand."""
-        prior, bound = skill_loss.prior, math.nan
-        if isinstance(skill_loss, METRALoss) and skill_loss.distance is None:
-            bound = math.sqrt(prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
-        has_directions = not isinstance(prior, OneHot) and prior.dim > 1
-        return cls(bound, _mean_along_a_line(prior), has_directions, learning_rate)
-
-    def add(self, metrics: Mapping[str, Any]) -> None:
-        """Take in numbers as they are logged."""
-        for name, value in metrics.items():
-            if not isinstance(value, int | float):
-                continue
-            self.first_values.setdefault(name, float(value))
-            latest = [*self.latest_values.get(name, ()), float(value)]
-            self.latest_values[name] = latest[-WINDOW:]
-
-    def first(self, name: str) -> float:
-        """The first value."""
-        return self.first_values.get(name, math.nan)
-
-    def now(self, name: str) -> float:
-        """The mean of the latest values."""
-        latest = self.latest_values.get(name)
-        return sum(latest) / len(latest) if latest else math.nan
-
-    def most(self, name: str, count: int = WINDOW) -> float:
-        """The largest of so many latest values, NaN if there are fewer."""
-        latest = self.latest_values.get(name, [])[-count:]
-        return max(latest) if len(latest) == count else math.nan
-
-    @property
-    def updates(self) -> float:
-        """Gradient steps so far."""
-        return self.latest_values.get("optim_steps", [0.0])[-1]
-
-    @property
-    def time(self) -> float:
-        """Updates times learning rate: how far Adam can have moved a weight of φ.
-
-        A run at a tenth of the learning rate takes ten times the updates to show the same.
-        """
-        return self.updates * self.learning_rate
-
-    @property
-    def step(self) -> float:
-        """Latent step, as a share of the bound."""
-        return self.now("latent_step") / self.bound
-
-    @property
-    def reward(self) -> float:
-        """Reward, as a share of the bound."""
-        return self.now("intrinsic_reward") / self.bound
-
-    @property
-    def is_uneven(self) -> bool:
-        """Entries of the observations are of different scale."""
-        return self.now("observation_spread_max") > 30 * self.now("observation_spread_min")
-
-    @property
-    def stays_put(self) -> bool:
-        """Skills cover hardly more than the untrained policy, which did not cover much."""
-        first = self.first("policy_coverage")
-        return first < 20 and self.most("policy_coverage", 2) <= 2 * first
-
-
 def _mean_along_a_line(prior: SkillPrior) -> float:
     """Mean reward of unit steps along one line, each on the side of its skill."""
     dim = prior.dim
@@ -129,15 +38,15 @@ class Failure(NamedTuple):
     """A failure that is known.
 
     Attributes:
-        since (float): :attr:`Signs.time` from which on it can be told.
-        shows (Callable): whether the signs are those of this failure.
+        since (float): :attr:`Diagnosis.time` from which on it can be told.
+        shows (Callable): whether a run shows the signs of this failure.
         story (str): what is seen, and what to do.
         section (str): where the guide says more.
         is_consequence (bool): whether it is not said of a run in which another was found.
     """
 
     since: float
-    shows: Callable[[Signs], bool]
+    shows: Callable[[Diagnosis], bool]
     story: str
     section: str
     is_consequence: bool = False
@@ -272,8 +181,20 @@ class Diagnosis(TrainerHookBase):
     """
 
     def __init__(self, skill_loss: SkillLoss, learning_rate: float) -> None:
-        self.signs = Signs.of(skill_loss, learning_rate)
+        prior = skill_loss.prior
+        # The largest latent step that METRA's constraint allows. A number that is not known or
+        # was not logged is NaN, of which every comparison is false.
+        self.bound = math.nan
+        if isinstance(skill_loss, METRALoss) and skill_loss.distance is None:
+            self.bound = math.sqrt(prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
+        # The reward for a latent step of 1 if φ knew one direction only.
+        self.line = _mean_along_a_line(prior)
+        # Whether skills are directions, which φ should tell apart.
+        self.has_directions = not isinstance(prior, OneHot) and prior.dim > 1
+        self.learning_rate = learning_rate
         self.found: list[str] = []
+        self._first: dict[str, float] = {}
+        self._latest: dict[str, list[float]] = {}
 
     def observe(self, metrics: Mapping[str, Any]) -> None:
         """Take in numbers as they are logged.
@@ -281,15 +202,65 @@ class Diagnosis(TrainerHookBase):
         Args:
             metrics (mapping of str to float): numbers of a round, or of an evaluation.
         """
-        self.signs.add(metrics)
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._first.setdefault(name, float(value))
+                self._latest[name] = [*self._latest.get(name, []), float(value)][-WINDOW:]
+
+    def first(self, name: str) -> float:
+        """The first value that was logged."""
+        return self._first.get(name, math.nan)
+
+    def now(self, name: str) -> float:
+        """The mean of the last ``WINDOW`` values."""
+        return fmean(self._latest.get(name, [math.nan]))
+
+    def most(self, name: str, count: int = WINDOW) -> float:
+        """The largest of so many latest values, NaN if there are fewer."""
+        latest = self._latest.get(name, [])[-count:]
+        return max(latest) if len(latest) == count else math.nan
+
+    @property
+    def updates(self) -> float:
+        """Gradient steps so far."""
+        return self._latest.get("optim_steps", [0.0])[-1]
+
+    @property
+    def time(self) -> float:
+        """Updates times learning rate: how far Adam can have moved a weight of φ.
+
+        A run at a tenth of the learning rate takes ten times the updates to show the same.
+        """
+        return self.updates * self.learning_rate
+
+    @property
+    def step(self) -> float:
+        """Latent step, as a share of the bound."""
+        return self.now("latent_step") / self.bound
+
+    @property
+    def reward(self) -> float:
+        """Reward, as a share of the bound."""
+        return self.now("intrinsic_reward") / self.bound
+
+    @property
+    def is_uneven(self) -> bool:
+        """Entries of the observations are of different scale."""
+        return self.now("observation_spread_max") > 30 * self.now("observation_spread_min")
+
+    @property
+    def stays_put(self) -> bool:
+        """Skills cover hardly more than the untrained policy, which did not cover much."""
+        first = self.first("policy_coverage")
+        return first < 20 and self.most("policy_coverage", 2) <= 2 * first
 
     def find(self) -> str | None:
         """The name of a failure that shows and was not found before, if there is one."""
-        if self.signs.updates < FEWEST_UPDATES:
+        if self.updates < FEWEST_UPDATES:
             return None
         for name, failure in FAILURES.items():
             is_news = name not in self.found and not (failure.is_consequence and self.found)
-            if is_news and self.signs.time >= failure.since and failure.shows(self.signs):
+            if is_news and self.time >= failure.since and failure.shows(self):
                 self.found.append(name)
                 return name
         return None
@@ -299,19 +270,17 @@ class Diagnosis(TrainerHookBase):
         if name is not None:
             failure = FAILURES[name]
             warnings.warn(
-                f"{name}, after {self.signs.updates:.0f} updates: {failure.story} Read "
+                f"{name}, after {self.updates:.0f} updates: {failure.story} Read "
                 f"{PAGE}#{failure.section}.",
                 FailureWarning,
                 stacklevel=2,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        signs = self.signs
-        return {"first": signs.first_values, "latest": signs.latest_values, "found": self.found}
+        return {"first": self._first, "latest": self._latest, "found": self.found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.signs.first_values = dict(state_dict["first"])
-        self.signs.latest_values = dict(state_dict["latest"])
+        self._first, self._latest = dict(state_dict["first"]), dict(state_dict["latest"])
         self.found = list(state_dict["found"])
 
     def register(self, trainer: Trainer, name: str = "diagnosis") -> None:
