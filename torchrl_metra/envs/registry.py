@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_metra._checks import check_choice
-from torchrl_metra._names import unknown
+from torchrl_metra._checks import unknown
 
 Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 

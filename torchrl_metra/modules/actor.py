@@ -107,7 +107,7 @@ class SkillConditionedActor(ProbabilisticActor):
             distribution_class=TanhNormal,
             distribution_kwargs=bounds,
         )
-        # Buffers move with the weights. They are not saved, as the spec says what they are.
+        # Buffers move with the weights. Policy files do not hold them, since the spec does.
         self.register_buffer("low", bounds.get("low"), persistent=False)
         self.register_buffer("high", bounds.get("high"), persistent=False)
 

@@ -180,6 +180,10 @@ class Diagnosis(TrainerHookBase):
         'encoder does not move'
     """
 
+    bound: float
+    line: float
+    has_directions: bool
+
     def __init__(self, skill_loss: SkillLoss, learning_rate: float) -> None:
         prior = skill_loss.prior
         # The largest latent step that METRA's constraint allows. A number that is not known or
