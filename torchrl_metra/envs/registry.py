@@ -11,8 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_metra._checks import check_choice
-from torchrl_metra._checks import unknown
+from torchrl_metra._checks import check_choice, unknown
 
 Position = Sequence[int] | Callable[[TensorDictBase], Tensor] | str
 
