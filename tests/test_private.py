@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SelfResettingPoint, make_losses
+from conftest import SelfResettingPoint, make_batch, make_losses
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -57,6 +57,11 @@ EXTENSION_POINTS = {
 }
 # Private by their look only.
 PUBLIC = {"_asdict", "_replace"}
+
+
+@pytest.fixture
+def losses() -> SimpleNamespace:
+    return make_losses()
 
 
 def test_each_touch_has_a_test() -> None:
@@ -183,7 +188,7 @@ def test_reduce_metric(losses: SimpleNamespace) -> None:
     assert _private.reduce_metric(losses.metra_loss, values, make_batch_of_three()).equal(values)
 
 
-def test_BatchedCritics(losses: SimpleNamespace, batch: TensorDict) -> None:
+def test_BatchedCritics(losses: SimpleNamespace) -> None:
     calls = []
 
     class Loss(_private.BatchedCritics, SACLoss):
@@ -193,7 +198,7 @@ def test_BatchedCritics(losses: SimpleNamespace, batch: TensorDict) -> None:
             return TensorDict({"state_action_value": value}, [2, 32])
 
     loss = Loss(losses.networks.actor, losses.networks.critics, target_entropy=-1.0)
-    loss(batch)
+    loss(make_batch(losses.prior, 32))
     # The targets', the critics' own, and theirs without gradient for the policy.
     assert len(calls) == 3
     assert calls[0] is loss.target_qvalue_network_params

@@ -48,6 +48,7 @@ def make_trainer(
     storage: Any = None,
     env_on: Any = None,
     total_frames: int = 240,
+    track_traj_ids: bool = False,
 ) -> METRATrainer:
     """METRA on PointEnv in rounds of 80 frames."""
     torch.manual_seed(0)
@@ -78,7 +79,7 @@ def make_trainer(
             frames_per_batch=80,
             total_frames=total_frames,
             auto_register_policy_transforms=False,
-            track_traj_ids=False,
+            track_traj_ids=track_traj_ids,
             **place,
         ),
         total_frames=total_frames,
@@ -166,9 +167,14 @@ def test_a_run_goes_on_on_another_device(
     assert weights(trainer) == weights(uninterrupted)
 
 
-def test_episodes_go_on_on_another_device(cuda: torch.device, tmp_path: Path) -> None:
-    make_trainer(CPU, tmp_path, env_on=CPU, total_frames=160).train()
-    trainer = make_trainer(cuda, tmp_path, env_on=cuda)
+@pytest.mark.parametrize("track_traj_ids", [False, True])
+def test_episodes_go_on_on_another_device(
+    cuda: torch.device, tmp_path: Path, track_traj_ids: bool
+) -> None:
+    # TorchRL keeps the numbers of episodes on the CPU.
+    tracking = {"track_traj_ids": track_traj_ids}
+    make_trainer(CPU, tmp_path, env_on=CPU, total_frames=160, **tracking).train()
+    trainer = make_trainer(cuda, tmp_path, env_on=cuda, **tracking)
     assert resume(trainer) is not None
     trainer.train()
     assert trainer.collected_frames == 240

@@ -107,9 +107,7 @@ class SkillConditionedActor(ProbabilisticActor):
             distribution_class=TanhNormal,
             distribution_kwargs=bounds,
         )
-        # Buffers move with the weights. Policy files do not hold them, since the spec does.
-        self.register_buffer("low", bounds.get("low"), persistent=False)
-        self.register_buffer("high", bounds.get("high"), persistent=False)
+        self._bounds = None if is_unit else (low, high)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Write ``"loc"``, ``"scale"`` and ``"action"``, as any ``ProbabilisticActor`` does."""
@@ -127,14 +125,22 @@ class SkillConditionedActor(ProbabilisticActor):
         # TanhNormal too keeps clear of the bounds.
         limit = 1 - torch.finfo(loc.dtype).resolution
         action = action.tanh().clamp(-limit, limit)
-        if self.low is not None:
-            action = (self.high + self.low) / 2 + action * (self.high - self.low) / 2
+        low, high = self._bounds_on(action.device)
+        if low is not None:
+            action = (high + low) / 2 + action * (high - low) / 2
         return tensordict.update({"loc": loc, "scale": scale, "action": action})
 
     def get_dist(self, tensordict: TensorDictBase, **kwargs: Any) -> TanhNormal:
         """The policy's distribution of actions in these states."""
         loc, scale = self._loc_and_scale(tensordict)
-        return unchecked_tanh_normal(loc, scale, self.low, self.high)
+        return unchecked_tanh_normal(loc, scale, *self._bounds_on(loc.device))
+
+    def _bounds_on(self, device: torch.device) -> tuple[Any, Any]:
+        """Smallest and largest actions, moved once; ``None`` for those from -1 to 1."""
+        # No buffers: a loss would save them among the parameters.
+        if self._bounds is not None and self._bounds[0].device != device:
+            self._bounds = tuple(bound.to(device) for bound in self._bounds)
+        return (None, None) if self._bounds is None else self._bounds
 
     def _loc_and_scale(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         # Without the detour of writing them into the tensordict.

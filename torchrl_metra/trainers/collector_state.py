@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDict
+from tensordict.utils import NestedKey
+from torch import Tensor
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.envs import TransformedEnv
 
@@ -78,11 +80,14 @@ class CollectorState:
             collector.load_state_dict(progress, strict=False)
         if "carrier" in state_dict and self._is_resumable:
             env, carrier = collector.env, episodes_under_way(collector)
-            # A checkpoint lies on the CPU, and a carrier need not know its device.
-            saved = TensorDict.from_dict(
-                state_dict["carrier"], batch_size=carrier.batch_size, device=env.device
-            )
-            carrier.update(saved)
+            saved = TensorDict.from_dict(state_dict["carrier"], batch_size=carrier.batch_size)
+
+            def place(key: NestedKey, value: Tensor) -> Tensor:
+                # A checkpoint lies on the CPU, and parts of a carrier are where they are needed.
+                own = carrier.get(key, None)
+                return value.to(env.device if own is None else own.device)
+
+            carrier.update(saved.named_apply(place, nested_keys=True))
             if isinstance(env, TransformedEnv):
                 env.load_state_dict(state_dict["transform"])
             base_of(env).load_state_dict(state_dict["env"])
