@@ -230,12 +230,6 @@ def test_like_a_storage_of_stacks_behind_a_collector() -> None:
 
 
 class TestBadInput:
-    def test_too_few_frames(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"max_frames must exceed the 3 frames of a stack, got 3"
-        ):
-            FrameStackStorage(10, max_frames=3)
-
     def write(self, data: TensorDictBase, **arguments: Any) -> None:
         ReplayBuffer(storage=FrameStackStorage(10, **arguments), batch_size=2).extend(data)
 

@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_metra._checks import check_integer
 from torchrl_metra.evaluation.trajectories import Projection
 
 
@@ -128,8 +127,6 @@ class CoverageCounter:
     """
 
     def __init__(self, window: int | None = None) -> None:
-        if window is not None:
-            check_integer("window", window)
         self.window = window
         self._clear()
 
