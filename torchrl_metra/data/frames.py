@@ -112,9 +112,8 @@ class FrameStackStorage(SelfSamplingStorage):
         expected = (torch.arange(len(slots), device=self.device) + self._next_slot) % self.max_size
         if len(slots) > self.max_size or not slots.equal(expected):
             raise ValueError(
-                f"FrameStackStorage is written in the order of time, at most {self.max_size} "
-                f"transitions at once and next at slot {self._next_slot}; got {len(slots)} "
-                "transitions. Use the default RoundRobinWriter."
+                f"expected at most {self.max_size} transitions, in the order of time and next at "
+                f"slot {self._next_slot}, got {len(slots)}. Use the default RoundRobinWriter."
             )
         data = data.to(self.device)
         frames, frame_index = self._split_frames(data)
@@ -128,9 +127,8 @@ class FrameStackStorage(SelfSamplingStorage):
         frame_slots = torch.arange(len(frames), device=self.device) + self._frames_written
         self._frames.set(frame_slots % self.max_frames, frames)
         self._transitions.set(slots, transitions)
-        self._set_counters(
-            (self._next_slot + len(slots)) % self.max_size, self._frames_written + len(frames)
-        )
+        next_slot = (self._next_slot + len(slots)) % self.max_size
+        self._set_counters(next_slot, self._frames_written + len(frames))
         self.note_change(slots if set_cursor else None)
 
     def get(self, index: int | Sequence[int] | slice | Tensor) -> TensorDictBase:
@@ -140,9 +138,8 @@ class FrameStackStorage(SelfSamplingStorage):
         # An accelerator would have to wait for the answer; samplers ask for nothing else anyway.
         if frame_index.device.type == "cpu" and (frame_index < self._oldest_frame).any():
             raise IndexError(
-                "the frames of the oldest transitions have been overwritten already. Sample with "
-                "RandomSampler, which leaves them out, or raise max_frames, now "
-                f"{self.max_frames}."
+                "the frames of the oldest transitions have been overwritten: sample with "
+                f"RandomSampler, which leaves them out, or raise max_frames, now {self.max_frames}."
             )
         frames = self._frames.get(frame_index.flatten() % self.max_frames)["frame"]
         channels = frames.shape[1]
@@ -186,9 +183,8 @@ class FrameStackStorage(SelfSamplingStorage):
         if data.ndim != 1 or not next_stack[:, :-1].equal(stack[:, 1:]):
             raise ValueError(
                 f"expected a flat batch of transitions in which {self.next_pixel_key!r} is "
-                f"{self.pixel_key!r} moved on by one of {self.num_frames} frames, the newest last; "
-                f"got a batch of shape {list(data.shape)}. Flatten batches with reshape(-1), stack "
-                f"frames with CatFrames(N={self.num_frames}, dim=-3), and do not change them."
+                f"{self.pixel_key!r} moved on by one of {self.num_frames} frames. Flatten batches "
+                f"with reshape(-1), and stack frames with CatFrames(N={self.num_frames}, dim=-3)."
             )
         return stack, next_stack
 

@@ -90,7 +90,12 @@ def plot_skills(
     hues, names = _hues_and_names(skills)
     for axes, (lines, axis_names) in zip(all_axes, panels, strict=True):
         _plot_lines(axes, lines, hues, axis_names)
-    _add_legend(figure, hues, names)
+    # Skills of the same name look alike; eight are enough.
+    legend = sorted(dict(zip(names, hues, strict=True)).items(), key=itemgetter(1))
+    for i in torch.linspace(0, len(legend) - 1, min(len(legend), 8)).long().tolist():
+        name, hue = legend[i]
+        all_axes[0].plot([], [], color=hsv_to_rgb(hue, 1, 1), label=name)
+    figure.legend(title="skill", fontsize="small", loc="outside right center")
     return _save(figure, path)
 
 
@@ -145,9 +150,7 @@ def plot_temporal_distances(
 
 
 def plot_goals(
-    goals: Tensor,
-    reached: Mapping[str, Tensor],
-    path: str | os.PathLike[str] | None = None,
+    goals: Tensor, reached: Mapping[str, Tensor], path: str | os.PathLike[str] | None = None
 ) -> Figure:
     """Draw where episodes ended that were sent to goals, one panel per policy.
 
@@ -206,10 +209,9 @@ def _plot_lines(axes: Any, lines: Tensor, hues: list[float], names: tuple[str, s
 
 
 def _new_figure(num_panels: int, title: str = "") -> tuple[Figure, Any]:
-    require("matplotlib", "plots")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 5 * num_panels, 5), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(
+        figsize=(1 + 5 * num_panels, 5), layout="constrained"
+    )
     panels = figure.subplots(1, num_panels, squeeze=False)[0]
     for axes in panels:
         axes.grid(alpha=0.2)
@@ -235,16 +237,3 @@ def _hues_and_names(skills: Tensor) -> tuple[list[float], list[str]]:
         hues = (torch.atan2(skills[:, 1], skills[:, 0]) / (2 * math.pi)) % 1.0
         names = [f"{degrees:.0f}°" for degrees in (hues * 360).tolist()]
     return hues.tolist(), names
-
-
-def _add_legend(figure: Any, hues: list[float], names: list[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    # Skills of the same name look alike. Eight are enough.
-    named = sorted(dict(zip(names, hues, strict=True)).items(), key=itemgetter(1))
-    shown = torch.linspace(0, len(named) - 1, min(len(named), 8)).long().tolist()
-    handles = [
-        Line2D([], [], color=hsv_to_rgb(hue, 1, 1), label=name)
-        for name, hue in (named[i] for i in shown)
-    ]
-    figure.legend(handles=handles, title="skill", fontsize="small", loc="outside right")

@@ -56,14 +56,6 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
-    key = _skill_key(env)
-    starts = TensorDict({}, [len(skills)]).set(key, skills)
-    rollouts = roll_out(env, policy, starts, max_steps)
-    return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
-
-
-def _skill_key(env: EnvBase) -> NestedKey:
-    """Where the environment has the skill that it was given at reset."""
     key: NestedKey = "skill"
     for part in transforms_of(env):
         key = part.skill_key if isinstance(part, SkillPrimer) else key
@@ -72,7 +64,9 @@ def _skill_key(env: EnvBase) -> NestedKey:
             f"the environment has no entry {key!r} for skills: append a SkillPrimer to it. One "
             "inside of workers must write to 'skill'."
         )
-    return key
+    starts = TensorDict({}, [len(skills)]).set(key, skills)
+    rollouts = roll_out(env, policy, starts, max_steps)
+    return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
 
 
 @torch.no_grad()
@@ -143,11 +137,11 @@ def _at_home(
     policy: TensorDictModuleBase, home: torch.device
 ) -> Callable[[TensorDictBase], TensorDictBase]:
     """The policy, acting on the device of its weights, for states of another."""
-    weight = next(policy.parameters(), None)
-    if weight is None or weight.device == home:
+    device = next((weight.device for weight in policy.parameters()), home)
+    if device == home:
         return policy
 
     def act(tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.update(policy(tensordict.to(weight.device)).to(home))
+        return tensordict.update(policy(tensordict.to(device)).to(home))
 
     return act

@@ -143,8 +143,8 @@ def make_sac_networks(
     """
     if len({*policy_ignores} & {*range(observation_size)}) < len(policy_ignores):
         raise ValueError(
-            f"policy_ignores must be different entries of an observation of {observation_size}, "
-            f"from 0 to {observation_size - 1}, got {list(policy_ignores)}."
+            f"policy_ignores must be different numbers from 0 to {observation_size - 1}, "
+            f"got {list(policy_ignores)}."
         )
     spec = single_action_spec(action_spec)
     state_size = observation_size + prior.dim
@@ -242,12 +242,12 @@ def _assemble(
         features = TensorDictModule(shared, in_keys=[key], out_keys=["features"])
         key = "features"
     phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[key], out_keys=["latent"])
-    bounds = (tuple(bound.tolist()) for bound in (spec.space.low, spec.space.high))
+    low, high = (tuple(bound.tolist()) for bound in (spec.space.low, spec.space.high))
     return SACNetworks(
         actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[key, "skill"]),
         critics=[ValueOperator(critic, in_keys=[key, "skill", "action"]) for critic in critics],
         encoder=phi if features is None else TensorDictSequential(features, phi),
-        architecture=Architecture(*bounds, tuple(num_cells), **options),
+        architecture=Architecture(low, high, tuple(num_cells), **options),
         shared_encoder=features,
     )
 
@@ -281,8 +281,7 @@ def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
 def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
     """φ, or what of it follows the convolutions."""
     encoder = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
-    layers = range(0, len(encoder), 2)
-    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=layers)
+    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=range(0, len(encoder), 2))
 
 
 def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:

@@ -102,11 +102,7 @@ class SkillPolicy(TensorDictModuleBase):
 
     @classmethod
     def from_networks(
-        cls,
-        networks: SACNetworks,
-        prior: SkillPrior,
-        env: EnvBase | None = None,
-        **options: Any,
+        cls, networks: SACNetworks, prior: SkillPrior, env: EnvBase | None = None, **options: Any
     ) -> SkillPolicy:
         """Collect the parts.
 
@@ -134,8 +130,8 @@ class SkillPolicy(TensorDictModuleBase):
         """
         if self.encoder is None:
             raise ValueError(
-                "this policy has no encoder: its objective learned no latent space in which a "
-                "skill could point to a goal. Train with METRA, or another objective with one."
+                "this policy has no encoder, hence no latent space in which a skill could point to "
+                "a goal. Train with METRA, or with another objective that has an encoder."
             )
         return GoalReachingPolicy(self.actor, self.encoder, self.prior, adaptive=adaptive)
 
@@ -201,15 +197,10 @@ class SkillPolicy(TensorDictModuleBase):
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{path} is not a skill policy file: SkillPolicy.save did not write it."
-            )
+            raise ValueError(f"{path} is not a skill policy file, as SkillPolicy.save writes it.")
         if content["format_version"] > _FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {content['format_version']}, written by torchrl-metra "
-                f"{content['versions']['torchrl-metra']}; this version reads up to "
-                f"{_FORMAT_VERSION}. Upgrade torchrl-metra."
-            )
+            found, writer = content["format_version"], content["versions"]["torchrl-metra"]
+            raise ValueError(f"{path} has version {found}. Upgrade to torchrl-metra {writer}.")
         prior = SkillPrior.from_config(content["prior"])
         has_encoder = content["encoder"] is not None
         architecture = None
@@ -262,10 +253,9 @@ def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
     base = base_of(env)
     if isinstance(base, SerialEnv | ParallelEnv) and "ObservationNorm(" in repr(base):
         warnings.warn(
-            "the environment has an ObservationNorm inside of its workers, out of sight: it is "
-            "missing in observation_norm. Put it around the environments, "
-            "TransformedEnv(SerialEnv(...), ObservationNorm(...)), or set "
-            "policy.observation_norm = {'loc': ..., 'scale': ...}.",
+            "the environment has an ObservationNorm inside of its workers, which cannot be read. "
+            "Put it around the environments, TransformedEnv(SerialEnv(...), ObservationNorm(...)), "
+            "or set policy.observation_norm = {'loc': ..., 'scale': ...}.",
             stacklevel=3,
         )
     norms = [
