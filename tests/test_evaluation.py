@@ -377,7 +377,7 @@ class TestPlots:
     def test_missing_matplotlib_names_the_extra(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ImportError, match=r"torchrl-metra\[plots\]"):
             plot_skills(torch.zeros(1, 2, 2), torch.zeros(1, 2), tmp_path / "a.png")
 
