@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -50,10 +49,6 @@ class TestRollouts:
         torch.testing.assert_close(rollouts["skill"][:, 0], skills)
         expected = 10 * PointEnv.max_displacement * skills
         torch.testing.assert_close(rollouts["next", "position"][:, -1], expected)
-
-    def test_ends_with_the_episode(self) -> None:
-        env = TransformedEnv(PointEnv(3, max_steps=7), SkillPrimer(UnitSphere(2)))
-        assert rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(3)).shape == (3, 7)
 
     def test_long_episodes_are_seen_to_their_end(self) -> None:
         env = TransformedEnv(PointEnv(2, max_steps=300), SkillPrimer(UnitSphere(2)))
@@ -106,21 +101,14 @@ def random_walks(seed: int, size: int) -> torch.Tensor:
 
 
 class TestCoverage:
-    @pytest.mark.parametrize("cell_size", [1.0, 0.5, 0.1, 3.0])
-    @pytest.mark.parametrize("size", [1, 2, 3])
-    @pytest.mark.parametrize("seed", range(5))
-    def test_agrees_with_brute_force(self, seed: int, size: int, cell_size: float) -> None:
-        walks = random_walks(seed, size)
+    @pytest.mark.parametrize("cell_size", [1.0, 0.1, 3.0])
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_agrees_with_brute_force(self, size: int, cell_size: float) -> None:
+        walks = random_walks(0, size)
         expected = brute_force_cells(walks, cell_size)
         assert coverage(walks, cell_size) == len(expected)
         cells = visited(TensorDict({"next": {"position": walks}}, [7, 50]), cell_size=cell_size)
         assert {tuple(cell) for cell in cells.tolist()} == expected
-
-    def test_counts_cells_once(self) -> None:
-        position = torch.tensor([[[0.1, 0.1], [0.9, 0.9]], [[1.1, 0.0], [-0.1, 0.0]]])
-        assert coverage(position) == 3
-        assert coverage(position, cell_size=10.0) == 2
-        assert coverage(torch.tensor([[0.2], [0.7], [5.5]])) == 2
 
     def test_a_border_belongs_to_the_cell_above(self) -> None:
         assert coverage(torch.tensor([[-1.0], [-0.5], [0.0], [1.0]])) == 3
@@ -183,7 +171,7 @@ class TestCoverageCounter:
             return tracemalloc.get_traced_memory()[0]
 
         tracemalloc.start()
-        before, after = run(20), run(200)
+        before, after = run(20), run(60)
         tracemalloc.stop()
         assert len(counter) == 100
         assert after - before < 50_000
@@ -230,22 +218,6 @@ class TestSkillMetrics:
         assert results["latent_step_mean"] == pytest.approx(0.2, rel=1e-4)
         assert results["steps_beyond"] == results["pairs_beyond"] == 0.0
         assert results["rank_correlation"] > 0.98
-
-    def test_measures_what_applies(self) -> None:
-        env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
-        rollouts = rollout_skills(env, follow_the_skill(), UnitSphere(2).grid(4), max_steps=10)
-        latents = encode_trajectories(rollouts, torch.nn.Identity())
-        everything = measure_skills(rollouts, latents, UnitSphere(2))
-        untimed = measure_skills(rollouts, latents, UnitSphere(2), norm=None)
-        unencoded = measure_skills(rollouts, None, UnitSphere(2))
-        assert list(unencoded) == ["policy_coverage", "sectors"]
-        assert list(untimed) == [
-            *unencoded,
-            "skill_alignment",
-            "skill_accuracy",
-            "latent_rank_episode",
-        ]
-        assert everything.items() > untimed.items() > unencoded.items()
 
     def test_projection_of_the_users_own(self) -> None:
         env = make_env("point", 4).append_transform(SkillPrimer(UnitSphere(2)))
@@ -298,13 +270,6 @@ class TestTrajectories:
 
 
 class TestTemporalCheck:
-    def test_a_straight_line_at_full_speed(self) -> None:
-        line = torch.arange(11.0).reshape(1, 11, 1) * torch.tensor([0.0, 1.0])
-        check = temporal_check(line)
-        assert check["latent_step_mean"] == pytest.approx(1.0)
-        assert check["steps_beyond"] == check["pairs_beyond"] == 0.0
-        assert check["rank_correlation"] == 1.0
-
     def test_a_leap_is_found(self) -> None:
         line = 0.5 * torch.arange(11.0).reshape(1, 11, 1)
         line[:, 5:] += 4.0
@@ -352,16 +317,15 @@ class TestPlots:
     def _needs_matplotlib(self) -> None:
         pytest.importorskip("matplotlib")
 
-    @pytest.mark.parametrize("skills", [UnitSphere(2).grid(6), OneHot(3).grid(6)])
-    @pytest.mark.parametrize("size", [1, 2, 5])
+    @pytest.mark.parametrize(
+        ("size", "skills"), [(1, UnitSphere(2).grid(6)), (5, OneHot(3).grid(6))]
+    )
     def test_pictures_are_written(self, tmp_path: Path, skills: torch.Tensor, size: int) -> None:
         walks = torch.randn(6, 20, size).cumsum(1)
         plot_skills(walks, skills, tmp_path / "a" / "skills.png", position=walks, title="Skills")
-        plot_skills(walks, skills, tmp_path / "latents.png")
-        plot_skills(None, skills, tmp_path / "space.png", position=walks)
         plot_temporal_distances(walks, tmp_path / "temporal.png")
         plot_goals(walks[:, 0], {"adaptive": walks[:, 1]}, tmp_path / "goals.png")
-        for picture in ("a/skills.png", "latents.png", "space.png", "temporal.png", "goals.png"):
+        for picture in ("a/skills.png", "temporal.png", "goals.png"):
             assert (tmp_path / picture).stat().st_size > 10_000
 
     def test_a_panel_for_what_is_given(self) -> None:
@@ -374,36 +338,14 @@ class TestPlots:
         names = [[axes.get_xlabel() for axes in figure.axes] for figure in figures]
         assert names == [["x (m)", "φ, dimension 1"], ["φ, dimension 1"], ["x (m)"]]
 
-    def test_missing_matplotlib_names_the_extra(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(ImportError, match=r"torchrl-metra\[plots\]"):
-            plot_skills(torch.zeros(1, 2, 2), torch.zeros(1, 2), tmp_path / "a.png")
-
-
-def test_rollout_passes_skills_on_to_the_data() -> None:
-    env = make_env("point", 2).append_transform(SkillPrimer(OneHot(2)))
-    start = env.reset(TensorDict({"skill": OneHot(2).grid(2)}, [2]))
-    assert start["skill"].equal(torch.eye(2))
-
 
 class TestVisited:
-    def test_cells_of_positions(self) -> None:
-        position = torch.randn(3, 5, 2) * 4
-        cells = visited(TensorDict({"next": {"position": position}}, [3, 5]))
-        assert cells.shape == (15, 2)
-        assert len(cells.unique(dim=0)) == coverage(position)
-
     def test_tasks_of_the_kitchen(self) -> None:
         tasks = torch.zeros(2, 7, 6, dtype=torch.bool)
         assert len(visited(TensorDict({"next": {"tasks": tasks}}, [2, 7])).unique(dim=0)) == 0
         tasks[0, 3, 5] = tasks[0, 4, 5] = tasks[1, 6, 2] = True
         solved = visited(TensorDict({"next": {"tasks": tasks}}, [2, 7])).unique()
         assert solved.tolist() == [2, 5]
-
-    def test_neither(self) -> None:
-        assert visited(TensorDict({"next": {"observation": torch.zeros(2, 1)}}, [2])) is None
 
 
 class TestWriteVideo:
@@ -430,10 +372,3 @@ class TestWriteVideo:
         write_video(pixels, tmp_path / "first.gif")
         write_video(pixels.permute(0, 1, 3, 4, 2), tmp_path / "last.gif")
         assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "last.gif").read_bytes()
-
-    def test_missing_package_names_the_extra(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "imageio.v3", None)
-        with pytest.raises(ImportError, match=r"torchrl-metra\[video\]"):
-            write_video(torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), tmp_path / "skills.gif")

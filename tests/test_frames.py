@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -70,11 +69,11 @@ def in_memory(storage: FrameStackStorage) -> TensorDictBase:
     return storage.get((storage._next_slot - 1 - age) % storage.max_size)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_frames", [1, 3])
 @pytest.mark.parametrize("episode_lengths", [[1], [1, 2, 7], [20, 30], [1_000]])
-@pytest.mark.parametrize("max_frames", [None, 60, 400], ids="max_frames={}".format)
+@pytest.mark.parametrize("max_frames", [60, 400], ids="max_frames={}".format)
 def test_stacks_are_what_the_policy_saw(
-    num_frames: int, episode_lengths: list[int], max_frames: int | None
+    num_frames: int, episode_lengths: list[int], max_frames: int
 ) -> None:
     random.seed(num_frames)
     env = NumberedFrames(random.choice([1, 2, 5]), num_frames, episode_lengths)
@@ -135,30 +134,6 @@ def test_a_single_environment_goes_on_where_it_was() -> None:
     assert_as_seen(in_memory(buffer.storage), env)
 
 
-def test_bytes_per_transition_of_the_papers_pixel_tasks() -> None:
-    """Episodes of 200 steps with three 64×64 RGB frames, all entries of a METRA batch."""
-    num_envs, steps = 4, 200
-    frames = torch.randint(0, 256, (num_envs, steps + 3, 3, 64, 64), dtype=torch.uint8)
-    frames[:, :2] = frames[:, 2:3]
-    stacks = torch.stack([frames[:, i : i + 3].flatten(1, 2) for i in range(steps + 1)], dim=1)
-    flag = torch.zeros(num_envs, steps, 1, dtype=torch.bool)
-    data = TensorDict(
-        {
-            "pixels": stacks[:, :-1],
-            "action": torch.zeros(num_envs, steps, 12),
-            "skill": torch.zeros(num_envs, steps, 4),
-            "next": {"pixels": stacks[:, 1:], "done": flag, "terminated": flag.clone()},
-        },
-        batch_size=[num_envs, steps],
-    )
-    storage = FrameStackStorage(num_envs * steps)
-    ReplayBuffer(storage=storage, batch_size=8).extend(data.reshape(-1))
-    parts = (storage._transitions._storage, storage._frames._storage[: len(storage._frames)])
-    stored = sum(part.bytes() for part in parts) / len(storage)
-    assert 12_288 < stored < 12_600
-    assert data.bytes() / len(storage) > 73_700
-
-
 @pytest.fixture
 def filled() -> tuple[ReplayBuffer, NumberedFrames]:
     env = NumberedFrames(2, 3, [10])
@@ -206,15 +181,6 @@ def test_on_disk(tmp_path: Path) -> None:
     assert {"frame.memmap", "frame_index.memmap", "number.memmap"} <= files
 
 
-def test_same_seed_same_samples(filled: tuple[ReplayBuffer, NumberedFrames]) -> None:
-    buffer, _ = filled
-    samples = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        samples.append(buffer.sample()["number"])
-    assert samples[0].equal(samples[1])
-
-
 def test_like_a_storage_of_stacks_behind_a_collector() -> None:
     """What TorchRL stores whole, it gives back alike."""
     env = make_env("point_pixels", num_envs=3)
@@ -230,26 +196,11 @@ def test_like_a_storage_of_stacks_behind_a_collector() -> None:
 
 
 class TestBadInput:
-    def write(self, data: TensorDictBase, **arguments: Any) -> None:
-        ReplayBuffer(storage=FrameStackStorage(10, **arguments), batch_size=2).extend(data)
-
     def test_frames_in_the_wrong_order(self) -> None:
         data = NumberedFrames(1, 3, [10]).collect(5)
         data["pixels"] = data["pixels"].unflatten(1, (3, 3)).flip(1).flatten(1, 2)
         with pytest.raises(ValueError, match=r"moved on by one of 3 frames.*CatFrames"):
-            self.write(data)
-
-    def test_batch_of_two_dimensions(self) -> None:
-        data = NumberedFrames(1, 3, [10]).collect(8).reshape(4, 2)
-        with pytest.raises(ValueError, match=r"Flatten batches with reshape\(-1\)"):
-            self.write(data)
-
-    def test_more_than_fits(self) -> None:
-        data = NumberedFrames(1, 3, [10]).collect(9)
-        with pytest.raises(ValueError, match=r"at most 10.*got 18"):
-            self.write(torch.cat([data, data]))
-        with pytest.raises(ValueError, match=r"9 transitions needs 10 frames.*max_frames=8"):
-            self.write(data, max_frames=8)
+            ReplayBuffer(storage=FrameStackStorage(10), batch_size=2).extend(data)
 
     def test_out_of_order(self) -> None:
         storage = FrameStackStorage(10)

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
-from torchrl.data import Bounded, Unbounded
+from torchrl.data import Bounded
 from torchrl.envs import Compose, EnvBase, ObservationNorm, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, TanhNormal
@@ -54,14 +54,6 @@ class TestSkillConditionedActor:
         assert actor(states())["action"].shape == (6, 2)
         assert actor.in_keys == ["observation", "skill"]
 
-    def test_renamed_inputs(self) -> None:
-        network = MLP(in_features=7, out_features=8, num_cells=[8])
-        actor = SkillConditionedActor(
-            network, 8, Bounded(-1, 1, (2,)), in_keys=[("state", "x"), "z"]
-        )
-        inputs = TensorDict({"state": {"x": torch.randn(6, 4)}, "z": PRIOR.sample([6])}, [6])
-        assert actor(inputs)["action"].shape == (6, 2)
-
     def test_deterministic_action_is_tanh_of_the_mean(self) -> None:
         networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
         with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -71,14 +63,6 @@ class TestSkillConditionedActor:
             again = networks.actor(out.clone())["action"]
         assert not again.allclose(out["action"])
 
-    def test_depends_on_the_skill(self) -> None:
-        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
-        inputs = states()
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            one = networks.actor(inputs.clone())["action"]
-            other = networks.actor(inputs.set("skill", -inputs["skill"]))["action"]
-        assert not one.allclose(other)
-
     def test_respects_the_bounds_of_the_action(self) -> None:
         spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
         actor = make_sac_networks(4, spec, PRIOR, num_cells=[8]).actor
@@ -86,10 +70,6 @@ class TestSkillConditionedActor:
             action = actor(states(500))["action"]
         assert spec.expand(500, 2).is_in(action)
         assert (action[:, 1] > 1).any()
-
-    def test_unbounded_action_is_refused(self) -> None:
-        with pytest.raises(TypeError, match=r"Bounded spec.*Unbounded"):
-            SkillConditionedActor(nn.Identity(), 8, Unbounded((2,)))
 
     def test_standard_deviation_is_clamped(self) -> None:
         head = NormalHead(1, 1)
@@ -121,15 +101,6 @@ class TestMakeSACNetworks:
         assert head.std().item() == pytest.approx(0.1 * math.sqrt(2 / (1024 + 8)), rel=0.05)
         assert isinstance(trunk.network[1], nn.Tanh)
         assert isinstance(networks.encoder.module[1], nn.ReLU)
-
-    def test_twin_critics_differ(self) -> None:
-        first, second = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).critics
-        assert not first.module[0].weight.equal(second.module[0].weight)
-
-    def test_batched_action_spec(self) -> None:
-        env = make_env("point", num_envs=5)
-        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
-        assert networks.architecture.action_low == (-1.0, -1.0)
 
     @pytest.mark.parametrize("has_encoder", [True, False])
     def test_move_to_a_device(self, has_encoder: bool) -> None:
@@ -212,12 +183,6 @@ class TestPolicyIgnores:
         with pytest.raises(ValueError, match="policy_ignores"):
             make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8], policy_ignores=ignored)
 
-    @pytest.mark.parametrize("size", [3, 5])
-    def test_an_observation_of_another_size(self, size: int) -> None:
-        inputs = states().set("observation", torch.randn(6, size))
-        with pytest.raises(RuntimeError, match="sum exactly"):
-            self.build().actor(inputs)
-
 
 class TestSkillPolicy:
     @pytest.mark.parametrize("prior", [UnitSphere(3), OneHot(5)])
@@ -239,35 +204,6 @@ class TestSkillPolicy:
             loaded.encoder(inputs.clone())["latent"], networks.encoder(inputs.clone())["latent"]
         )
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["skills.pt"]
-
-    def test_keeps_observation_normalisation(self, tmp_path: Path) -> None:
-        pytest.importorskip("mujoco")
-        env = make_env("half_cheetah")
-        networks = make_sac_networks(18, env.action_spec, PRIOR, num_cells=[8])
-        SkillPolicy.from_networks(networks, PRIOR, env).save(tmp_path / "skills.pt")
-        norm = SkillPolicy.load(tmp_path / "skills.pt").observation_norm
-        raw = env.base_env.reset()["observation"].float()
-        normalised = (raw - norm["loc"]) / norm["scale"]
-        torch.testing.assert_close(
-            env.transform(TensorDict({"observation": raw}, []))["observation"], normalised
-        )
-
-    @pytest.mark.parametrize("standard_normal", [True, False])
-    def test_keeps_either_form_of_observation_norm(self, standard_normal: bool) -> None:
-        norm = ObservationNorm(
-            loc=torch.tensor([1.0, 2.0]),
-            scale=torch.tensor([2.0, 4.0]),
-            in_keys=["observation"],
-            standard_normal=standard_normal,
-        )
-        env = make_env("point").append_transform(norm)
-        networks = make_sac_networks(2, env.action_spec, PRIOR, num_cells=[8])
-        kept = SkillPolicy.from_networks(networks, PRIOR, env).observation_norm
-        raw = torch.tensor([5.0, 6.0])
-        torch.testing.assert_close(
-            norm(TensorDict({"observation": raw}, []))["observation"],
-            (raw - kept["loc"]) / kept["scale"],
-        )
 
     def test_keeps_all_normalisations_together(self) -> None:
         norms = [
@@ -325,19 +261,6 @@ class TestSkillPolicy:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             action = networks.actor(inputs.clone())["action"]
             assert loaded.actor(inputs)["action"].equal(action)
-
-    def test_own_networks_without_an_encoder(self, tmp_path: Path) -> None:
-        def build() -> SkillConditionedActor:
-            return SkillConditionedActor(MLP(7, 8, num_cells=[5]), 8, ACTION_SPEC)
-
-        path, actor = tmp_path / "skills.pt", build()
-        SkillPolicy(actor, None, PRIOR).save(path)
-        with pytest.raises(ValueError, match=r"pass them as `actor`\.$"):
-            SkillPolicy.load(path)
-        loaded = SkillPolicy.load(path, actor=build())
-        assert loaded.encoder is None
-        inputs = states()
-        assert loaded.actor.get_dist(inputs).loc.equal(actor.get_dist(inputs).loc)
 
     def test_normalised_layers_become_plain_ones(self, tmp_path: Path) -> None:
         networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
@@ -426,15 +349,6 @@ class TestSkillPolicyActs:
         states = env.reset()
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert policy(states.copy())["action"].equal(policy.actor(states.copy())["action"])
-
-    def test_moves_with_its_parts(self) -> None:
-        spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([-1.0, 5.0]))
-        policy = SkillPolicy.from_networks(
-            make_sac_networks(4, spec, PRIOR, num_cells=[8]), PRIOR
-        ).to("meta")
-        tensors = [*policy.parameters(), *policy.buffers()]
-        assert len(tensors) == 10
-        assert all(tensor.is_meta for tensor in tensors)
 
     def test_state_dict_and_copies(self) -> None:
         env = make_env("point", num_envs=4)
