@@ -163,8 +163,6 @@ class TestPolicyIgnores:
         assert loaded.architecture == networks.architecture
         inputs = states()
         assert loaded.actor.get_dist(inputs).loc.equal(networks.actor.get_dist(inputs).loc)
-        # Older readers would build a policy that reads everything.
-        assert torch.load(tmp_path / "skills.pt")["format_version"] == 3
 
     def test_files_without_it_are_as_they_were(self, tmp_path: Path) -> None:
         networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
@@ -206,15 +204,6 @@ class TestSkillPolicy:
             loaded.encoder(inputs.clone())["latent"], networks.encoder(inputs.clone())["latent"]
         )
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["skills.pt"]
-
-    def test_reads_files_of_before_they_named_the_environment(self, tmp_path: Path) -> None:
-        networks = make_sac_networks(4, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8])
-        SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
-        content = torch.load(tmp_path / "skills.pt")
-        del content["env_name"], content["constraint_norm"]
-        torch.save(content, tmp_path / "skills.pt")
-        policy = SkillPolicy.load(tmp_path / "skills.pt")
-        assert (policy.env_name, policy.constraint_norm) == (None, "l2")
 
     def test_keeps_all_normalisations_together(self) -> None:
         norms = [
@@ -263,12 +252,8 @@ class TestSkillPolicy:
     def test_round_trip_without_an_encoder(self, tmp_path: Path) -> None:
         path = tmp_path / "skills.pt"
         networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
-        SkillPolicy.from_networks(networks, PRIOR).save(path)
-        # Readers of before, which expect an encoder, read such files still, and refuse others.
-        assert torch.load(path)["format_version"] == 1
         networks.encoder = None
         SkillPolicy.from_networks(networks, PRIOR, constraint_norm=None).save(path)
-        assert torch.load(path)["format_version"] == 2
         loaded = SkillPolicy.load(path)
         assert (loaded.encoder, loaded.constraint_norm) == (None, None)
         assert loaded.architecture == networks.architecture

@@ -77,14 +77,9 @@ class FrameStackStorage(SelfSamplingStorage):
         scratch_dir: str | os.PathLike[str] | None = None,
         pixel_key: NestedKey = "pixels",
     ) -> None:
-        max_frames = max_size + -(-max_size // 64) if max_frames is None else max_frames
-        if max_frames <= num_frames:
-            raise ValueError(
-                f"max_frames must exceed the {num_frames} frames of a stack, got {max_frames}."
-            )
         super().__init__(None, max_size, device=device)
         self.num_frames = num_frames
-        self.max_frames = max_frames
+        self.max_frames = max_size + -(-max_size // 64) if max_frames is None else max_frames
         self.pixel_key = unravel_key(pixel_key)
         self.next_pixel_key = unravel_key(("next", pixel_key))
         self._scratch_dir = scratch_dir
@@ -117,9 +112,8 @@ class FrameStackStorage(SelfSamplingStorage):
         expected = (torch.arange(len(slots), device=self.device) + self._next_slot) % self.max_size
         if len(slots) > self.max_size or not slots.equal(expected):
             raise ValueError(
-                f"FrameStackStorage is written in the order of time, at most {self.max_size} "
-                f"transitions at once and next at slot {self._next_slot}; got {len(slots)} "
-                "transitions. Use the default RoundRobinWriter."
+                f"expected at most {self.max_size} transitions, in the order of time and next at "
+                f"slot {self._next_slot}, got {len(slots)}. Use the default RoundRobinWriter."
             )
         data = data.to(self.device)
         frames, frame_index = self._split_frames(data)
@@ -133,9 +127,8 @@ class FrameStackStorage(SelfSamplingStorage):
         frame_slots = torch.arange(len(frames), device=self.device) + self._frames_written
         self._frames.set(frame_slots % self.max_frames, frames)
         self._transitions.set(slots, transitions)
-        self._set_counters(
-            (self._next_slot + len(slots)) % self.max_size, self._frames_written + len(frames)
-        )
+        next_slot = (self._next_slot + len(slots)) % self.max_size
+        self._set_counters(next_slot, self._frames_written + len(frames))
         self.note_change(slots if set_cursor else None)
 
     def get(self, index: int | Sequence[int] | slice | Tensor) -> TensorDictBase:
@@ -145,9 +138,8 @@ class FrameStackStorage(SelfSamplingStorage):
         # An accelerator would have to wait for the answer; samplers ask for nothing else anyway.
         if frame_index.device.type == "cpu" and (frame_index < self._oldest_frame).any():
             raise IndexError(
-                "the frames of the oldest transitions have been overwritten already. Sample with "
-                "RandomSampler, which leaves them out, or raise max_frames, now "
-                f"{self.max_frames}."
+                "the frames of the oldest transitions have been overwritten: sample with "
+                f"RandomSampler, which leaves them out, or raise max_frames, now {self.max_frames}."
             )
         frames = self._frames.get(frame_index.flatten() % self.max_frames)["frame"]
         channels = frames.shape[1]
@@ -159,11 +151,8 @@ class FrameStackStorage(SelfSamplingStorage):
     def _split_frames(self, data: TensorDictBase) -> tuple[TensorDict, Tensor]:
         """Frames not yet stored, and the numbers of each transition's ``num_frames + 1``."""
         stack, next_stack = self._unstack(data)
-        count, num_frames = len(stack), self.num_frames
-        row = torch.arange(count, device=stack.device)
-
         # A run is a sequence of transitions, each of which starts where the last one ended.
-        continues = torch.zeros(count, dtype=torch.bool, device=stack.device)
+        continues = torch.zeros(len(stack), dtype=torch.bool, device=stack.device)
         continues[1:] = _equal(stack[1:], next_stack[:-1])
         last_slot = (self._next_slot - 1) % self.max_size
         if self._num_valid:
@@ -171,23 +160,18 @@ class FrameStackStorage(SelfSamplingStorage):
 
         # New frames are each transition's last one and, where a run begins, its first stack
         # without the repetitions which fill the stack at the start of an episode.
-        is_new = torch.ones(count, num_frames + 1, dtype=torch.bool, device=stack.device)
+        is_new = continues.new_ones(len(stack), self.num_frames + 1)
         is_new[:, 1:-1] = ~_equal(stack[:, 1:], stack[:, :-1], num_dims=2)
         is_new[:, :-1] &= ~continues.unsqueeze(-1)
-        number = is_new.flatten().cumsum(0).view_as(is_new) - 1 + self._frames_written
+        frame_index = is_new.flatten().cumsum(0).view_as(is_new) - 1 + self._frames_written
         frames = torch.cat([stack, next_stack[:, -1:]], dim=1)[is_new]
 
-        first = number[:, :-1].clone()
-        if self._num_valid:
-            last_numbers = self._transitions.get(last_slot)["frame_index"]
-            first[0] = torch.where(continues[0], last_numbers[1:], first[0])
-        run_start = torch.where(continues, 0, row).cummax(0).values
-        # Entry k of the i-th transition of a run is the run's frame i + k, counted from its first
-        # stack; those after the first stack are the last ones of earlier transitions.
-        position = (row - run_start).unsqueeze(-1) + torch.arange(num_frames + 1, device=row.device)
-        in_first = first[run_start].gather(1, position.clamp(max=num_frames - 1))
-        ended_at = (run_start.unsqueeze(-1) + position - num_frames).clamp(min=0)
-        frame_index = torch.where(position < num_frames, in_first, number[ended_at, -1])
+        # Where a run goes on, the first stack is the last one of the transition before.
+        if continues[0]:
+            frame_index[0, :-1] = self._transitions.get(last_slot)["frame_index"][1:]
+        for k in reversed(range(self.num_frames)):
+            before = frame_index[:-1, k + 1]
+            frame_index[1:, k] = torch.where(continues[1:], before, frame_index[1:, k])
         return TensorDict({"frame": frames}, batch_size=[len(frames)]), frame_index
 
     def _unstack(self, data: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -199,9 +183,8 @@ class FrameStackStorage(SelfSamplingStorage):
         if data.ndim != 1 or not next_stack[:, :-1].equal(stack[:, 1:]):
             raise ValueError(
                 f"expected a flat batch of transitions in which {self.next_pixel_key!r} is "
-                f"{self.pixel_key!r} moved on by one of {self.num_frames} frames, the newest last; "
-                f"got a batch of shape {list(data.shape)}. Flatten batches with reshape(-1), stack "
-                f"frames with CatFrames(N={self.num_frames}, dim=-3), and do not change them."
+                f"{self.pixel_key!r} moved on by one of {self.num_frames} frames. Flatten batches "
+                f"with reshape(-1), and stack frames with CatFrames(N={self.num_frames}, dim=-3)."
             )
         return stack, next_stack
 

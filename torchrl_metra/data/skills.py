@@ -121,8 +121,7 @@ class SkillPrior(abc.ABC):
         """
         if skill.shape[-1:] != (self.dim,):
             raise ValueError(
-                f"expected skills of shape [..., {self.dim}] for {self!r}, got "
-                f"{list(skill.shape)}. Draw them with prior.sample."
+                f"expected skills of shape [..., {self.dim}], got {list(skill.shape)}."
             )
         return skill
 

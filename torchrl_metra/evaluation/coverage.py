@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_metra._checks import check_integer
 from torchrl_metra.evaluation.trajectories import Projection
 
 
@@ -32,10 +31,7 @@ def coverage(position: Tensor, cell_size: float = 1.0) -> int:
 
 
 def visited(
-    transitions: TensorDictBase,
-    *,
-    projection: Projection | None = None,
-    cell_size: float = 1.0,
+    transitions: TensorDictBase, *, projection: Projection | None = None, cell_size: float = 1.0
 ) -> Tensor | None:
     """Where transitions led, in the terms in which coverage is counted.
 
@@ -128,8 +124,6 @@ class CoverageCounter:
     """
 
     def __init__(self, window: int | None = None) -> None:
-        if window is not None:
-            check_integer("window", window)
         self.window = window
         self._clear()
 
@@ -150,9 +144,7 @@ class CoverageCounter:
                 Defaults to ``n``.
         """
         if cells.is_floating_point():
-            raise ValueError(
-                f"cells must be integers, as visited() returns them, got {cells.dtype}."
-            )
+            raise ValueError(f"expected cells as visited() returns them, got {cells.dtype}.")
         size = len(cells) if num_transitions is None else num_transitions
         self._add(size, [tuple(cell) for cell in cells.unique(dim=0).tolist()])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from colorsys import hsv_to_rgb
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +45,7 @@ def plot_coverage(
     figure, (axes,) = _new_figure(1, title)
     axes.set(xlabel="environment steps", ylabel=f"policy coverage ({unit})")
     for name, points in curves.items():
-        frames, cells = points.T.tolist()
-        axes.plot(frames, cells, label=name, marker=".")
+        axes.plot(*points.T.tolist(), label=name, marker=".")
     axes.set_ylim(bottom=0)
     if len(curves) > 1:
         axes.legend(fontsize="small")
@@ -60,7 +61,7 @@ def plot_skills(
     title: str = "",
     unit: str = "m",
 ) -> Figure:
-    """Draw one line per episode, coloured by its skill: in space and, beside it, in latent space.
+    """Draw one line per episode, colored by its skill: in space and, beside it, in latent space.
 
     Two-dimensional trajectories are drawn in their plane, one-dimensional ones against time.
     Latent spaces of more dimensions are shown along their first two principal components,
@@ -86,9 +87,15 @@ def plot_skills(
     if latents is not None:
         panels.append(_principal_components(latents))
     figure, all_axes = _new_figure(len(panels), title)
-    for axes, (lines, names) in zip(all_axes, panels, strict=True):
-        _plot_lines(axes, lines, skills, names)
-    _add_legend(figure, skills)
+    hues, names = _hues_and_names(skills)
+    for axes, (lines, axis_names) in zip(all_axes, panels, strict=True):
+        _plot_lines(axes, lines, hues, axis_names)
+    # Skills of the same name look alike; eight are enough.
+    legend = sorted(dict(zip(names, hues, strict=True)).items(), key=itemgetter(1))
+    for i in torch.linspace(0, len(legend) - 1, min(len(legend), 8)).long().tolist():
+        name, hue = legend[i]
+        all_axes[0].plot([], [], color=hsv_to_rgb(hue, 1, 1), label=name)
+    figure.legend(title="skill", fontsize="small", loc="outside right center")
     return _save(figure, path)
 
 
@@ -125,28 +132,25 @@ def plot_temporal_distances(
     left.set_xlim(left=0)
 
     times, distances = pair_distances(latents, lengths, norm=norm)
-    order = times.argsort()
     # A million points would hide each other: the median and the middle 90 % for each distance.
-    groups = distances[order].split(times.bincount()[1:].tolist())
+    ticks, counts = times.unique(return_counts=True)
+    groups = distances[times.argsort()].split(counts.tolist())
     quantiles = torch.tensor([0.05, 0.5, 0.95], dtype=distances.dtype)
-    bands = torch.stack([group.quantile(quantiles) for group in groups if len(group)])
-    ticks = times.unique()
-    low, middle, high = bands.T.tolist()
-    right.fill_between(ticks.tolist(), low, high, alpha=0.3, lw=0, label="5 % to 95 %")
-    right.plot(ticks.tolist(), middle, label="median")
-    longest = float(ticks[-1])
-    right.plot([0, longest], [0, longest], color="black", ls="--", lw=1.0, label="bound")
+    bands = torch.stack([group.quantile(quantiles) for group in groups])
+    (low, middle, high), steps_apart = bands.T.tolist(), ticks.tolist()
+    right.fill_between(steps_apart, low, high, alpha=0.3, lw=0, label="5 % to 95 %")
+    right.plot(steps_apart, middle, label="median")
+    longest = steps_apart[-1]
+    right.axline((0, 0), slope=1, color="black", ls="--", lw=1.0, label="bound")
     right.set(xlabel="steps between two states, |i − j|")
     right.set(ylabel=f"latent distance, ‖φ(sᵢ) − φ(sⱼ)‖{scale}")
-    right.set(xlim=(0, longest), ylim=(0, 1.1 * max(longest, max(high))))
+    right.set(xlim=(0, longest), ylim=(0, 1.1 * max(longest, *high)))
     right.legend(fontsize="small", loc="upper left")
     return _save(figure, path)
 
 
 def plot_goals(
-    goals: Tensor,
-    reached: Mapping[str, Tensor],
-    path: str | os.PathLike[str] | None = None,
+    goals: Tensor, reached: Mapping[str, Tensor], path: str | os.PathLike[str] | None = None
 ) -> Figure:
     """Draw where episodes ended that were sent to goals, one panel per policy.
 
@@ -192,23 +196,22 @@ def _principal_components(latents: Tensor) -> tuple[Tensor, tuple[str, str]]:
     return (flat @ axes[:2].T).unflatten(0, latents.shape[:2]), (first, second)
 
 
-def _plot_lines(axes: Any, lines: Tensor, skills: Tensor, names: tuple[str, str]) -> None:
+def _plot_lines(axes: Any, lines: Tensor, hues: list[float], names: tuple[str, str]) -> None:
     if lines.shape[-1] == 1:
         steps = torch.arange(lines.shape[1], dtype=lines.dtype)
         lines = torch.stack([steps.expand(lines.shape[:2]), lines[..., 0]], dim=-1)
         names = ("environment step", names[0])
     else:
         axes.set_aspect("equal", adjustable="datalim")
-    for line, color in zip(lines, _colors(skills), strict=True):
-        axes.plot(*line.T.tolist(), color=color, lw=1.0, alpha=0.8)
+    for line, hue in zip(lines, hues, strict=True):
+        axes.plot(*line.T.tolist(), color=hsv_to_rgb(hue, 1, 1), lw=1.0, alpha=0.8)
     axes.set(xlabel=names[0], ylabel=names[1])
 
 
 def _new_figure(num_panels: int, title: str = "") -> tuple[Figure, Any]:
-    require("matplotlib", "plots")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 5 * num_panels, 5), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(
+        figsize=(1 + 5 * num_panels, 5), layout="constrained"
+    )
     panels = figure.subplots(1, num_panels, squeeze=False)[0]
     for axes in panels:
         axes.grid(alpha=0.2)
@@ -223,39 +226,14 @@ def _save(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     return figure
 
 
-def _is_one_hot(skills: Tensor) -> bool:
-    return bool(((skills == 0) | (skills == 1)).all() and (skills.sum(-1) == 1).all())
-
-
-def _hue(skills: Tensor) -> Tensor:
-    """Position of each skill on the colour circle, in [0, 1)."""
-    if _is_one_hot(skills):
-        return skills.argmax(-1) / skills.shape[-1]
-    if skills.shape[-1] == 1:
-        return (skills[:, 0] > 0) * 0.5
-    return (torch.atan2(skills[:, 1], skills[:, 0]) / (2 * math.pi)) % 1.0
-
-
-def _colors(skills: Tensor) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [colormaps["hsv"](hue) for hue in _hue(skills).tolist()]
-
-
-def _add_legend(figure: Any, skills: Tensor) -> None:
-    from matplotlib.lines import Line2D
-
-    hues, index = torch.unique((_hue(skills) * 360).round(), return_inverse=True)
-    shown = torch.linspace(0, len(hues) - 1, min(len(hues), 8)).long().tolist()
-    examples = [int((index == i).nonzero()[0]) for i in shown]
-    if _is_one_hot(skills):
-        names = [f"{int(skills[i].argmax())}" for i in examples]
-    elif skills.shape[-1] == 1:
-        names = [f"{float(skills[i]):+.0f}" for i in examples]
+def _hues_and_names(skills: Tensor) -> tuple[list[float], list[str]]:
+    """Place of each skill on the color circle, in [0, 1), and its name in the legend."""
+    size, index = skills.shape[-1], skills.argmax(-1)
+    if skills.equal(torch.nn.functional.one_hot(index, size).to(skills)):
+        hues, names = index / size, [str(i) for i in index.tolist()]
+    elif size == 1:
+        hues, names = (skills[:, 0] > 0) * 0.5, [f"{z:+.0f}" for z in skills[:, 0].tolist()]
     else:
-        names = [f"{float(hues[i]):.0f}°" for i in shown]
-    colors = _colors(skills[examples])
-    handles = [
-        Line2D([], [], color=color, label=name) for color, name in zip(colors, names, strict=True)
-    ]
-    figure.legend(handles=handles, title="skill", fontsize="small", loc="outside right")
+        hues = (torch.atan2(skills[:, 1], skills[:, 0]) / (2 * math.pi)) % 1.0
+        names = [f"{degrees:.0f}°" for degrees in (hues * 360).tolist()]
+    return hues.tolist(), names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -27,12 +27,9 @@ from torchrl_metra.evaluation.trajectories import (
 from torchrl_metra.evaluation.videos import write_video
 from torchrl_metra.modules import SkillPolicy
 
-# Heading, caption and file of a picture or a video.
-Section: TypeAlias = tuple[str, str, Path]
-
 SKILLS_CAPTION = (
-    "One line per episode, coloured by its skill, in {}. A good set of skills is a fan: every "
-    "colour leaves the start in a direction of its own, and far."
+    "One line per episode, colored by its skill, in {}. A good set of skills is a fan: every "
+    "color leaves the start in a direction of its own, and far."
 )
 TEMPORAL_CAPTION = (
     "The constraint that METRA trains with. Adjacent states should be at most one apart (left "
@@ -81,7 +78,7 @@ def evaluate(
         projection (Callable, optional): maps states, a TensorDict of batch size ``*B``, to
             coordinates of shape ``[*B, k]``, in which trajectories are drawn and coverage is
             counted in cells of edge 1: scale it to choose their size. By default these are
-            the entry ``"position"`` in metres, where there is one.
+            the entry ``"position"`` in meters, where there is one.
         goals (TensorDictBase, optional): goals of batch size ``[M]``, see
             :func:`~torchrl_metra.envs.sample_goals`.
         video_env (EnvBase, optional): an environment of the same task that has ``"pixels"``
@@ -110,51 +107,20 @@ def evaluate(
     """
     from torchrl_metra.evaluation.page import write_page
 
+    norm, prior, encoder = policy.constraint_norm, policy.prior, policy.encoder
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    results, sections = _evaluate_skills(policy, env, output, projection, num_episodes, max_steps)
-    report: dict[str, Any] = {"skills": results}
-    if goals is not None and policy.encoder is not None:
-        rollouts = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
-        report["goals"] = {name: goal_metrics(episodes) for name, episodes in rollouts.items()}
-        if "position" in goals.keys():
-            ends = {name: part["next", "position"][:, -1].cpu() for name, part in rollouts.items()}
-            plot_goals(goals["position"].cpu(), ends, output / "goals.png")
-            sections.append(("Zero-shot goals", GOALS_CAPTION, output / "goals.png"))
-    filmed = env if video_env is None else video_env
-    if "pixels" in filmed.observation_spec.keys():
-        sections.append(_film_skills(policy, filmed, output, max_steps))
-    report |= {"prior": repr(policy.prior), "episodes": num_episodes, **describe_run()}
-    report = _rounded(report)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_page(output / "report.html", title or "Skills", report, sections)
-    return report
-
-
-def _evaluate_skills(
-    policy: SkillPolicy,
-    env: EnvBase,
-    output: Path,
-    projection: Projection | None,
-    num_episodes: int,
-    max_steps: int | None,
-) -> tuple[dict[str, float], list[Section]]:
-    norm, prior = policy.constraint_norm, policy.prior
-    env = _with_skills(env, policy)
-
-    def roll_out(skills: Tensor) -> tuple[TensorDictBase, Tensor | None]:
-        rollouts = rollout_skills(env, policy, skills, max_steps=max_steps)
-        encoder = policy.encoder
-        return rollouts, None if encoder is None else encode_trajectories(rollouts, encoder)
-
     skills, grid = prior.evaluation_skills(num_episodes), prior.grid(num_episodes)
-    rollouts, latents = roll_out(skills)
+    rollouts = _roll_out(policy, env, skills, max_steps)
+    latents = None if encoder is None else encode_trajectories(rollouts, encoder)
     results = measure_skills(rollouts, latents, prior, norm=norm, projection=projection)
+    report: dict[str, Any] = {"skills": results}
     if not skills.equal(grid):
         # Counted are skills as they are drawn; an even fan is easier to look at.
-        rollouts, latents = roll_out(grid)
+        rollouts = _roll_out(policy, env, grid, max_steps)
+        latents = None if encoder is None else encode_trajectories(rollouts, encoder)
     position = positions(rollouts, projection)
-    sections = []
+    sections: list[tuple[str, str, Path]] = []
     spaces = {"space": position, "the latent space of φ": latents}
     shown = [name for name, lines in spaces.items() if lines is not None]
     if shown:
@@ -166,15 +132,44 @@ def _evaluate_skills(
         picture = output / "temporal.png"
         plot_temporal_distances(latents, picture, lengths=episode_lengths(rollouts), norm=norm)
         sections.append(("Temporal distances", TEMPORAL_CAPTION, picture))
-    return results, sections
+    if goals is not None and encoder is not None:
+        reached = rollout_goal_policies(env, policy, goals, max_steps=max_steps)
+        report["goals"] = {name: goal_metrics(episodes) for name, episodes in reached.items()}
+        if "position" in goals.keys():
+            picture = output / "goals.png"
+            ends = {name: part["next", "position"][:, -1].cpu() for name, part in reached.items()}
+            plot_goals(goals["position"].cpu(), ends, picture)
+            sections.append(("Zero-shot goals", GOALS_CAPTION, picture))
+    filmed = env if video_env is None else video_env
+    if "pixels" in filmed.observation_spec.keys():
+        caption = _film_skills(policy, filmed, output, max_steps)
+        sections.append(("What it looks like", caption, output / "skills.mp4"))
+    report |= {"prior": repr(prior), "episodes": num_episodes, **describe_run()}
+    # Without the digits that float32 does not have.
+    report = json.loads(json.dumps(report), parse_float=lambda digits: round(float(digits), 6))
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_page(output / "report.html", title or "Skills", report, sections)
+    return report
 
 
-def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int | None) -> Section:
+def _roll_out(
+    policy: SkillPolicy, env: EnvBase, skills: Tensor, max_steps: int | None
+) -> TensorDictBase:
+    # Around the environment, not appended to it: it belongs to the caller.
+    env = TransformedEnv(env, SkillPrimer(policy.prior), auto_unwrap=False)
+    return rollout_skills(env, policy, skills, max_steps=max_steps)
+
+
+def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int | None) -> str:
+    """Write videos of some skills.
+
+    Returns:
+        The caption, which names the skills.
+    """
     prior = policy.prior
     is_discrete = isinstance(prior, OneHot)
     skills = prior.grid(min(prior.dim, 16) if is_discrete else 9)
-    rollouts = rollout_skills(_with_skills(env, policy), policy, skills, max_steps=max_steps)
-    pixels = rollouts["next", "pixels"]
+    pixels = _roll_out(policy, env, skills, max_steps)["next", "pixels"]
     write_video(pixels, output / "skills.mp4")
     # GIFs become large: every fourth picture, twice as fast.
     write_video(pixels[:, ::4], output / "skills.gif", fps=12.5)
@@ -182,17 +177,4 @@ def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int
         names = [str(index) for index in skills.argmax(-1).tolist()]
     else:
         names = ["(" + ", ".join(f"{x:.1f}" for x in skill) + ")" for skill in skills.tolist()]
-    caption = f"Skills, row by row: {', '.join(names)}."
-    return "What it looks like", caption, output / "skills.mp4"
-
-
-def _rounded(report: Any) -> Any:
-    """Without the digits that float32 does not have."""
-    if isinstance(report, dict):
-        return {key: _rounded(value) for key, value in report.items()}
-    return round(report, 6) if isinstance(report, float) else report
-
-
-def _with_skills(env: EnvBase, policy: SkillPolicy) -> EnvBase:
-    # Around the environment, not appended to it: it belongs to the caller.
-    return TransformedEnv(env, SkillPrimer(policy.prior), auto_unwrap=False)
+    return f"Skills, row by row: {', '.join(names)}."

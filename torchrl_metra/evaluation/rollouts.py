@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, expand_as_right
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -56,23 +56,17 @@ def rollout_skills(
         >>> rollout_skills(env, networks.actor, prior.evaluation_skills(6)).shape
         torch.Size([6, 200])
     """
-    key = _skill_key(env)
+    key: NestedKey = "skill"
+    for part in transforms_of(env):
+        key = part.skill_key if isinstance(part, SkillPrimer) else key
+    if key not in env.observation_spec.keys(True):
+        raise ValueError(
+            f"the environment has no entry {key!r} for skills: append a SkillPrimer to it. One "
+            "inside of workers must write to 'skill'."
+        )
     starts = TensorDict({}, [len(skills)]).set(key, skills)
     rollouts = roll_out(env, policy, starts, max_steps)
     return rollouts if key == "skill" else rollouts.set("skill", rollouts.get(key))
-
-
-def _skill_key(env: EnvBase) -> NestedKey:
-    """Where the environment has the skill that it was given at reset."""
-    primers = [part for part in transforms_of(env) if isinstance(part, SkillPrimer)]
-    key: NestedKey = primers[-1].skill_key if primers else "skill"
-    if key not in env.observation_spec.keys(True):
-        raise ValueError(
-            f"the environment has no entry {key!r} for the skills that were asked for, only "
-            f"{sorted(map(str, env.observation_spec.keys(True, True)))}. Append a "
-            "SkillPrimer to it; one inside of workers must write to 'skill'."
-        )
-    return key
 
 
 @torch.no_grad()
@@ -143,11 +137,11 @@ def _at_home(
     policy: TensorDictModuleBase, home: torch.device
 ) -> Callable[[TensorDictBase], TensorDictBase]:
     """The policy, acting on the device of its weights, for states of another."""
-    weight = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
-    if weight is None or weight.device == home:
+    device = next((weight.device for weight in policy.parameters()), home)
+    if device == home:
         return policy
 
     def act(tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.update(policy(tensordict.to(weight.device)).to(home))
+        return tensordict.update(policy(tensordict.to(device)).to(home))
 
     return act

@@ -83,10 +83,7 @@ def pair_distances(
 
 
 def temporal_check(
-    latents: Tensor,
-    lengths: Tensor | None = None,
-    *,
-    norm: F.ConstraintNorm = "l2",
+    latents: Tensor, lengths: Tensor | None = None, *, norm: F.ConstraintNorm = "l2"
 ) -> dict[str, float]:
     r"""Does the temporal constraint hold, and do latent distances tell the time?
 

@@ -42,9 +42,7 @@ def trajectories(rollouts: TensorDictBase, read: Projection) -> Tensor:
     """
     # Without this, steps of a flat batch would pass for episodes.
     if rollouts.batch_dims != 2:
-        raise ValueError(
-            f"rollouts must be episodes, of batch size [M, T], got {list(rollouts.batch_size)}."
-        )
+        raise ValueError(f"expected episodes, [M, T], got batch size {list(rollouts.batch_size)}.")
     return torch.cat(
         [
             torch.cat([read(episode[:, :1]), read(episode["next"])], dim=1)
@@ -79,8 +77,7 @@ def encode_trajectories(
     # every call.
     encoder = deepcopy(as_encoder(encoder)).eval()
     key = latent_key(encoder)
-    parameter = next(encoder.parameters(), None)
-    device = rollouts.device if parameter is None else parameter.device
+    device = next((weight.device for weight in encoder.parameters()), rollouts.device)
 
     def encode(states: TensorDictBase) -> Tensor:
         states = states.select(*encoder.in_keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -54,11 +55,9 @@ class Architecture:
     def build(self, prior: SkillPrior) -> SACNetworks:
         """Networks with fresh weights."""
         options = self.to_config()
-        low, high = (torch.tensor(options.pop(f"action_{end}")) for end in ("low", "high"))
-        make: Callable[..., SACNetworks] = make_sac_networks
-        if self.pixel_shape is not None:
-            make = make_pixel_sac_networks
-        return make(action_spec=Bounded(low, high), prior=prior, **options)
+        low, high = (torch.tensor(options.pop(name)) for name in ("action_low", "action_high"))
+        build = make_sac_networks if self.pixel_shape is None else make_pixel_sac_networks
+        return build(action_spec=Bounded(low, high), prior=prior, **options)
 
 
 @dataclass
@@ -144,8 +143,8 @@ def make_sac_networks(
     """
     if len({*policy_ignores} & {*range(observation_size)}) < len(policy_ignores):
         raise ValueError(
-            f"policy_ignores must be different entries of an observation of {observation_size}, "
-            f"from 0 to {observation_size - 1}, got {list(policy_ignores)}."
+            f"policy_ignores must be different numbers from 0 to {observation_size - 1}, "
+            f"got {list(policy_ignores)}."
         )
     spec = single_action_spec(action_spec)
     state_size = observation_size + prior.dim
@@ -154,12 +153,9 @@ def make_sac_networks(
         trunk = _PartialView(trunk, observation_size, policy_ignores)
     critics = [make_critic(state_size + spec.shape[-1], num_cells, value_size) for _ in range(2)]
     encoder = make_encoder(observation_size, prior.dim, num_cells)
-    # Version 0.1 can build these networks too, if they do not mention policy_ignores.
-    architecture = {
-        "observation_size": observation_size,
-        "policy_ignores": tuple(sorted(policy_ignores)) or None,
-    }
-    return _assemble("observation", trunk, critics, encoder, spec, num_cells, architecture)
+    ignores = tuple(sorted(policy_ignores)) or None
+    options = {"observation_size": observation_size, "policy_ignores": ignores}
+    return _assemble("observation", trunk, critics, encoder, spec, num_cells, options)
 
 
 def make_pixel_sac_networks(
@@ -210,31 +206,24 @@ def make_pixel_sac_networks(
         torch.Size([4, 2])
     """
     spec = single_action_spec(action_spec)
-    shared = None
-    if shared_encoder:
-        shared = PixelEncoder(pixel_shape, channels=channels, float32=True)
+    make_convolutions = partial(PixelEncoder, pixel_shape, channels=channels)
+    shared = make_convolutions(float32=True) if shared_encoder else None
 
     def see(make_head: Callable[[int], nn.Module], float32: bool = False) -> nn.Module:
         if shared is not None:
             return make_head(shared.num_features)
-        encoder = PixelEncoder(pixel_shape, channels=channels, float32=float32)
+        encoder = make_convolutions(float32=float32)
         return PixelNetwork(encoder, make_head(encoder.num_features))
 
-    input_size = prior.dim + spec.shape[-1]
+    def critic(size: int) -> nn.Module:
+        return make_critic(size + prior.dim + spec.shape[-1], num_cells, value_size)
+
     trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
-    critics = [
-        see(lambda size: make_critic(size + input_size, num_cells, value_size)) for _ in range(2)
-    ]
+    critics = [see(critic) for _ in range(2)]
     encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
-    architecture = {
-        "pixel_shape": tuple(pixel_shape),
-        "channels": channels,
-        "shared_encoder": shared_encoder,
-    }
-    if shared is None:
-        return _assemble("pixels", trunk, critics, encoder, spec, num_cells, architecture)
-    features = TensorDictModule(shared, in_keys=["pixels"], out_keys=["features"])
-    return _assemble("features", trunk, critics, encoder, spec, num_cells, architecture, features)
+    shape = tuple(pixel_shape)
+    options = {"pixel_shape": shape, "channels": channels, "shared_encoder": shared_encoder}
+    return _assemble("pixels", trunk, critics, encoder, spec, num_cells, options, shared)
 
 
 def _assemble(
@@ -244,24 +233,22 @@ def _assemble(
     encoder: nn.Module,
     spec: Bounded,
     num_cells: Sequence[int],
-    architecture: dict[str, Any],
-    shared_encoder: TensorDictModule | None = None,
+    options: dict[str, Any],
+    shared: nn.Module | None = None,
 ) -> SACNetworks:
-    """Networks that read ``key``, with the entries that they read and write."""
+    """Networks of ``key``, or of its features, with the entries that they read and write."""
+    features = None
+    if shared is not None:
+        features = TensorDictModule(shared, in_keys=[key], out_keys=["features"])
+        key = "features"
     phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[key], out_keys=["latent"])
-    if shared_encoder is not None:
-        phi = TensorDictSequential(shared_encoder, phi)
+    low, high = (tuple(bound.tolist()) for bound in (spec.space.low, spec.space.high))
     return SACNetworks(
         actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[key, "skill"]),
         critics=[ValueOperator(critic, in_keys=[key, "skill", "action"]) for critic in critics],
-        encoder=phi,
-        architecture=Architecture(
-            action_low=tuple(spec.space.low.tolist()),
-            action_high=tuple(spec.space.high.tolist()),
-            num_cells=tuple(num_cells),
-            **architecture,
-        ),
-        shared_encoder=shared_encoder,
+        encoder=phi if features is None else TensorDictSequential(features, phi),
+        architecture=Architecture(low, high, tuple(num_cells), **options),
+        shared_encoder=features,
     )
 
 
@@ -294,8 +281,7 @@ def make_trunk(in_features: int, num_cells: Sequence[int]) -> MLP:
 def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) -> MLP:
     """φ, or what of it follows the convolutions."""
     encoder = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
-    layers = range(0, len(encoder), 2)
-    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=layers)
+    return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=range(0, len(encoder), 2))
 
 
 def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchrl.envs import EnvBase, ObservationNorm, ParallelEnv, SerialEnv
 
-from torchrl_metra._checks import check_choice
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
@@ -85,7 +84,6 @@ class SkillPolicy(TensorDictModuleBase):
         env_options: dict[str, Any] | None = None,
     ) -> None:
         check_prior(prior)
-        check_choice("constraint_norm", constraint_norm or "l2", ("l2", "rms"))
         super().__init__()
         self.actor = actor
         self.encoder = encoder
@@ -104,24 +102,21 @@ class SkillPolicy(TensorDictModuleBase):
 
     @classmethod
     def from_networks(
-        cls,
-        networks: SACNetworks,
-        prior: SkillPrior,
-        env: EnvBase | None = None,
-        *,
-        env_name: str | None = None,
-        constraint_norm: Literal["l2", "rms"] | None = "l2",
+        cls, networks: SACNetworks, prior: SkillPrior, env: EnvBase | None = None, **options: Any
     ) -> SkillPolicy:
-        """Collect the parts, the normalization from the environment's transforms."""
-        return cls(
-            actor=networks.policy,
-            encoder=networks.encoder,
-            prior=prior,
-            observation_norm=None if env is None else read_observation_norm(env),
-            architecture=networks.architecture,
-            env_name=env_name,
-            constraint_norm=constraint_norm,
-        )
+        """Collect the parts.
+
+        Args:
+            networks (SACNetworks): policy, encoder and their architecture.
+            prior (SkillPrior): distribution of the skills.
+            env (EnvBase, optional): its transforms say how observations are normalized.
+            **options: further arguments of the class, such as ``env_name`` and
+                ``constraint_norm``.
+        """
+        if env is not None:
+            options["observation_norm"] = read_observation_norm(env)
+        actor, encoder, architecture = networks.policy, networks.encoder, networks.architecture
+        return cls(actor, encoder, prior, architecture=architecture, **options)
 
     def reach_goals(self, *, adaptive: bool = True) -> GoalReachingPolicy:
         """The policy that reaches goals with these skills, zero-shot.
@@ -135,8 +130,8 @@ class SkillPolicy(TensorDictModuleBase):
         """
         if self.encoder is None:
             raise ValueError(
-                "this policy has no encoder: its objective learned no latent space in which a "
-                "skill could point to a goal. Train with METRA, or another objective with one."
+                "this policy has no encoder, hence no latent space in which a skill could point to "
+                "a goal. Train with METRA, or with another objective that has an encoder."
             )
         return GoalReachingPolicy(self.actor, self.encoder, self.prior, adaptive=adaptive)
 
@@ -153,16 +148,15 @@ class SkillPolicy(TensorDictModuleBase):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        packages = ("torchrl-metra", "torchrl", "tensordict", "torch")
         options = self.env_options
         if options is not None:
             # A file executes nothing, so it can hold no functions.
             options = {name: value for name, value in options.items() if not callable(value)}
         content = {
             "format": _FORMAT,
-            "format_version": self._format_version(),
-            "versions": {
-                name: version(name) for name in ("torchrl-metra", "torchrl", "tensordict", "torch")
-            },
+            "format_version": _FORMAT_VERSION,
+            "versions": {name: version(name) for name in packages},
             "prior": self.prior.to_config(),
             "architecture": None if self.architecture is None else self.architecture.to_config(),
             "observation_norm": self.observation_norm,
@@ -175,12 +169,6 @@ class SkillPolicy(TensorDictModuleBase):
         temporary = path.with_name(path.name + ".tmp")
         torch.save(content, temporary)
         temporary.replace(path)
-
-    def _format_version(self) -> int:
-        """The lowest version that can hold it, so that older readers read what they can."""
-        if self.architecture is not None and self.architecture.policy_ignores:
-            return 3
-        return 1 if self.encoder is not None else 2
 
     @classmethod
     def load(
@@ -209,29 +197,24 @@ class SkillPolicy(TensorDictModuleBase):
         """
         content = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{path} is not a skill policy file: SkillPolicy.save did not write it."
-            )
+            raise ValueError(f"{path} is not a skill policy file, as SkillPolicy.save writes it.")
         if content["format_version"] > _FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {content['format_version']}, written by torchrl-metra "
-                f"{content['versions']['torchrl-metra']}; this version reads up to "
-                f"{_FORMAT_VERSION}. Upgrade torchrl-metra."
-            )
+            found, writer = content["format_version"], content["versions"]["torchrl-metra"]
+            raise ValueError(f"{path} has version {found}. Upgrade to torchrl-metra {writer}.")
         prior = SkillPrior.from_config(content["prior"])
         has_encoder = content["encoder"] is not None
         architecture = None
-        if actor is None or (encoder is None and has_encoder):
-            if content["architecture"] is None:
-                names = "`actor` and `encoder`" if has_encoder else "`actor`"
-                raise ValueError(
-                    f"{path} holds networks that were not built by this package: build them "
-                    f"yourself and pass them as {names}."
-                )
+        if content["architecture"] is not None:
             architecture = Architecture(**content["architecture"])
             networks = architecture.build(prior).to(map_location)
             actor = networks.policy if actor is None else actor
             encoder = networks.encoder if encoder is None and has_encoder else encoder
+        elif actor is None or (encoder is None and has_encoder):
+            names = "`actor` and `encoder`" if has_encoder else "`actor`"
+            raise ValueError(
+                f"{path} holds networks that were not built by this package: build them "
+                f"yourself and pass them as {names}."
+            )
         actor.load_state_dict(content["actor"])
         if encoder is not None:
             encoder.load_state_dict(content["encoder"])
@@ -241,39 +224,38 @@ class SkillPolicy(TensorDictModuleBase):
             prior,
             observation_norm=content["observation_norm"],
             architecture=architecture,
-            # The first files do not have these.
-            env_name=content.get("env_name"),
-            env_options=content.get("env_options"),
-            constraint_norm=content.get("constraint_norm", "l2"),
+            env_name=content["env_name"],
+            constraint_norm=content["constraint_norm"],
+            env_options=content.get("env_options"),  # not in files of version 0.1
         )
 
 
 def _plain_weights(module: nn.Module) -> dict[str, Tensor]:
     """The module's ``state_dict``, as if its layers had no parametrizations."""
-    weights = module.state_dict()
+    weights = {
+        name: value
+        for name, value in module.state_dict().items()
+        if "parametrizations" not in name.split(".")
+    }
     for path, layer in module.named_modules(remove_duplicate=False):
-        if not is_parametrized(layer):
-            continue
-        prefix = f"{path}." if path else ""
-        hidden = f"{prefix}parametrizations."
-        weights = {key: value for key, value in weights.items() if not key.startswith(hidden)}
-        for name, parametrization in layer.parametrizations.items():
+        if is_parametrized(layer):
             # Of a copy: in training mode, spectral normalization goes on with every call. Not
             # remove_parametrizations on a copy of the layer: it shares the layer's class, and
             # both would lose their weight.
-            weights[prefix + name] = deepcopy(parametrization).eval()()
+            plain = deepcopy(layer).eval()
+            prefix = f"{path}." if path else ""
+            weights |= {prefix + name: getattr(plain, name) for name in layer.parametrizations}
     return {name: value.detach().cpu() for name, value in weights.items()}
 
 
 def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
     """The normalization of ``"observation"`` by all of the environment's transforms together."""
     base = base_of(env)
-    if isinstance(base, SerialEnv | ParallelEnv) and f"{ObservationNorm.__name__}(" in repr(base):
+    if isinstance(base, SerialEnv | ParallelEnv) and "ObservationNorm(" in repr(base):
         warnings.warn(
-            "the environment has an ObservationNorm inside of its workers, out of sight: it is "
-            "missing in observation_norm. Put it around the environments, "
-            "TransformedEnv(SerialEnv(...), ObservationNorm(...)), or set "
-            "policy.observation_norm = {'loc': ..., 'scale': ...}.",
+            "the environment has an ObservationNorm inside of its workers, which cannot be read. "
+            "Put it around the environments, TransformedEnv(SerialEnv(...), ObservationNorm(...)), "
+            "or set policy.observation_norm = {'loc': ..., 'scale': ...}.",
             stacklevel=3,
         )
     norms = [
@@ -286,10 +268,11 @@ def read_observation_norm(env: EnvBase) -> dict[str, Tensor] | None:
         return None
     loc, scale = torch.zeros(()), torch.ones(())
     for norm in norms:
-        # x · scale + loc, TorchRL's default, as (x - next_loc) / next_scale.
-        next_loc, next_scale = -norm.loc / norm.scale, 1 / norm.scale
         if norm.standard_normal:
             next_loc, next_scale = norm.loc, norm.scale
+        else:
+            # x · scale + loc, TorchRL's default, as (x - next_loc) / next_scale.
+            next_loc, next_scale = -norm.loc / norm.scale, 1 / norm.scale
         # ((x - loc) / scale - next_loc) / next_scale
         loc, scale = loc + scale * next_loc, scale * next_scale
     return {"loc": loc, "scale": scale}
