@@ -1,4 +1,4 @@
-"""What a round tells: everything that was collected and learned, or what is wrong with it."""
+"""What a round tells: the scale of what was collected, what was learned, or what is wrong."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_metra import make_env
-from torchrl_metra.evaluation import visited
-from torchrl_metra.evaluation.coverage import cells_of
 from torchrl_metra.trainers import DivergenceError
-from torchrl_metra.trainers.rounds import Round
+from torchrl_metra.trainers.rounds import check_data, observation_spread, read_metrics
 
 KEYS = ["observation", ("next", "observation")]
 
@@ -21,50 +19,37 @@ def batch() -> TensorDict:
     return make_env("point", 4).rollout(5)
 
 
-def test_tells_scales_places_and_metrics() -> None:
+def test_tells_the_scale_of_observations() -> None:
     data = batch()
     data["observation"] = torch.randn(4, 5, 3) * torch.tensor([0.1, 10.0, 0.0])
-    round_ = Round(data, KEYS, ["observation"])
-    round_.set_metrics(7, TensorDict({"dual": torch.tensor(30.0), "entropy": torch.tensor(-1.5)}))
-    metrics, places = round_.read()
-    assert (metrics["dual"], metrics["entropy"], metrics["optim_steps"]) == (30.0, -1.5, 7)
     spread = data["observation"].reshape(-1, 3).std(dim=0)
-    assert metrics["observation_spread_min"] == pytest.approx(spread[0].item())
-    assert metrics["observation_spread_max"] == pytest.approx(spread[1].item())
-    assert cells_of(places).equal(visited(data))
+    # The third never changes.
+    assert observation_spread(data, ["observation"]) == {
+        "observation_spread_min": pytest.approx(spread[0].item()),
+        "observation_spread_max": pytest.approx(spread[1].item()),
+    }
+    assert observation_spread(data[:1, :1], ["observation"]) == {}
 
 
-def test_tasks_are_places_too() -> None:
-    data = batch()
-    data["next", "tasks"] = torch.rand(4, 5, 3) < 0.5
-    _, places = Round(data, KEYS).read()
-    assert places.dtype == torch.bool
-    assert cells_of(places).equal(visited(data))
-
-
-def test_a_collector_that_stores_by_itself_shows_no_batch() -> None:
-    round_ = Round()
-    assert round_.read() == ({}, None)
-    round_.set_metrics(1, TensorDict({"dual": torch.tensor(2.0)}))
-    assert round_.read() == ({"dual": 2.0, "optim_steps": 1}, None)
+def test_tells_metrics() -> None:
+    metrics = {"dual": torch.tensor(30.0), "entropy": torch.tensor(-1.5)}
+    assert read_metrics(7, metrics) == {"dual": 30.0, "entropy": -1.5}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_refuses_what_is_not_finite(value: float) -> None:
     data = batch()
+    check_data(data, KEYS)
     data["next", "observation"][1, 2] = value
     with pytest.raises(ValueError, match=r"\('next', 'observation'\): 2"):
-        Round(data, KEYS)
-    round_ = Round(batch(), KEYS)
-    metrics = {"loss_qvalue": torch.tensor(value), "grad_norm_qvalue": torch.tensor(value)}
-    round_.set_metrics(7, TensorDict(dict(reversed(metrics.items()))))
+        check_data(data, KEYS)
     with pytest.raises(DivergenceError, match=r"loss_qvalue.*after 7"):
-        round_.read()
+        read_metrics(7, {"loss_qvalue": torch.tensor(value), "dual": torch.tensor(1.0)})
 
 
 def test_pixels_and_entries_that_nobody_reads_do_not_count() -> None:
     data = batch()
     data["pixels"] = torch.randint(255, (4, 5, 3, 8, 8), dtype=torch.uint8)
     data["other"] = torch.full((4, 5), math.nan)
-    metrics, _ = Round(data, [*KEYS, "pixels"], ["pixels"]).read()
-    assert metrics == {}
+    check_data(data, [*KEYS, "pixels", "absent"])
+    assert observation_spread(data, ["pixels"]) == {}

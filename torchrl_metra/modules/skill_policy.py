@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchrl.envs import EnvBase, ObservationNorm, ParallelEnv, SerialEnv
 
+import torchrl_metra
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.data.skills import check_prior
@@ -148,7 +149,7 @@ class SkillPolicy(TensorDictModuleBase):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        packages = ("torchrl-metra", "torchrl", "tensordict", "torch")
+        packages = ("torchrl", "tensordict", "torch")
         options = self.env_options
         if options is not None:
             # A file executes nothing, so it can hold no functions.
@@ -156,7 +157,11 @@ class SkillPolicy(TensorDictModuleBase):
         content = {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
-            "versions": {name: version(name) for name in packages},
+            "versions": {
+                # Read from the code: it may run without having been installed.
+                "torchrl-metra": torchrl_metra.__version__,
+                **{name: version(name) for name in packages},
+            },
             "prior": self.prior.to_config(),
             "architecture": None if self.architecture is None else self.architecture.to_config(),
             "observation_norm": self.observation_norm,

@@ -21,8 +21,9 @@ from torchrl.trainers import Trainer
 from torchrl_metra._extras import require
 from torchrl_metra._private import forget_scalars, start_resource_tracker
 from torchrl_metra._record import describe_run
-from torchrl_metra.recipes.settings import Settings, flatten
+from torchrl_metra.recipes.settings import Settings
 from torchrl_metra.trainers import VerifiedCheckpoint, resume
+from torchrl_metra.trainers.checkpoint import flatten
 
 # Read once, at the start: the repository may move on while a run trains.
 run_record = cache(describe_run)

@@ -441,22 +441,6 @@ def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield f"{prefix}{name}", value, comments.get(name, "")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted names, as on a command line; lists as text.
-
-    Examples:
-        >>> flatten({"seed": 0, "skill": {"dim": 2}, "num_cells": [64, 64]})
-        {'seed': 0, 'skill.dim': 2, 'num_cells': '[64, 64]'}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = str(value) if isinstance(value, list) else value
-    return flat
-
-
 def preset_names() -> list[str]:
     """The presets that every environment has."""
     return list(PRESETS["any"])

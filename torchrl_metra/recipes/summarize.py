@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_metra.recipes.settings import flatten
+from torchrl_metra.trainers.checkpoint import flatten
 
 # What runs may differ in without being other settings.
 NO_SETTINGS = ("output", "seed")

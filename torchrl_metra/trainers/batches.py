@@ -53,22 +53,20 @@ def unknown_ends(
         done_key (NestedKey): the entry of flags that end an episode.
 
     Returns:
-        Flags of shape ``[*B]``, or ``None`` where no transition ends an episode so.
+        Flags of shape ``[*B]``, or ``None`` if no episode ended.
     """
-    done = batch.get(("next", done_key), default=None)
-    if done is None or not done.any():
+    following = batch["next"]
+    done = following[done_key].reshape(*batch.batch_size, -1).any(-1)
+    if not done.any():
         return None
-    done = _flat(batch, done).any(-1)
-    states = [batch.get(("next", key), default=None) for key in state_keys]
-    states = [state for state in states if state is not None and state.is_floating_point()]
-    skill = batch.get(("next", skill_key), default=None)
     unknown = torch.zeros_like(done)
-    for entries in (states, [] if skill is None else [skill]):
-        if entries:
-            values = torch.cat([_flat(batch, entry) for entry in entries], dim=-1)
-            unknown |= values.isnan().all(-1)
-    unknown &= done
-    return unknown if unknown.any() else None
+    for keys in (state_keys, [skill_key]):
+        values = [following.get(key, default=None) for key in keys]
+        values = [value for value in values if value is not None and value.is_floating_point()]
+        if values:
+            flat = [value.reshape(*batch.batch_size, -1) for value in values]
+            unknown |= torch.cat(flat, dim=-1).isnan().all(-1)
+    return unknown & done
 
 
 def refuse_multi_step(batch: TensorDictBase) -> None:
@@ -84,7 +82,3 @@ def refuse_multi_step(batch: TensorDictBase) -> None:
             "each. Take MultiStep out of the collector's postproc, MultiStepTransform out of the "
             "replay buffer."
         )
-
-
-def _flat(batch: TensorDictBase, entry: Tensor) -> Tensor:
-    return entry.reshape(*batch.batch_size, -1)

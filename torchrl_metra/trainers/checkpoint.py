@@ -22,6 +22,7 @@ from torchrl.checkpoint import (
 from torchrl.data import ReplayBuffer
 from torchrl.trainers import Trainer
 
+import torchrl_metra
 from torchrl_metra._private import SealedCheckpoint, drop_prefetched
 
 _DIGESTS = "digests.json"
@@ -112,7 +113,7 @@ class VerifiedCheckpoint(SealedCheckpoint):
         selected = set(self.components if components is None else components) - self.exclude
         notes = {
             **(metadata or {}),
-            "torchrl_metra": _version(),
+            "torchrl_metra": torchrl_metra.__version__,
             "excluded": sorted(self.exclude),
             "settings": self.settings,
         }
@@ -168,14 +169,7 @@ class VerifiedCheckpoint(SealedCheckpoint):
             )
         if components is None:
             components = set(self.components) - self.exclude - set(metadata["excluded"])
-        try:
-            return super().load(path, components=components, **kwargs)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{path} does not fit: was it written with the same networks, objective and "
-                f"sizes? {str(error)[:300]}",
-                error.result,
-            ) from error
+        return super().load(path, components=components, **kwargs)
 
     @classmethod
     def verify(cls, path: str | Path) -> dict[str, Any]:
@@ -215,10 +209,10 @@ class VerifiedCheckpoint(SealedCheckpoint):
             )
         manifest = cls.manifest(path)
         written_by = manifest["metadata"]["torchrl_metra"]
-        if _numbers(written_by) > _numbers(_version()):
+        if _numbers(written_by) > _numbers(torchrl_metra.__version__):
             raise CheckpointError(
-                f"{path} was written by torchrl_metra {written_by}, this is {_version()}: update "
-                "torchrl_metra, or train anew."
+                f"{path} was written by torchrl_metra {written_by}, which is newer than this one: "
+                "update torchrl_metra, or train anew."
             )
         return manifest
 
@@ -241,16 +235,15 @@ def load_optimizer(optimizer: optim.Optimizer, state_dict: Mapping[str, Any]) ->
         optimizer (Optimizer): of parameters on any device.
         state_dict (mapping): from ``optimizer.state_dict()`` of parameters on any other device.
     """
-    groups, rates = [], []
-    for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+    built, groups = optimizer.param_groups, []
+    for saved, own in zip(state_dict["param_groups"], built, strict=True):
         kept = {name: own[name] for name in ("capturable", "foreach", "fused") if name in own}
         groups.append({**saved, **kept})
-        rate, saved_rate = own["lr"], float(saved["lr"])
-        # A tensor stays the one that graphs read and schedulers write to.
-        rates.append(rate.fill_(saved_rate) if isinstance(rate, Tensor) else saved_rate)
     optimizer.load_state_dict({**state_dict, "param_groups": groups})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    for group, own in zip(optimizer.param_groups, built, strict=True):
+        # A tensor stays the one that graphs read and schedulers write to.
+        rate, saved_rate = own["lr"], float(group["lr"])
+        group["lr"] = rate.fill_(saved_rate) if isinstance(rate, Tensor) else saved_rate
 
 
 def resume(trainer: Trainer, path: str | Path | None = None) -> Path | None:
@@ -317,12 +310,6 @@ def _load(trainer: Trainer, path: str | Path) -> None:
 _ADVICE = "Go on from another checkpoint; resume() takes the newest that is intact."
 
 
-def _version() -> str:
-    from torchrl_metra import __version__
-
-    return __version__
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     """Major and minor: states change with these only."""
     return tuple(int(part) for part in version.split(".")[:2])
@@ -330,7 +317,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """What two runs' settings differ in, by dotted name."""
-    theirs, ours, absent = _flat(theirs), _flat(ours), object()
+    theirs, ours, absent = flatten(theirs), flatten(ours), object()
     return [
         f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
         for name in sorted(theirs.keys() | ours.keys())
@@ -338,11 +325,19 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
     ]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, as on a command line; lists as text.
+
+    Examples:
+        >>> flatten({"seed": 0, "skill": {"dim": 2}, "num_cells": [64, 64]})
+        {'seed': 0, 'skill.dim': 2, 'num_cells': '[64, 64]'}
+    """
     flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        is_group = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value) if isinstance(value, list) else value
     return flat
 
 

@@ -15,14 +15,13 @@ from torchrl.trainers.trainers import TrainerHookBase
 
 from torchrl_metra._private import num_updates, show_numbers
 from torchrl_metra.evaluation import CoverageCounter, rollout_skills, visited
-from torchrl_metra.evaluation.coverage import cells_of, read_places
 from torchrl_metra.evaluation.trajectories import Projection
 from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.trainers.batches import drop_masked, refuse_multi_step
 from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.diagnosis import Diagnosis
 from torchrl_metra.trainers.optimizers import check_losses, check_optimizers
-from torchrl_metra.trainers.rounds import check_metrics
+from torchrl_metra.trainers.rounds import read_metrics
 from torchrl_metra.trainers.stepper import relabel, step_skill_loss
 
 
@@ -101,11 +100,9 @@ class SkillHook(TrainerHookBase):
         if not self._metrics:
             return None
         rounds = torch.stack([torch.stack(list(metrics.values())) for metrics in self._metrics])
-        # In one copy: reading a number of an accelerator waits for all that it has to do.
-        numbers = dict(zip(self._metrics[0], rounds.mean(dim=0).tolist(), strict=True))
+        means = dict(zip(self._metrics[0], rounds.mean(dim=0), strict=True))
         self._metrics.clear()
-        check_metrics(optim_steps, numbers)
-        return numbers
+        return read_metrics(optim_steps, means)
 
     def state_dict(self) -> dict[str, Any]:
         optimizers = {name: value.state_dict() for name, value in self.optimizers.items()}
@@ -202,22 +199,11 @@ class LogCoverage(TrainerHookBase):
         if batch is None:
             return None
         batch = drop_masked(batch)
-        places = read_places(batch, self.projection)
-        return None if places is None else self.count(places, batch.numel())
-
-    def count(self, places: Tensor, num_transitions: int) -> dict[str, Any]:
-        """Count where transitions led.
-
-        Args:
-            places (Tensor): coordinates or flags of tasks, of shape ``[*B, k]``.
-            num_transitions (int): number of transitions that they come from.
-
-        Returns:
-            What is logged.
-        """
-        cells = cells_of(places, self.cell_size)
+        cells = visited(batch, projection=self.projection, cell_size=self.cell_size)
+        if cells is None:
+            return None
         for counter in (self.total, self.queue):
-            counter.update(cells, num_transitions)
+            counter.update(cells, batch.numel())
         return {
             "total_coverage": len(self.total),
             "queue_coverage": len(self.queue),

@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from tensordict.utils import unravel_key
-from torch import Tensor
 from torchrl.checkpoint import CheckpointError
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
@@ -18,7 +17,6 @@ from torchrl.objectives import DiscreteSACLoss, SACLoss
 from torchrl.objectives.utils import SoftUpdate, TargetNetUpdater
 from torchrl.trainers import OptimizationStepper, Trainer
 
-from torchrl_metra._checks import check_positive
 from torchrl_metra._private import (
     keep_only_the_latest,
     reset_counters,
@@ -36,7 +34,7 @@ from torchrl_metra.trainers.faults import DivergenceError, TimedCollector, stop_
 from torchrl_metra.trainers.hooks import LogCoverage, LogRates
 from torchrl_metra.trainers.optimizers import check_losses, make_metra_optimizers
 from torchrl_metra.trainers.remote import RemoteLearner
-from torchrl_metra.trainers.rounds import Round
+from torchrl_metra.trainers.rounds import check_data, observation_spread, read_metrics
 from torchrl_metra.trainers.stepper import METRAOptimizationStepper, read_keys
 
 
@@ -145,8 +143,6 @@ class METRATrainer(Trainer):
             )
         if replay_buffer.batch_size is None:
             raise ValueError("the replay buffer needs a batch size: ReplayBuffer(batch_size=256).")
-        if collection_timeout is not None:
-            check_positive("collection_timeout", collection_timeout)
         # TorchRL builds it at its first use, but a checkpoint must find it before that.
         _ = loss_module.value_estimator
         if optimization_stepper is None:
@@ -192,10 +188,8 @@ class METRATrainer(Trainer):
         made_anew = [*features, *(("next", key) for key in (*features, skill, reward))]
         self._replay_keys = read_keys(skill_loss, loss_module) - {*map(unravel_key, made_anew)}
         self._shows_ends = False
-        self._round = Round()
         self._logged: dict[str, Any] = {}
-        self._places: Tensor | None = None
-        self._is_unchecked = False
+        self._is_updating = False
         self._register_hooks()
 
     def _register_hooks(self) -> None:
@@ -210,33 +204,22 @@ class METRATrainer(Trainer):
             if self.target_net_updater is not None:
                 self.register_op("post_optim", self.target_net_updater.step)
             self.register_op("post_optim_complete_log", self.keep_metrics)
-            self.register_op("post_steps", self._read_round)
             self.register_op("post_steps", self._push_weights)
         else:
-            self.register_op("post_steps", self._read_round)
             RemoteLearner(self)
             # What coverage is counted by.
             self._replay_keys |= {("next", "position"), ("next", "tasks")}
         LogRates().register(self)
         self.register_op("post_steps_log", self._log_round)
-        self.register_op("post_steps_log", self._log_coverage)
+        self.register_op("post_steps_log", self.log_coverage)
         self.diagnosis.register(self)
 
     def _store(self, batch: TensorDictBase) -> TensorDictBase:
         refuse_multi_step(batch)
-        unknown = self._unknown_ends(batch)
-        if unknown is not None:
-            mask = batch.get(MASK_KEY, default=torch.ones_like(unknown))
-            batch = batch.copy().set(MASK_KEY, mask & ~unknown)
-            # TorchRL counts what the mask leaves, but the collector has counted all.
-            self.collected_frames += int(unknown.sum()) * self.frame_skip
+        batch = self._mask_unknown_ends(batch)
         kept = drop_masked(batch)
-        self._round = Round(
-            kept,
-            self.skill_loss.in_keys,
-            self.skill_loss.state_keys,
-            projection=self.log_coverage.projection,
-        )
+        check_data(kept, self.skill_loss.in_keys)
+        self._logged = observation_spread(kept, self.skill_loss.state_keys)
         transitions = kept.select(*self._replay_keys, strict=False)
         if self.learner_backend == "ray":
             # TorchRL's own loop for it stores, and shows to the hooks, what it gets from here.
@@ -244,37 +227,33 @@ class METRATrainer(Trainer):
         self.replay_buffer.extend(transitions.reshape(-1))
         return batch
 
-    def _unknown_ends(self, batch: TensorDictBase) -> Tensor | None:
-        """Transitions into a state that nobody has seen; asked until an episode ended otherwise.
+    def _mask_unknown_ends(self, batch: TensorDictBase) -> TensorDictBase:
+        """Leave out transitions into a state that nobody has seen.
 
-        An environment resets itself always or never, and asking waits for an accelerator.
+        An environment resets itself always or never, and asking waits for an accelerator: so it is
+        asked until an episode has ended.
         """
         if self._shows_ends:
-            return None
+            return batch
         done_key, skill_key = self.loss_module.tensor_keys.done, self.skill_loss.tensor_keys.skill
         unknown = unknown_ends(batch, self.skill_loss.state_keys, skill_key, done_key)
-        done = batch.get(("next", done_key), default=None)
-        self._shows_ends = unknown is None and done is not None and bool(done.any())
-        return unknown
+        num_unknown = 0 if unknown is None else int(unknown.sum())
+        self._shows_ends = unknown is not None and num_unknown == 0
+        if unknown is None or self._shows_ends:
+            return batch
+        # TorchRL counts what the mask leaves, but the collector has counted all.
+        self.collected_frames += num_unknown * self.frame_skip
+        mask = batch.get(MASK_KEY, default=torch.ones_like(unknown))
+        return batch.copy().set(MASK_KEY, mask & ~unknown)
 
     def _sample(self, batch: TensorDictBase) -> TensorDictBase:
         return self.replay_buffer.sample()
 
     def keep_metrics(self, optim_steps: int, metrics: TensorDictBase | None) -> None:
-        """Take what a round of updates gave, to be checked and logged at its end."""
+        """Check what a round of updates gave, and keep it for the log."""
         if metrics is not None:
-            self._is_unchecked = True
-            self._round.set_metrics(optim_steps, metrics)
-
-    def _read_round(self) -> None:
-        """Check the round, and keep its numbers for the log."""
-        self._logged, self._places = self._round.read()
-        self._is_unchecked = False
-        shown = {"λ": "dual", "reward": "intrinsic_reward"}
-        show_numbers(
-            self, {name: self._logged[k] for name, k in shown.items() if k in self._logged}
-        )
-        self.diagnosis.observe(self._logged)
+            values = read_metrics(optim_steps, dict(metrics.items()))
+            self._logged |= {**values, "optim_steps": optim_steps}
 
     def _push_weights(self) -> None:
         # TorchRL would wait for a dead worker to take the new weights.
@@ -288,18 +267,19 @@ class METRATrainer(Trainer):
             self.collector.update_policy_weights_(TensorDict.from_module(self._policy))
 
     def _log_round(self, batch: TensorDictBase | None) -> dict[str, Any]:
+        shown = {"λ": "dual", "reward": "intrinsic_reward"}
+        show_numbers(
+            self, {name: self._logged[k] for name, k in shown.items() if k in self._logged}
+        )
+        self.diagnosis.observe(self._logged)
         return self._logged
-
-    def _log_coverage(self, batch: TensorDictBase | None) -> dict[str, Any] | None:
-        if self._places is None:
-            return None
-        return self.log_coverage.count(self._places, self._round.num_transitions)
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Update ``optim_steps_per_batch`` times, once the replay buffer is filled enough."""
         if len(self.replay_buffer) >= self.min_buffer_size:
-            self._is_unchecked = True
+            self._is_updating = True
             super().optim_steps(batch)
+            self._is_updating = False
 
     def train(self) -> None:
         """Train until ``total_frames``, a fault, or ``request_stop()``."""
@@ -310,7 +290,7 @@ class METRATrainer(Trainer):
         except CheckpointError:
             raise
         except Exception as error:
-            is_sound = not (self._is_unchecked or isinstance(error, DivergenceError))
+            is_sound = not (self._is_updating or isinstance(error, DivergenceError))
             if is_sound:
                 self._collector_state.discard_episodes(self.collected_frames // self.frame_skip)
             stop_training(self, error, save=is_sound)
