@@ -126,11 +126,14 @@ def looks(cuda: torch.device) -> Record:
     return places
 
 
-def test_a_round_is_read_in_two_copies(looks: Record) -> None:
-    """Whether the data are finite, before they are stored; and all else."""
+def test_a_round_is_read_in_four_copies(looks: Record) -> None:
+    """Whether data are finite, before they are stored; their scale; metrics; and the coverage."""
     # TorchRL's own collector asks at every step whether episodes are done.
     ours = {place: count for place, count in looks.items() if not place.startswith("torchrl/")}
-    assert ours == {"torchrl_metra/trainers/rounds.py": 2}
+    assert ours == {
+        "torchrl_metra/trainers/rounds.py": 3,
+        "torchrl_metra/evaluation/coverage.py": 1,
+    }
 
 
 @pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -30,7 +31,7 @@ def check_data(batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
         for key, value in entries.items()
         if value is not None and value.is_floating_point()
     }
-    if bad := {key: int(count) for key, count in counts.items() if count}:
+    if bad := {key: int(count) for key, count in read(counts).items() if count}:
         raise ValueError(
             f"the environment returned NaN or infinite values, so many in each entry: {bad}. Mend "
             "the environment, or end its episodes before they diverge."
@@ -53,17 +54,15 @@ def observation_spread(batch: TensorDictBase, keys: Iterable[NestedKey]) -> dict
         return {}
     spread = torch.cat([state.reshape(batch.numel(), -1).std(dim=0) for state in states])
     smallest = spread.where(spread > 0, torch.inf).min()
-    return {
-        "observation_spread_min": torch.minimum(smallest, spread.max()).item(),
-        "observation_spread_max": spread.max().item(),
+    bounds = {
+        "observation_spread_min": torch.minimum(smallest, spread.max()),
+        "observation_spread_max": spread.max(),
     }
+    return read(bounds)
 
 
 def read_metrics(optim_steps: int, metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Bring the metrics of a round to the host.
-
-    Reading the first number of an accelerator waits for all that it has to do, so this is done
-    once, at the end of a round.
 
     Args:
         optim_steps (int): gradient steps so far.
@@ -72,7 +71,7 @@ def read_metrics(optim_steps: int, metrics: Mapping[str, Tensor]) -> dict[str, f
     Raises:
         DivergenceError: if one is not finite.
     """
-    values = {name: value.item() for name, value in metrics.items()}
+    values = read(metrics)
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise DivergenceError(
@@ -80,3 +79,9 @@ def read_metrics(optim_steps: int, metrics: Mapping[str, Tensor]) -> dict[str, f
             "steps. Lower the learning rates, or train in float32 if autocast is on."
         )
     return values
+
+
+def read(numbers: Mapping[Any, Tensor]) -> dict[Any, float]:
+    """Scalars as Python numbers, in one copy: an accelerator is waited for once."""
+    values = torch.stack([*numbers.values()]).tolist() if numbers else []
+    return dict(zip(numbers, values, strict=True))
