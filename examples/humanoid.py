@@ -24,7 +24,7 @@ def main(preset: str = "paper", **settings: Any) -> None:
     settings = {"checkpoint": {"interval": 100_000, "keep": 2}, **fast, **settings}
     trainer = make_metra("humanoid", preset=preset, output=FOLDER, **settings)
 
-    # Weights, optimisers, replay buffer, counters and random state: the run goes on as it was.
+    # Weights, optimizers, replay buffer, counters and random state: the run goes on as it was.
     checkpoint = resume(trainer)
     print("a new run" if checkpoint is None else f"goes on from {checkpoint}")
     trainer.train()

@@ -79,7 +79,7 @@ def main(total_frames=48_000):
         min_buffer_size=1_600,
     )
     policy = trainer.skill_policy
-    # The same constants normalise the observations that training has measured.
+    # The same constants normalize the observations that training has measured.
     env = make_env(Car, 16, **episodes, normalize=policy.observation_norm)
     env.append_transform(SkillPrimer(policy.prior))
 

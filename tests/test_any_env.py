@@ -271,7 +271,7 @@ class TestGymnasium:
         assert own.reset()["observation"].shape == (17,)
         assert "position" not in own.reset().keys()
 
-    def test_normalised_by_random_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_normalized_by_random_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         states, norms = [], []
         for normalize in (False, None, None):
             monkeypatch.setattr(make, "_MEASURED", {})

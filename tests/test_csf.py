@@ -88,7 +88,7 @@ class TestCSFLoss:
             optimizer.zero_grad()
             out["loss_encoder"].backward()
             optimizer.step()
-        # No constraint bounds φ, but the scaled normaliser does.
+        # No constraint bounds φ, but the scaled normalizer does.
         assert 0.1 < rewards[-1] < 1.0
         assert loss.encoder.module.weight.det() > 0
 

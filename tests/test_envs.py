@@ -170,7 +170,7 @@ class TestMakeEnv:
 
     @pytest.mark.parametrize("name", list(ROBOTS))
     def test_backends_simulate_the_same_model(self, name: str) -> None:
-        """The same spread of joint angles and velocities, and x, y in metres."""
+        """The same spread of joint angles and velocities, and x, y in meters."""
         pytest.importorskip("mujoco")
         pytest.importorskip("envpool")
         # The pose of the torso comes first; its tails are too heavy for a small sample.
@@ -187,7 +187,7 @@ class TestMakeEnv:
             env.close()
         torch.testing.assert_close(spread["serial"], spread["envpool"], rtol=0.35, atol=0.1)
 
-    def test_normalisation_constants_normalise(self) -> None:
+    def test_normalization_constants_normalize(self) -> None:
         pytest.importorskip("envpool")
         for name in ROBOTS:
             env = make_env(name, 50, backend="envpool")

@@ -229,7 +229,7 @@ class TestSkillMetrics:
             projection=lambda states: states["observation"][..., :1],
             cell_size=0.5,
         )
-        # From -2 to 2 in cells of half a metre, -2 itself and 2 being borders.
+        # From -2 to 2 in cells of half a meter, -2 itself and 2 being borders.
         assert results["policy_coverage"] in range(8, 11)
         assert "sectors" not in results
 
@@ -355,7 +355,7 @@ class TestWriteVideo:
 
     @pytest.mark.parametrize("suffix", ["gif", "mp4"])
     def test_episodes_side_by_side(self, tmp_path: Path, suffix: str) -> None:
-        """Five episodes of one colour each, the last of nine channels counting."""
+        """Five episodes of one color each, the last of nine channels counting."""
         shades = torch.tensor([40, 80, 120, 160, 200], dtype=torch.uint8)
         pixels = torch.zeros(5, 12, 9, 32, 32, dtype=torch.uint8)
         pixels[:, :, -3:] = shades.reshape(5, 1, 1, 1, 1)
@@ -364,8 +364,8 @@ class TestWriteVideo:
         write_video(pixels, tmp_path / "new" / f"skills.{suffix}", fps=10)
         video = pytest.importorskip("imageio.v3").imread(tmp_path / "new" / f"skills.{suffix}")
         assert video.shape == (12, 64, 96, 3)
-        centres = torch.as_tensor(video[-1, 16::32, 16::32, 0].astype(int)).flatten()
-        assert (centres - torch.tensor([*shades.tolist(), 0])).abs().max() <= 6
+        centers = torch.as_tensor(video[-1, 16::32, 16::32, 0].astype(int)).flatten()
+        assert (centers - torch.tensor([*shades.tolist(), 0])).abs().max() <= 6
 
     def test_channels_may_come_last(self, tmp_path: Path) -> None:
         pixels = torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8)

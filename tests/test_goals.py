@@ -171,8 +171,8 @@ class TestGoalsOfThePoint:
         metrics = goal_metrics(rollouts)
         assert metrics["goal/hit_1"] == 1
         assert metrics["goal/end_3"] == 0
-        travelled = rollouts["next", "position"][:, -1].norm(dim=-1)
-        beyond = travelled - torch.tensor([10.0, 5.0, 20.0])
+        traveled = rollouts["next", "position"][:, -1].norm(dim=-1)
+        beyond = traveled - torch.tensor([10.0, 5.0, 20.0])
         assert metrics["goal/final_distance"] == pytest.approx(beyond.mean().item(), rel=1e-3)
 
     def test_discrete_skills(self) -> None:
@@ -350,7 +350,7 @@ class TestSampleGoals:
 
     @pytest.mark.parametrize("name", ["ant", "half_cheetah"])
     @pytest.mark.parametrize("backend", ["envpool", "serial"])
-    def test_states_are_moved_and_normalised(
+    def test_states_are_moved_and_normalized(
         self, name: str, backend: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pytest.importorskip("mujoco")

@@ -132,7 +132,7 @@ def assert_same_losses(
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_waits_for_nothing(name: str) -> None:
     step = make_step(name)
-    step()  # Optimisers make their state.
+    step()  # Optimizers make their state.
     with waiting_refused():
         step()
         metrics = step()
@@ -177,7 +177,7 @@ def test_a_graph_draws_new_noise_at_each_replay() -> None:
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("kind", [float, torch.tensor])
-@pytest.mark.filterwarnings("ignore:an optimiser has changed")
+@pytest.mark.filterwarnings("ignore:an optimizer has changed")
 def test_a_graph_follows_a_scheduled_learning_rate(kind: Any, compile: bool) -> None:
     weight = nn.Parameter(torch.tensor(1.0, device=GPU))
     lr = 0.1 if kind is float else torch.tensor(0.1, device=GPU)
@@ -261,7 +261,7 @@ def test_training_on_the_gpu_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("devices", [(GPU, "cpu", GPU), ("cpu", GPU, "cpu")], ids=str)
-@pytest.mark.filterwarnings("ignore:an optimiser has changed")
+@pytest.mark.filterwarnings("ignore:an optimizer has changed")
 def test_a_run_goes_on_on_the_other_device_and_back(tmp_path: Path, devices: Any) -> None:
     saved: dict[str, Any] = {}
     for number, device in enumerate(devices, start=1):

@@ -57,7 +57,7 @@ class FencedPoint(PointEnv):
 
 
 class Grid(PointEnv):
-    """A square of 15 x 15 cells, of which an action leads into one of four neighbours."""
+    """A square of 15 x 15 cells, of which an action leads into one of four neighbors."""
 
     moves = torch.tensor([[0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2]])
 
@@ -133,7 +133,7 @@ def test_an_environment_that_resets_itself() -> None:
     assert spread(skill_env(PointEnv(16)), trainer.loss_module.actor_network) > FAN
 
 
-def test_a_prioritised_buffer() -> None:
+def test_a_prioritized_buffer() -> None:
     try:
         importlib.import_module("torchrl._torchrl")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What spectral normalisation makes of φ."""
+"""What spectral normalization makes of φ."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_learns_to_follow_skills_within_the_bound() -> None:
     assert 0.75 < out["intrinsic_reward"] <= out["latent_step"] < 1.02
 
 
-def test_convolutions_are_normalised_as_matrices() -> None:
+def test_convolutions_are_normalized_as_matrices() -> None:
     network = nn.Sequential(ConvNet(in_features=3, num_cells=[4], kernel_sizes=3), nn.LazyLinear(2))
     network(torch.zeros(1, 3, 8, 8))
     LSDLoss(TensorDictModule(network, in_keys=["pixels"], out_keys=["latent"]), PRIOR)
@@ -91,7 +91,7 @@ def test_own_parametrizations_are_kept() -> None:
     loss = LSDLoss(network, PRIOR)
     assert list(network[0].parametrizations.weight) == [before]
     assert len(network[2].parametrizations.weight) == 1
-    # Nor is a network normalised twice that two losses share.
+    # Nor is a network normalized twice that two losses share.
     LSDLoss(network, PRIOR)
     assert len(network[2].parametrizations.weight) == 1
     loss(make_batch(PRIOR, 4))["loss_encoder"].backward()
@@ -120,6 +120,6 @@ def test_two_iterations_a_call_in_training_and_none_in_evaluation() -> None:
     assert all(value.equal(before[key]) for key, value in loss.state_dict().items())
 
 
-def test_nothing_to_normalise() -> None:
+def test_nothing_to_normalize() -> None:
     with pytest.raises(ValueError, match=r"linear and convolutional layers.*Identity has none"):
         LSDLoss(nn.Identity(), PRIOR)

@@ -80,7 +80,7 @@ class TestSkillConditionedActor:
 
 
 class TestMakeSACNetworks:
-    def test_the_authors_initialisation(self) -> None:
+    def test_the_authors_initialization(self) -> None:
         networks = make_sac_networks(29, Bounded(-1, 1, (8,)), UnitSphere(2))
         trunk = networks.actor.module[0].module
         for module in (networks.encoder, *networks.critics, networks.actor):
@@ -205,7 +205,7 @@ class TestSkillPolicy:
         )
         assert [file.name for file in (tmp_path / "new").iterdir()] == ["skills.pt"]
 
-    def test_keeps_all_normalisations_together(self) -> None:
+    def test_keeps_all_normalizations_together(self) -> None:
         norms = [
             ObservationNorm(
                 loc=torch.tensor([1.0, 2.0 * number]),
@@ -226,7 +226,7 @@ class TestSkillPolicy:
             shown = norm(shown)
         torch.testing.assert_close(shown["observation"], (raw - kept["loc"]) / kept["scale"])
 
-    def test_a_normalisation_in_workers_is_out_of_sight(self) -> None:
+    def test_a_normalization_in_workers_is_out_of_sight(self) -> None:
         def make() -> TransformedEnv:
             norm = ObservationNorm(loc=0.0, scale=2.0, in_keys=["observation"])
             return TransformedEnv(PointEnv(), norm)
@@ -262,7 +262,7 @@ class TestSkillPolicy:
             action = networks.actor(inputs.clone())["action"]
             assert loaded.actor(inputs)["action"].equal(action)
 
-    def test_normalised_layers_become_plain_ones(self, tmp_path: Path) -> None:
+    def test_normalized_layers_become_plain_ones(self, tmp_path: Path) -> None:
         networks = make_sac_networks(4, ACTION_SPEC, PRIOR, num_cells=[8])
         lsd_loss = LSDLoss(networks.encoder, PRIOR)
         batch = states()
@@ -281,7 +281,7 @@ class TestSkillPolicy:
         torch.testing.assert_close(loaded(batch.clone())["latent"], latent)
         lsd_loss(batch)["loss_encoder"].backward()
 
-    def test_normalised_layers_that_the_actor_shares(self, tmp_path: Path) -> None:
+    def test_normalized_layers_that_the_actor_shares(self, tmp_path: Path) -> None:
         networks = make_pixel_sac_networks(
             (3, 32, 32), ACTION_SPEC, PRIOR, num_cells=[8], channels=4, shared_encoder=True
         )

@@ -324,7 +324,7 @@ step_of = functools.cache(run_step)
 
 
 def rewind(step: SimpleNamespace) -> None:
-    """Put every weight and every optimiser back to the recorded start, in place."""
+    """Put every weight and every optimizer back to the recorded start, in place."""
     for places in (*step.parts.values(), step.buffers):
         for name, (tensor, index) in places.items():
             value = step.golden[f"init/{name}"]

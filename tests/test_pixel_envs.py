@@ -48,7 +48,7 @@ def kitchen() -> Iterator[KitchenPixelEnv]:
     env.close()
 
 
-def floor_colour(picture: Tensor) -> Tensor:
+def floor_color(picture: Tensor) -> Tensor:
     """Red, green and blue in the lower corners, where no robot is."""
     corners = torch.cat([picture[:, -6:, :6], picture[:, -6:, -6:]], dim=-1)
     return corners.float().mean((1, 2))
@@ -62,17 +62,17 @@ def robot_mask(picture: Tensor) -> Tensor:
 
 @needs_renderer
 class TestLocomotion:
-    def test_each_metre_along_x_and_y_shows(self, scene: LocomotionPixelEnv) -> None:
+    def test_each_meter_along_x_and_y_shows(self, scene: LocomotionPixelEnv) -> None:
         places = (-10.0, -9.0, -1.0, 0.0, 1.0, 9.0, 10.0)
-        colours = torch.stack(
-            [torch.stack([floor_colour(scene.frame_at(x, y)) for y in places]) for x in places]
+        colors = torch.stack(
+            [torch.stack([floor_color(scene.frame_at(x, y)) for y in places]) for x in places]
         )
-        red, green, _ = colours.unbind(-1)
-        metres = torch.tensor(places).diff()
+        red, green, _ = colors.unbind(-1)
+        meters = torch.tensor(places).diff()
         # Green grows with x wherever y is, red falls with y wherever x is: x and y can be
-        # read off. A metre is worth at least three of 255 levels.
-        assert (green.diff(dim=0) > 3 * metres[:, None]).all()
-        assert (red.diff(dim=1) < -3 * metres).all()
+        # read off. A meter is worth at least three of 255 levels.
+        assert (green.diff(dim=0) > 3 * meters[:, None]).all()
+        assert (red.diff(dim=1) < -3 * meters).all()
 
     def test_frame_at_changes_nothing(self, scene: LocomotionPixelEnv) -> None:
         here = scene.reset()
@@ -95,9 +95,9 @@ class TestLocomotion:
         assert (masks[0] & masks[1]).sum() > 0.6 * (masks[0] | masks[1]).sum()
 
     def test_nothing_is_drawn_beyond_the_floor(self, scene: LocomotionPixelEnv) -> None:
-        inside, outside = (floor_colour(scene.frame_at(place, place)) for place in (0.0, 40.0))
+        inside, outside = (floor_color(scene.frame_at(place, place)) for place in (0.0, 40.0))
         assert (inside - outside).abs().max() > 30
-        assert floor_colour(scene.frame_at(60.0, 60.0)).sub(outside).abs().max() < 10
+        assert floor_color(scene.frame_at(60.0, 60.0)).sub(outside).abs().max() < 10
 
     @pytest.mark.parametrize("name", list(LOCOMOTION))
     def test_a_step_is_two_of_the_suite_and_position_the_torso(self, name: str) -> None:

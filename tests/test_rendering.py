@@ -42,7 +42,7 @@ def data(model: mujoco.MjModel) -> mujoco.MjData:
     return data
 
 
-def centre(picture: np.ndarray, channel: int) -> tuple[float, float]:
+def center(picture: np.ndarray, channel: int) -> tuple[float, float]:
     """Row and column, from 0 to 1, of what is bright in one channel and dark in the others."""
     others = [other for other in range(3) if other != channel]
     mask = (picture[..., channel] > 60) & (picture[..., others] < 40).all(-1)
@@ -64,8 +64,8 @@ class TestRenderer:
         assert picture.shape == (40, 60, 3)
         assert picture.dtype == np.uint8
         assert picture.flags["C_CONTIGUOUS"]
-        red_row, red_column = centre(picture, 0)
-        green_row, green_column = centre(picture, 1)
+        red_row, red_column = center(picture, 0)
+        green_row, green_column = center(picture, 1)
         assert red_row < 0.4 < green_row < 0.6
         assert 0.4 < red_column < 0.6 < green_column
 
@@ -75,7 +75,7 @@ class TestRenderer:
         pictures = [renderer.render(data) for renderer in (above, below, above, below)]
         assert np.array_equal(pictures[0], pictures[2])
         assert np.array_equal(pictures[1], pictures[3])
-        assert centre(pictures[0], 0)[0] < 0.5 < centre(pictures[1], 0)[0]
+        assert center(pictures[0], 0)[0] < 0.5 < center(pictures[1], 0)[0]
         above.close()
         assert np.array_equal(below.render(data), pictures[1])
         below.close()

@@ -83,7 +83,7 @@ def test_fibonacci_grid_spreads_over_the_sphere() -> None:
     grid = UnitSphere(3).grid(200)
     nearest = (grid @ grid.T - 2 * torch.eye(200)).max(-1).values
     assert grid.mean(0).norm() < 0.01
-    # No two neighbours closer than half of what equal areas would give.
+    # No two neighbors closer than half of what equal areas would give.
     assert nearest.max() < math.cos(0.5 * math.sqrt(4 * math.pi / 200))
 
 
@@ -97,7 +97,7 @@ def test_one_hot_samples_are_uniform() -> None:
     torch.testing.assert_close(share, torch.full([4], 0.25), atol=0.02, rtol=0)
 
 
-def test_centred_one_hot() -> None:
+def test_centered_one_hot() -> None:
     third = -1 / 3
     torch.testing.assert_close(
         OneHot(4).center(torch.tensor([0.0, 1.0, 0.0, 0.0])),

@@ -195,7 +195,7 @@ class TestStepper:
     def test_updates_priorities(self) -> None:
         parts = make_losses()
         priorities = []
-        # Stands for a prioritised buffer, whose C++ trees not every build of TorchRL has.
+        # Stands for a prioritized buffer, whose C++ trees not every build of TorchRL has.
         buffer = SimpleNamespace(
             update_tensordict_priority=lambda batch: priorities.append(batch["td_error"]),
         )
@@ -431,7 +431,7 @@ class TestTrainer:
     def assert_continue_alike(
         self, trainer: METRATrainer, restored: METRATrainer, batch: TensorDictBase
     ) -> None:
-        """Two more steps each must give the same numbers: optimisers included."""
+        """Two more steps each must give the same numbers: optimizers included."""
         assert restored.collected_frames == 120
         metrics = []
         for one in (trainer, restored):
@@ -557,7 +557,7 @@ class TestLogCoverage:
         trainer = make()
         trainer.train()
         logged = trainer.logger["total_coverage"]
-        assert logged > 100, "cells of a millimetre, and not of a metre"
+        assert logged > 100, "cells of a millimeter, and not of a meter"
         restored = make()
         restored.load_from_file(tmp_path / "checkpoint")
         assert len(restored.log_coverage.total) == logged

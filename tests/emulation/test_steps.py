@@ -123,7 +123,7 @@ def steps(built: SimpleNamespace, device: Any, pixels: bool = False) -> Any:
     torch.manual_seed(1)
     for _ in range(3):
         data = batch(device, built.prior, pixels)
-        # The optimisers make their state in the first step.
+        # The optimizers make their state in the first step.
         with watch() as record:
             metrics = built.stepper.step(built.trainer, data)
         if built.stepper.optimizers["actor"].state:

@@ -96,7 +96,7 @@ class LocomotionPixelEnv(SimulatedTask):
     """A robot of the control suite, seen by the camera that follows it.
 
     Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"position"``,
-    ``float32`` of shape ``[2]``: x and y of the torso in metres, for evaluation. The reward
+    ``float32`` of shape ``[2]``: x and y of the torso in meters, for evaluation. The reward
     is the suite's, summed over the repeated action. Build it by :func:`make_locomotion`.
     """
 
@@ -108,8 +108,8 @@ class LocomotionPixelEnv(SimulatedTask):
         """What the camera would show if the robot stood elsewhere, in its present pose.
 
         Args:
-            x (float): in metres.
-            y (float): in metres.
+            x (float): in meters.
+            y (float): in meters.
 
         Returns:
             A picture, ``uint8`` of shape ``[3, height, width]``. The simulation is left as
@@ -229,7 +229,7 @@ def make_locomotion(
 
 
 def recolour_floor(model: mujoco.MjModel) -> None:
-    """Give each place of the floor a colour of its own, so that pictures tell the position.
+    """Give each place of the floor a color of its own, so that pictures tell the position.
 
     The floor becomes a plane of 30 m by 30 m around the origin, and nothing is drawn beyond
     it. Its texture changes in red along one axis and in green along the other. To the

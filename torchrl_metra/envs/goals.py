@@ -38,7 +38,7 @@ def sample_goals(
         num_goals (int): number of goals ``M``.
 
     Keyword Args:
-        extent (float, optional): half the edge of the square, in metres. Defaults to the
+        extent (float, optional): half the edge of the square, in meters. Defaults to the
             paper's: 50 for Ant, 100 for HalfCheetah, 15 for Quadruped, 10 for Humanoid; to
             20 for points. Not for the kitchen. Others need it, in units of their position.
         seed (int, optional): the same seed gives the same goals. Torch's global generator
@@ -50,8 +50,8 @@ def sample_goals(
 
     Returns:
         A TensorDict of batch size ``[M]`` with what the encoder reads, ``"observation"``
-        (normalised as the environment does) or ``"pixels"``, and what evaluation reads:
-        the ``"position"`` in metres, or the solved ``"tasks"``. Give it to
+        (normalized as the environment does) or ``"pixels"``, and what evaluation reads:
+        the ``"position"`` in meters, or the solved ``"tasks"``. Give it to
         :class:`~torchrl_metra.GoalPrimer`.
 
     Raises:

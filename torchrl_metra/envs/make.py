@@ -87,7 +87,7 @@ def make_env(
       ``num_envs`` it builds the whole batch.
 
     All of them come out alike: ``float32`` actions, in [-1, 1] where they have bounds; the state
-    as one normalised ``float32`` vector, ``"observation"``; and, for evaluation, the raw
+    as one normalized ``float32`` vector, ``"observation"``; and, for evaluation, the raw
     ``"position"``, where it is known (in the kitchen ``"tasks"``, see
     :data:`~torchrl_metra.envs.KITCHEN_TASKS`). Pictures are ``"pixels"``, ``uint8`` of shape
     ``[3 * frames, resolution, resolution]``, channels first and the newest frame last. The
@@ -115,7 +115,7 @@ def make_env(
             ``"package.module:function"``. Gymnasium's and EnvPool's MuJoCo tasks, which leave x
             (and y) out by default, are built with them, and begin by them; so do the robots of
             the control suite. That is their default.
-        normalize (optional): ``None`` (default) normalises the observation by constants: those of
+        normalize (optional): ``None`` (default) normalizes the observation by constants: those of
             the registered environment, for others the mean and the standard deviation in 10 000
             random steps, see :func:`~torchrl_metra.envs.measure_observations`. ``False`` does
             not. A mapping with ``"loc"`` and ``"scale"`` gives the constants, such as a

@@ -44,8 +44,8 @@ class FreeCamera:
     """A camera that belongs to no model: it looks at a point from a distance.
 
     Attributes:
-        distance (float): from the camera to the point, in metres.
-        lookat (tuple of float): the point, x, y, z in metres.
+        distance (float): from the camera to the point, in meters.
+        lookat (tuple of float): the point, x, y, z in meters.
         azimuth (float): direction of view around the vertical, in degrees; at 90 the
             camera looks along +y.
         elevation (float): direction of view above the horizontal, in degrees; at -90

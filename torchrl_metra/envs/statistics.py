@@ -25,7 +25,7 @@ def measure_observations(
     An entry that deviates by less than 1e-4 hardly varies: its scale is 1.
 
     Args:
-        env (EnvBase): an environment that does not normalise its observations. It is seeded and
+        env (EnvBase): an environment that does not normalize its observations. It is seeded and
             stepped; torch's global random state stays as it was.
         num_steps (int, optional): number of steps, of all environments of a batch together.
             Defaults to 10 000.
@@ -72,7 +72,7 @@ def random_steps(
 
 
 def constants_of(observations: Tensor) -> dict[str, Tensor]:
-    """What normalises observations, ``[steps, size]``."""
+    """What normalizes observations, ``[steps, size]``."""
     if not observations.isfinite().all():
         raise ValueError("observations under random actions must be finite.")
     scale = observations.std(0, correction=0)

@@ -24,15 +24,15 @@ class ReachGoals(AutoResetMixin, Transform):
     goal follows after so many steps, drawn around the one before.
 
     Entries: ``"to_goal"``, what a policy should read: from the position to the goal, in units
-    of ``radius``; ``"goal_position"``, the goal in metres, for pictures. Both ``float32``,
+    of ``radius``; ``"goal_position"``, the goal in meters, for pictures. Both ``float32``,
     of the shape of the position. The skill policy's own entries stay as they are.
 
     Draws come from torch's global generator: seed it by ``torch.manual_seed``,
     ``env.set_seed`` does not.
 
     Args:
-        goal_range (float): how far goals lie, in metres.
-        radius (float): at which distance a goal counts as reached, in metres.
+        goal_range (float): how far goals lie, in meters.
+        radius (float): at which distance a goal counts as reached, in meters.
 
     Keyword Args:
         steps_per_goal (int, optional): how long a goal lasts. Defaults to ``None``: for the
@@ -111,12 +111,12 @@ class PassHurdles(Transform):
     hurdle when the joint of its back foot would if it stood upright, 0.62 m behind the
     middle of its torso, whose x is ``"position"``.
 
-    Entry: ``"to_goal"``, what a policy should read: the distance in metres from there to the
+    Entry: ``"to_goal"``, what a policy should read: the distance in meters from there to the
     next hurdle, 0 after the last one, ``float32`` of shape ``[*B, 1]``. The hurdles
     themselves stand in the simulation.
 
     Args:
-        hurdles (sequence of float, optional): where they stand, x in metres. Defaults to
+        hurdles (sequence of float, optional): where they stand, x in meters. Defaults to
             the paper's.
 
     Examples:
@@ -162,7 +162,7 @@ class PassHurdles(Transform):
         return observation_spec
 
 
-# Name, environment, summary, how far the goal lies and at which distance it is reached, in metres.
+# Name, environment, summary, how far the goal lies and at which distance it is reached, in meters.
 _GOALS = (
     ("point_goal", "point", "A goal for the point, within 20 m.", 20.0, 3.0),
     ("half_cheetah_goal", "half_cheetah", "A goal for HalfCheetah, within 100 m.", 100.0, 3.0),

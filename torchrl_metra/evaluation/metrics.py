@@ -19,7 +19,7 @@ def skill_alignment(latent: Tensor, next_latent: Tensor, skill: Tensor) -> float
     Args:
         latent (Tensor): φ at the start of each displacement, of shape ``[*B, D]``.
         next_latent (Tensor): φ at its end, of shape ``[*B, D]``.
-        skill (Tensor): skills of shape ``[*B, D]``, one-hot ones centred.
+        skill (Tensor): skills of shape ``[*B, D]``, one-hot ones centered.
 
     Examples:
         >>> import torch

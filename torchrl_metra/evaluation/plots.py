@@ -158,9 +158,9 @@ def plot_goals(
     goals, where the dashed line is the best that can be.
 
     Args:
-        goals (Tensor): positions of the goals, of shape ``[M, k]``, in metres.
+        goals (Tensor): positions of the goals, of shape ``[M, k]``, in meters.
         reached (mapping of str to Tensor): by name of the policy, final positions of shape
-            ``[M, k]``, in metres.
+            ``[M, k]``, in meters.
         path (path, optional): picture to write; its suffix selects the format.
 
     Returns:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 class Float32Linear(nn.Linear):
     """A linear layer whose outputs stay in float32 under autocast; gradients do not.
 
-    bfloat16 keeps eight bits: a position of 80 m is rounded to half a metre, and of two
+    bfloat16 keeps eight bits: a position of 80 m is rounded to half a meter, and of two
     latents near 100 that differ by one, little is left, while a gradient loses nothing
     that matters. So φ, which METRA reads by its differences, is made of these, and the
     other networks have them as first and last layers. Without autocast it is an

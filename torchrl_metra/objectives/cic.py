@@ -39,7 +39,7 @@ class CICLoss(EncoderLoss):
     their running standard deviation and less 5e-4, averaged, as :math:`\log(1 + \cdot)`.
     Rewards hence depend on the batch, and one of fewer than :math:`M` transitions has none. Batches
     should be large: as the loss leaves the pair itself out of the denominator at its largest
-    possible value, it favours collapse below some 80 transitions at :math:`T = 0.5`.
+    possible value, it favors collapse below some 80 transitions at :math:`T = 0.5`.
 
     Args:
         encoder (nn.Module or TensorDictModule): :math:`\phi`, from observations

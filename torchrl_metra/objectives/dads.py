@@ -35,7 +35,7 @@ class DADSLoss(SkillLoss):
         \frac{q(s' - s \mid s, z_l)}{q(s' - s \mid s, z)}\Big), \qquad z_l \sim p(z).
 
     As in the METRA authors' code, :math:`q` is a Gaussian of unit variance, states and their
-    changes are batch-normalised with slow running statistics, ratios are clipped to
+    changes are batch-normalized with slow running statistics, ratios are clipped to
     :math:`e^{\pm 50}`, and the last step of an episode is no example of the dynamics.
 
     Args:
@@ -140,7 +140,7 @@ class DADSLoss(SkillLoss):
         return reward.unsqueeze(-1)
 
     def _log_prob(self, observation: Tensor, change: Tensor, skill: Tensor) -> Tensor:
-        """Log-density of the normalised changes, of the shape of the skills' batch."""
+        """Log-density of the normalized changes, of the shape of the skills' batch."""
         observation = observation.expand(*skill.shape[:-1], -1)
         inputs = torch.cat([observation, skill.to(observation.dtype)], dim=-1)
         mean = self.dynamics(inputs.reshape(-1, inputs.shape[-1]))

@@ -71,7 +71,7 @@ class ControllabilityDistance(nn.Module):
         d(s, s') = \frac1S \sum_j w_j^2 \, (s'_j - s_j - \mu_j)^2, \qquad
         w_j = \frac{1 / \sigma_j}{(\prod_k 1 / \sigma_k)^{1/S}}
 
-    The predictor is trained by :meth:`loss`, beside the encoder and by an optimiser of its
+    The predictor is trained by :meth:`loss`, beside the encoder and by an optimizer of its
     own: :class:`~torchrl_metra.METRALoss` registers it and returns ``loss_distance``.
 
     Args:

@@ -63,7 +63,7 @@ class METRALoss(EncoderLoss):
             ``[*B]``.
 
     The output holds ``loss_encoder``, ``loss_dual`` and, for a distance that is trained
-    along, ``loss_distance``, to be minimised by one optimiser each, and detached values
+    along, ``loss_distance``, to be minimized by one optimizer each, and detached values
     to log: ``intrinsic_reward``,
     ``constraint``, ``constraint_violation`` (fraction of pairs beyond the bound),
     ``dual`` (:math:`\lambda`), ``latent_step`` (:math:`\|\phi(s') - \phi(s)\|_2`) and

@@ -28,7 +28,7 @@ class RNDBaseline(SkillLoss):
     random network, :math:`r = \|\hat f(s') - f(s')\|^2` (Section 2.2). This wraps TorchRL's
     :class:`~torchrl.objectives.RNDLoss` into a :class:`SkillLoss`. Unlike
     :class:`~torchrl.envs.transforms.RNDTransform`, which rewards what was novel when it was
-    collected, it rewards each sampled batch anew; the normalisation of observations and
+    collected, it rewards each sampled batch anew; the normalization of observations and
     rewards is the same.
 
     Args:

@@ -43,7 +43,7 @@ def unknown_ends(
 
     Environments that reset themselves show the next episode's first state in the last step of
     an episode. TorchRL takes it out there: from all that was observed, the skill too, with
-    ``native_autoreset=True``; from the states alone around vectorised environments of
+    ``native_autoreset=True``; from the states alone around vectorized environments of
     gymnasium's interface that do not tell the last one. Floats become NaN, the rest 0.
 
     Args:
