@@ -60,6 +60,8 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(.*\.)?(OptimizationStepper|SoftUpdate|TargetNetUpdater|EpisodePrimer|make_fx|register_op)",
     ),
+    # Bases that users need not know.
+    ("py:class", r"torchrl_metra\._private\..*|torchrl_metra\.recipes\.settings\.TaskSettings"),
     ("py:.*", r"hydra\..*|mujoco\..*|ConfigCompositionException|NestedKey"),
 ]
 

@@ -37,11 +37,18 @@ def read_names(inventory: Path) -> list[str]:
     return [line.split()[0] for line in lines]
 
 
+def is_own(value: object, room: str) -> bool:
+    """Whether a module defines it itself."""
+    return getattr(value, "__module__", None) == room
+
+
 def known_names() -> dict[str, str]:
     """The full name of each short one."""
     names: dict[str, str] = {}
     for room in ROOMS:
-        for name in importlib.import_module(room).__all__:
+        module = importlib.import_module(room)
+        own = [name for name, value in vars(module).items() if is_own(value, room)]
+        for name in getattr(module, "__all__", own):
             names.setdefault(name, f"{room}.{name}")
     for path in sorted((Path(__file__).parent / "inventories").glob("*.txt")):
         for name in read_names(path):

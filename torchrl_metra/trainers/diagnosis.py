@@ -231,7 +231,7 @@ class Diagnosis(TrainerHookBase):
 
     @property
     def time(self) -> float:
-        """Updates times learning rate: how far Adam can have moved a weight of φ.
+        """How far Adam can have moved a weight of φ, updates times learning rate.
 
         A run at a tenth of the learning rate takes ten times the updates to show the same.
         """
