@@ -31,7 +31,9 @@ def main(preset: str = "paper", **settings: object) -> None:
     encoder = NewestPicture(convolutions, MLP(64 * 6 * 6, prior.dim, num_cells=[256]))
     module = TensorDictModule(encoder, in_keys=["pixels"], out_keys=["latent"])
     networks = replace(networks, encoder=module, architecture=None)
-    make_metra("quadruped", prior, networks=networks, preset=preset, **settings).train()
+    trainer = make_metra("quadruped", prior, networks=networks, preset=preset, **settings)
+    trainer.train()
+    trainer.skill_policy.save("outputs/quadruped/skill_policy.pt")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import functools
 import importlib
 import importlib.util
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -246,18 +245,16 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Names]]] = {
 }
 
 
-def test_the_configuration_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_configuration_files(tmp_path: Path) -> None:
     pytest.importorskip("hydra")
     page = Page("docs/guides/configuration.md")
     (tmp_path / "metra.yaml").write_text(page.code("yaml")[0].code)
     (tmp_path / "train.py").write_text(page.code("python")[0].code)
     settings = ("total_frames=1_600", "num_cells=[16]", "progress_bar=false")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", *(f"trainer.{given}" for given in settings)])
-    runpy.run_path("train.py", run_name="__main__")
-    assert re.search(r"1600 frames, \d+ cells visited", capsys.readouterr().out)
+    # In a process of its own: Hydra sets up logging anew, and closes what pytest captures.
+    command = [sys.executable, "train.py", *(f"trainer.{given}" for given in settings)]
+    run = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert re.search(r"1600 frames, \d+ cells visited", run.stdout)
 
 
 def test_the_table_of_settings() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torchrl_metra import SkillPolicy
 from torchrl_metra.envs import rendering_available
@@ -79,6 +80,9 @@ def test_half_cheetah(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quadruped() -> None:
     needs("dm_control", pixels=True)
     run("quadruped", **FROM_PIXELS)
+    saved = torch.load("outputs/quadruped/skill_policy.pt", weights_only=True)
+    assert saved["prior"]["dim"] == 4
+    assert "module.0.0.weight" in saved["encoder"]
 
 
 def test_humanoid(capsys: pytest.CaptureFixture[str]) -> None:

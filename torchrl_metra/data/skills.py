@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.data import OneHot as OneHotSpec
 
-from torchrl_metra._checks import check_choice, check_integer, check_type
+from torchrl_metra._checks import check_choice, check_integer
 
 
 class SkillPrior(abc.ABC):
@@ -148,15 +148,6 @@ class SkillPrior(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dim})"
-
-
-def check_prior(prior: object) -> None:
-    """Check that a prior was given.
-
-    Raises:
-        TypeError: if it is something else.
-    """
-    check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
 
 
 class UnitSphere(SkillPrior):

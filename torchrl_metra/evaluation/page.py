@@ -16,6 +16,7 @@ MEANINGS = {
     "sectors": "of 16 sectors around the start in which an episode ended",
     "skill_alignment": "mean cosine between a skill and where it led in latent space; best 1",
     "skill_accuracy": "share of skills told, among all, by where they led in latent space; best 1",
+    "latent_rank_episode": "number of directions in which episodes lead in latent space; best D",
     "latent_step_mean": "mean latent distance of adjacent states; at most 1",
     "latent_step_max": "largest latent distance of adjacent states",
     "steps_beyond": "share of adjacent states more than 5 % beyond the bound; best 0",

@@ -17,9 +17,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchrl.envs import EnvBase, ObservationNorm, ParallelEnv, SerialEnv
 
 import torchrl_metra
+from torchrl_metra._checks import check_type
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.networks import Architecture, SACNetworks
 
@@ -84,7 +84,7 @@ class SkillPolicy(TensorDictModuleBase):
         constraint_norm: Literal["l2", "rms"] | None = "l2",
         env_options: dict[str, Any] | None = None,
     ) -> None:
-        check_prior(prior)
+        check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
         super().__init__()
         self.actor = actor
         self.encoder = encoder

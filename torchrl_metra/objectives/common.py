@@ -14,10 +14,9 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
-from torchrl_metra._checks import check_choice
+from torchrl_metra._checks import check_choice, check_type
 from torchrl_metra._private import reduce_loss, reduce_metric
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.data.skills import check_prior
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
 
@@ -78,7 +77,7 @@ class SkillLoss(LossModule, abc.ABC):
         self, prior: SkillPrior, *, reduction: Literal["mean", "sum", "none"] = "mean"
     ) -> None:
         super().__init__()
-        check_prior(prior)
+        check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         self.prior = prior
         self.reduction = reduction
