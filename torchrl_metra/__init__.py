@@ -1,6 +1,13 @@
 """METRA: unsupervised skill discovery as a TorchRL plug-in."""
 
-from torchrl_metra.data import FrameStackStorage, OneHot, SkillPrior, StandardNormal, UnitSphere
+from torchrl_metra.data import (
+    EpisodeStorage,
+    FrameStackStorage,
+    OneHot,
+    SkillPrior,
+    StandardNormal,
+    UnitSphere,
+)
 from torchrl_metra.envs import (
     GoalPrimer,
     IntrinsicRewardTransform,
@@ -29,9 +36,11 @@ from torchrl_metra.objectives import (
     DADSLoss,
     DIAYNLoss,
     EncoderLoss,
+    GenDaLoss,
     L2Distance,
     LSDLoss,
     METRALoss,
+    RelabelSkills,
     RNDBaseline,
     SkillLoss,
     SuccessorFeatureSACLoss,
@@ -57,7 +66,9 @@ __all__ = [
     "DADSLoss",
     "DIAYNLoss",
     "EncoderLoss",
+    "EpisodeStorage",
     "FrameStackStorage",
+    "GenDaLoss",
     "GoalPrimer",
     "GoalReachingPolicy",
     "IntrinsicRewardTransform",
@@ -71,6 +82,7 @@ __all__ = [
     "PixelOptions",
     "PointEnv",
     "RNDBaseline",
+    "RelabelSkills",
     "SACNetworks",
     "SkillAction",
     "SkillConditionedActor",

@@ -263,7 +263,6 @@ class OneHot(SkillPrior):
         device: torch.device | str | None = None,
     ) -> Tensor:
         index = torch.randint(self.dim, tuple(batch_size), generator=generator, device=device)
-        # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
         return torch.eye(self.dim, device=device)[index]
 
     def grid(self, num_skills: int) -> Tensor:
@@ -281,7 +280,8 @@ class OneHot(SkillPrior):
 
     def skill_along(self, displacement: Tensor) -> Tensor:
         """The skill of the displacement's largest entry."""
-        skill = torch.nn.functional.one_hot(displacement.argmax(-1), self.dim).to(displacement)
+        # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
+        skill = torch.eye(self.dim).to(displacement)[displacement.argmax(-1)]
         return skill.where(displacement.isfinite().all(dim=-1, keepdim=True), math.nan)
 
     def center(self, skill: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Architecture:
         pixel_shape (tuple of int, optional): shape ``[C, H, W]`` of a picture.
         channels (int, optional): channels of the first convolution.
         shared_encoder (bool, optional): whether all networks share one encoder.
+        layer_norm (bool, optional): whether the critics have layer normalization.
     """
 
     action_low: tuple[float, ...]
@@ -47,6 +48,7 @@ class Architecture:
     pixel_shape: tuple[int, ...] | None = None
     channels: int | None = None
     shared_encoder: bool | None = None
+    layer_norm: bool | None = None
 
     def to_config(self) -> dict[str, Any]:
         """The architecture as plain data, for files: ``Architecture(**config)`` reads it."""
@@ -103,6 +105,7 @@ def make_sac_networks(
     *,
     num_cells: Sequence[int] = (1024, 1024),
     value_size: int = 1,
+    layer_norm: bool = False,
     policy_ignores: Sequence[int] = (),
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for vector observations.
@@ -123,6 +126,9 @@ def make_sac_networks(
             Defaults to ``(1024, 1024)``.
         value_size (int, optional): size of the critics' output: 1, or the skills' size for
             :class:`~torchrl_metra.SuccessorFeatureSACLoss`. Defaults to 1.
+        layer_norm (bool, optional): whether each hidden layer of the critics is normalized before
+            its activation. Then they learn well from many more updates per step. Defaults to
+            ``False``, as in the paper.
         policy_ignores (sequence of int, optional): entries of the observation that the policy
             does not read, while φ and the critics do. Without those that say where the body is,
             a skill is the same everywhere. By default it reads all, as in the paper.
@@ -151,10 +157,15 @@ def make_sac_networks(
     trunk: nn.Module = make_trunk(state_size - len(policy_ignores), num_cells)
     if len(policy_ignores):
         trunk = _PartialView(trunk, observation_size, policy_ignores)
-    critics = [make_critic(state_size + spec.shape[-1], num_cells, value_size) for _ in range(2)]
+    size = state_size + spec.shape[-1]
+    critics = [make_critic(size, num_cells, value_size, layer_norm) for _ in range(2)]
     encoder = make_encoder(observation_size, prior.dim, num_cells)
     ignores = tuple(sorted(policy_ignores)) or None
-    options = {"observation_size": observation_size, "policy_ignores": ignores}
+    options = {
+        "observation_size": observation_size,
+        "policy_ignores": ignores,
+        "layer_norm": layer_norm or None,
+    }
     return _assemble("observation", trunk, critics, encoder, spec, num_cells, options)
 
 
@@ -167,6 +178,7 @@ def make_pixel_sac_networks(
     channels: int = 48,
     shared_encoder: bool = False,
     value_size: int = 1,
+    layer_norm: bool = False,
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for pictures under ``"pixels"``.
 
@@ -192,6 +204,7 @@ def make_pixel_sac_networks(
         shared_encoder (bool, optional): see above. Defaults to ``False``.
         value_size (int, optional): see :func:`~torchrl_metra.make_sac_networks`.
             Defaults to 1.
+        layer_norm (bool, optional): likewise. Defaults to ``False``.
 
     Returns:
         The networks, on the CPU.
@@ -216,13 +229,19 @@ def make_pixel_sac_networks(
         return PixelNetwork(encoder, make_head(encoder.num_features))
 
     def critic(size: int) -> nn.Module:
-        return make_critic(size + prior.dim + spec.shape[-1], num_cells, value_size)
+        size += prior.dim + spec.shape[-1]
+        return make_critic(size, num_cells, value_size, layer_norm)
 
     trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
     critics = [see(critic) for _ in range(2)]
     encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
     shape = tuple(pixel_shape)
-    options = {"pixel_shape": shape, "channels": channels, "shared_encoder": shared_encoder}
+    options = {
+        "pixel_shape": shape,
+        "channels": channels,
+        "shared_encoder": shared_encoder,
+        "layer_norm": layer_norm or None,
+    }
     return _assemble("pixels", trunk, critics, encoder, spec, num_cells, options, shared)
 
 
@@ -284,9 +303,17 @@ def make_encoder(in_features: int, out_features: int, num_cells: Sequence[int]) 
     return _initialize(encoder, nn.init.xavier_uniform_, float32_layers=range(0, len(encoder), 2))
 
 
-def make_critic(in_features: int, num_cells: Sequence[int], out_features: int = 1) -> MLP:
+def make_critic(
+    in_features: int, num_cells: Sequence[int], out_features: int = 1, layer_norm: bool = False
+) -> MLP:
     """A critic, or what of it follows the convolutions."""
-    critic = MLP(in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU)
+    norm: dict[str, Any] = {}
+    if layer_norm:
+        sizes = [{"normalized_shape": size} for size in num_cells]
+        norm = {"norm_class": nn.LayerNorm, "norm_kwargs": sizes}
+    critic = MLP(
+        in_features, out_features, num_cells=[*num_cells], activation_class=nn.ReLU, **norm
+    )
     return _initialize(critic, nn.init.xavier_normal_, float32_layers=[0, -1])
 
 

@@ -192,9 +192,13 @@ class EncoderLoss(SkillLoss):
         Attributes:
             latent (NestedKey): where the encoder writes its output. Defaults to
                 ``"latent"``, or to the encoder's first out-key if it has none of that name.
+            episode_skill (NestedKey): the skill that φ is trained with in place of ``skill``
+                where a batch has it, see :class:`~torchrl_metra.RelabelSkills`. Defaults to
+                ``"episode_skill"``.
         """
 
         latent: NestedKey = "latent"
+        episode_skill: NestedKey = "episode_skill"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -222,14 +226,28 @@ class EncoderLoss(SkillLoss):
         skill = self.prior.center(self.skill(tensordict))
         return ((next_latent - latent) * skill).sum(dim=-1, keepdim=True)
 
+    def encoder_skill(self, tensordict: TensorDictBase) -> Tensor:
+        """The skills that φ is trained with, ``[*B, D]``: those of episodes, if they are there."""
+        skill = tensordict.get(self.tensor_keys.episode_skill, default=None)
+        return self.skill(tensordict) if skill is None else skill
+
     def encode_pair(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """φ(s) and φ(s') of each transition, of shape ``[*B, D]``, in one call of the encoder."""
-        ends = [
-            torch.stack([self.read(tensordict, key), self.read(tensordict, ("next", key))])
+        latent, next_latent = self.encode_ends(tensordict, "", "next")
+        return latent, next_latent
+
+    def encode_ends(self, tensordict: TensorDictBase, *ends: str) -> tuple[Tensor, ...]:
+        """φ of several states of each transition, of shape ``[*B, D]``, in one call.
+
+        Args:
+            tensordict (TensorDictBase): transitions.
+            *ends (str): where each state lies, such as ``"next"``; ``""`` for the transition's own.
+        """
+        states = [
+            torch.stack([self.read(tensordict, (end, key) if end else key) for end in ends])
             for key in self.state_keys
         ]
-        latent, next_latent = self._encode(ends, (2, *tensordict.batch_size)).unbind(0)
-        return latent, next_latent
+        return self._encode(states, (len(ends), *tensordict.batch_size)).unbind(0)
 
     def encode(self, tensordict: TensorDictBase, *, following: bool = False) -> Tensor:
         """φ(s) of each transition, or φ(s') if ``following``, of shape ``[*B, D]``."""

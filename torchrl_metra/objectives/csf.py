@@ -76,7 +76,7 @@ class CSFLoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         step = self.cumulant(tensordict)
-        reward = (step * self.prior.center(self.skill(tensordict))).sum(dim=-1)
+        reward = (step * self.prior.center(self.encoder_skill(tensordict))).sum(dim=-1)
         negatives = self.prior.center(
             self.prior.sample([self.num_negatives], device=step.device).to(step.dtype)
         )

@@ -84,7 +84,7 @@ class LSDLoss(EncoderLoss):
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
         step = next_latent - latent
-        reward = (step * self.prior.center(self.skill(tensordict))).sum(dim=-1)
+        reward = (step * self.prior.center(self.encoder_skill(tensordict))).sum(dim=-1)
         return {
             "loss_encoder": -reward,
             "intrinsic_reward": reward,

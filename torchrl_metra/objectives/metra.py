@@ -158,7 +158,7 @@ class METRALoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
-        skill = self.prior.center(self.skill(tensordict))
+        skill = self.prior.center(self.encoder_skill(tensordict))
         step = next_latent - latent
         # Equation 7: how far the transition moves along its skill.
         reward = (step * skill).sum(dim=-1)

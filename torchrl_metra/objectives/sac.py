@@ -38,8 +38,9 @@ class BatchedSACLoss(BatchedCritics, SACLoss):
     Args:
         actor_network (ProbabilisticActor): see :class:`~torchrl.objectives.SACLoss`.
         qvalue_network (TensorDictModule or list of TensorDictModule): likewise. Each critic is an
-            ``nn.Sequential`` of linear layers with biases and of elementwise activations, such as
-            TorchRL's ``MLP``, or a :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
+            ``nn.Sequential`` of linear layers with biases, of layer normalizations and of elementwise
+            activations, such as TorchRL's ``MLP``, or a
+            :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
 
     Keyword Args:
         smoothness (float, optional): weight of that term. Defaults to 0, without it.
@@ -75,7 +76,7 @@ class BatchedSACLoss(BatchedCritics, SACLoss):
         if not isinstance(network, nn.Sequential) or not all(map(_is_supported, network)):
             raise TypeError(
                 f"{type(self).__name__} needs critics that are an nn.Sequential of linear layers "
-                "with biases and of elementwise activations, got "
+                "with biases, of layer normalizations and of elementwise activations, got "
                 f"{type(network).__name__}. SACLoss takes others."
             )
 
@@ -128,6 +129,8 @@ class BatchedSACLoss(BatchedCritics, SACLoss):
         for name, layer in network.named_children():
             if isinstance(layer, nn.Linear):
                 hidden = _batched_linear(layer, params.get(name), hidden)
+            elif isinstance(layer, nn.LayerNorm):
+                hidden = _batched_norm(layer, params.get(name), hidden)
             else:
                 hidden = layer(hidden)
         return hidden
@@ -153,9 +156,17 @@ def _batched_linear(layer: nn.Linear, params: TensorDictBase, hidden: Tensor) ->
     return torch.baddbmm(bias, weight, hidden)
 
 
+def _batched_norm(layer: nn.LayerNorm, params: TensorDictBase, hidden: Tensor) -> Tensor:
+    weight, bias = params.get("weight").unsqueeze(-1), params.get("bias").unsqueeze(-1)
+    normed = nn.functional.layer_norm(hidden.mT, layer.normalized_shape, eps=layer.eps).mT
+    return torch.addcmul(bias, weight, normed)
+
+
 def _is_supported(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return layer.bias is not None
+    if isinstance(layer, nn.LayerNorm):
+        return len(layer.normalized_shape) == 1 and layer.bias is not None
     # Elementwise activations only, whatever the order of the dimensions.
     is_activation = type(layer).__module__ == nn.ReLU.__module__
     return is_activation and not hasattr(layer, "dim") and not list(layer.parameters())

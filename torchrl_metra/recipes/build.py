@@ -126,6 +126,7 @@ def make_metra(
         cudagraphs=config.cudagraphs,
         autocast=getattr(torch, config.autocast) if config.autocast else None,
         shared_encoder=shared_encoder,
+        relabeling=objectives.make_relabeling(config, skill_loss),
     )
     if collector is None:
         collector = collect.make_collector(config, world, policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer, TensorStorage
 from torchrl.envs import EnvBase, ObservationNorm, TransformedEnv
 
 from torchrl_metra._checks import check_choice
 from torchrl_metra._extras import require
 from torchrl_metra._transforms import transforms_of
-from torchrl_metra.data import FrameStackStorage
+from torchrl_metra.data import EpisodeStorage, FrameStackStorage
 from torchrl_metra.envs import PixelOptions, SkillPrimer, make_env
 from torchrl_metra.modules import SkillPolicy
-from torchrl_metra.recipes.objectives import make_prior, sees_pictures
+from torchrl_metra.recipes.objectives import make_prior, relabels, sees_pictures
 from torchrl_metra.recipes.settings import Settings
 
 
@@ -165,6 +166,10 @@ def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
         # A run that goes on finds its own files in the folder.
         storage = LazyTensorStorage if is_device else partial(LazyMemmapStorage, existsok=True)
     storage = partial(storage, settings.buffer_size, **place)
+    if relabels(settings):
+        key = "pixels" if sees_pictures(settings, env) else "observation"
+        options = {"state_keys": [key], "steps_ahead": settings.relabel.steps_ahead}
+        storage = partial(_episodes, storage, options)
     if is_remote:
         return ReplayBuffer(
             storage=storage,
@@ -179,6 +184,10 @@ def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
     if torch.device(settings.device).type != torch.device(place.get("device", "cpu")).type:
         buffer.append_transform(lambda batch: batch.to(settings.device))
     return buffer
+
+
+def _episodes(make_storage: Callable[[], TensorStorage], options: dict[str, Any]) -> EpisodeStorage:
+    return EpisodeStorage(make_storage(), **options)
 
 
 def learner_options(settings: Settings) -> dict[str, Any]:

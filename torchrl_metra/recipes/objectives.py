@@ -20,7 +20,13 @@ from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import ReadPosition
 from torchrl_metra.modules import SACNetworks, make_pixel_sac_networks, make_sac_networks
 from torchrl_metra.modules.networks import make_encoder
-from torchrl_metra.objectives import BatchedSACLoss, SkillLoss, SuccessorFeatureSACLoss
+from torchrl_metra.objectives import (
+    BatchedSACLoss,
+    EncoderLoss,
+    RelabelSkills,
+    SkillLoss,
+    SuccessorFeatureSACLoss,
+)
 from torchrl_metra.recipes.settings import Settings
 
 
@@ -62,6 +68,7 @@ class Objective:
         predicts_features (bool): whether the critics predict successor features, vectors of the
             size of a skill; the policy's loss is then
             :class:`~torchrl_metra.SuccessorFeatureSACLoss`.
+        relabels (bool): whether skills are relabeled unless a setting says otherwise.
     """
 
     summary: str
@@ -69,10 +76,16 @@ class Objective:
     sees_pictures: bool = True
     draws_normal: bool = False
     predicts_features: bool = False
+    relabels: bool = False
 
 
 def _metra(parts: LossParts) -> SkillLoss:
     return objectives.METRALoss(parts.encoder, parts.prior, **vars(parts.settings.metra))
+
+
+def _genda(parts: LossParts) -> SkillLoss:
+    options = {"uniformity": parts.settings.relabel.uniformity, **vars(parts.settings.metra)}
+    return objectives.GenDaLoss(parts.encoder, parts.prior, **options)
 
 
 def _l2(parts: LossParts) -> SkillLoss:
@@ -119,6 +132,11 @@ def _rnd(parts: LossParts) -> SkillLoss:
 
 OBJECTIVES: dict[str, Objective] = {
     "metra": Objective("go far in the latent space of temporal distances", _metra),
+    "genda": Objective(
+        "METRA with skills relabeled in hindsight, and episodes in all directions",
+        _genda,
+        relabels=True,
+    ),
     "l2": Objective("METRA whose distance is that of observations", _l2, sees_pictures=False),
     "csd": Objective(
         "METRA whose distance is how hard a change is to control", _csd, sees_pictures=False
@@ -168,7 +186,11 @@ def sees_pictures(settings: Settings, env: EnvBase) -> bool:
 def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNetworks:
     """The paper's networks for what the environment shows: pictures or vectors."""
     value_size = prior.dim if find_objective(settings).predicts_features else 1
-    shared: dict[str, Any] = {"num_cells": settings.num_cells, "value_size": value_size}
+    shared: dict[str, Any] = {
+        "num_cells": settings.num_cells,
+        "value_size": value_size,
+        "layer_norm": settings.layer_norm,
+    }
     spec = env.observation_spec
     if not sees_pictures(settings, env):
         ignored = () if settings.policy.position else _position_entries(env)
@@ -194,15 +216,34 @@ def make_skill_loss(
     return objective.make(LossParts(settings, env, encoder, prior)).to(settings.device)
 
 
+def relabels(settings: Settings) -> bool:
+    """Whether skills are relabeled in hindsight."""
+    enabled = settings.relabel.enabled
+    return find_objective(settings).relabels if enabled is None else enabled
+
+
+def make_relabeling(settings: Settings, skill_loss: SkillLoss) -> RelabelSkills | None:
+    """What relabels skills, if anything does."""
+    if not relabels(settings):
+        return None
+    if not isinstance(skill_loss, EncoderLoss):
+        raise ValueError(
+            f"relabel.enabled=true needs an objective with an encoder, got {settings.objective}."
+        )
+    return RelabelSkills(skill_loss.encoder, skill_loss.prior, rarity=settings.relabel.rarity).to(
+        settings.device
+    )
+
+
 def make_policy_loss(
     settings: Settings, env: EnvBase, networks: SACNetworks, prior: SkillPrior
 ) -> BatchedSACLoss:
     """SAC with the authors' settings, on rewards or on successor features."""
     options = {
         "loss_function": "l2",
-        "target_entropy": -env.action_spec.shape[-1] / 2,
         "smoothness": settings.policy.smoothness,
         **vars(settings.sac),
+        "target_entropy": settings.sac.target_entropy * env.action_spec.shape[-1],
     }
     actor, critics = networks.actor, networks.critics
     if find_objective(settings).predicts_features:

@@ -117,16 +117,35 @@ class METRASettings:
 
 
 @dataclass
+class RelabelSettings:
+    """Skills in hindsight, see :class:`~torchrl_metra.RelabelSkills`.
+
+    Attributes:
+        enabled: true: relabel the skills of stored episodes; null: if the objective is genda
+        steps_ahead: environment steps after which the policy's direction is measured
+        rarity: probability below which the policy keeps a skill that episodes rarely follow
+        uniformity: weight of the uniformity of directions, for the objective genda
+    """
+
+    enabled: bool | None = None
+    steps_ahead: int = 25
+    rarity: float = 0.4
+    uniformity: float = 1.0
+
+
+@dataclass
 class SACSettings:
     """The policy's loss, see :class:`~torchrl_metra.BatchedSACLoss`.
 
     Attributes:
         alpha_init: initial entropy coefficient α
         fixed_alpha: true: α stays there
+        target_entropy: for each action
     """
 
     alpha_init: float = 0.01
     fixed_alpha: bool = False
+    target_entropy: float = -0.5
 
 
 @dataclass
@@ -169,7 +188,7 @@ class Settings:
 
     Attributes:
         preset: paper | laptop | debug: what the environment's preset sets
-        objective: metra | l2 | csd | lsd | diayn | dads | cic | csf | rnd
+        objective: metra | genda | l2 | csd | lsd | diayn | dads | cic | csf | rnd
         seed: of environments, networks and skills
         device: of networks: cpu | cuda
         output: folder of logs, checkpoints, pictures and the skill policy; null: write nothing
@@ -181,6 +200,7 @@ class Settings:
         collection_timeout: seconds without a batch after which a worker counts as hanging; null:
             for ever
         num_cells: widths of the hidden layers of all networks
+        layer_norm: true: the critics have layer normalization
         total_frames: environment steps
         frames_per_batch: environment steps before each round of updates
         optim_steps_per_batch: updates in a round
@@ -219,6 +239,7 @@ class Settings:
     collection_timeout: float | None = 600.0
 
     num_cells: list[int] = field(default_factory=lambda: [1024, 1024])
+    layer_norm: bool = False
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
 
@@ -232,6 +253,7 @@ class Settings:
     gamma: float = 0.99
     learning_rate: dict[str, float] = field(default_factory=lambda: {"lr": 1e-4})
     metra: METRASettings = field(default_factory=METRASettings)
+    relabel: RelabelSettings = field(default_factory=RelabelSettings)
     sac: SACSettings = field(default_factory=SACSettings)
 
     evaluation_interval: int = 160_000

@@ -22,7 +22,7 @@ from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.diagnosis import Diagnosis
 from torchrl_metra.trainers.optimizers import check_losses, check_optimizers
 from torchrl_metra.trainers.rounds import read_metrics
-from torchrl_metra.trainers.stepper import relabel, step_skill_loss
+from torchrl_metra.trainers.stepper import add_reward, step_skill_loss
 
 
 class SkillHook(TrainerHookBase):
@@ -92,7 +92,7 @@ class SkillHook(TrainerHookBase):
         refuse_multi_step(batch)
         losses = self.skill_loss(batch)
         self._metrics.append(step_skill_loss(losses, self.optimizers, self._trainer))
-        relabel(self.skill_loss, batch, self._trainer.loss_module)
+        add_reward(self.skill_loss, batch, self._trainer.loss_module)
         return batch
 
     def log(self, optim_steps: int, losses: TensorDictBase | None) -> dict[str, Any] | None:

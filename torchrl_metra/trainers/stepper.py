@@ -18,7 +18,7 @@ from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
 from torchrl_metra._private import add_learner_models
-from torchrl_metra.objectives import SkillLoss
+from torchrl_metra.objectives import RelabelSkills, SkillLoss
 from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.graph import UpdateGraph
 from torchrl_metra.trainers.optimizers import check_optimizers
@@ -52,6 +52,8 @@ class METRAOptimizationStepper(OptimizationStepper):
         shared_encoder (TensorDictModule, optional): a part of φ whose output policy and
             critics read, see :func:`~torchrl_metra.make_pixel_sac_networks`. Without
             gradient, it adds its ``out_keys`` to both ends of each transition.
+        relabeling (RelabelSkills, optional): skills in hindsight, for a replay buffer with an
+            :class:`~torchrl_metra.EpisodeStorage`. The stepper moves its average of φ.
 
     Raises:
         ValueError: if ``optimizers`` lacks ``"qvalue"``, ``"actor"`` or the skill loss's
@@ -81,6 +83,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         cudagraphs: bool = False,
         autocast: torch.dtype | None = None,
         shared_encoder: TensorDictModule | None = None,
+        relabeling: RelabelSkills | None = None,
     ) -> None:
         check_optimizers(optimizers, skill_loss, "qvalue", "actor")
         if not isinstance(target_net_updater, SoftUpdate | None):
@@ -95,6 +98,7 @@ class METRAOptimizationStepper(OptimizationStepper):
         self.cudagraphs = cudagraphs
         self.autocast = autocast
         self.shared_encoder = shared_encoder
+        self.relabeling = relabeling
         self._graph: UpdateGraph | None = None
         self._trainer: Any = None
 
@@ -122,11 +126,13 @@ class METRAOptimizationStepper(OptimizationStepper):
         """
         batch = batch.copy()
         with self._autocast():
+            if self.relabeling is not None:
+                batch = self.relabeling(batch)
             losses = self.skill_loss(batch)
         metrics = step_skill_loss(losses, self.optimizers, self._trainer)
 
         with self._autocast():
-            relabel(self.skill_loss, batch, sac_loss)
+            add_reward(self.skill_loss, batch, sac_loss)
             if self.shared_encoder is not None:
                 add_features(self.shared_encoder, batch)
 
@@ -150,6 +156,8 @@ class METRAOptimizationStepper(OptimizationStepper):
 
         if self.target_net_updater is not None:
             self.target_net_updater.step()
+        if self.relabeling is not None:
+            self.relabeling.step(self.skill_loss.encoder)
         return TensorDict(
             {
                 **metrics,
@@ -166,6 +174,8 @@ class METRAOptimizationStepper(OptimizationStepper):
     def _make_graph(self, sac_loss: LossModule) -> UpdateGraph:
         in_keys = read_keys(self.skill_loss, sac_loss)
         in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
+        if self.relabeling is not None:
+            in_keys |= {*self.relabeling.in_keys}
         return UpdateGraph(
             partial(self.update, sac_loss),
             self.optimizers,
@@ -205,9 +215,14 @@ class METRAOptimizationStepper(OptimizationStepper):
         add_learner_models(trainer, [self.skill_loss, trainer.loss_module], self.shared_encoder)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        state = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        if self.relabeling is not None:
+            state["relabeling"] = self.relabeling.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.relabeling is not None:
+            self.relabeling.load_state_dict(state_dict["relabeling"])
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state_dict[name])
 
@@ -241,7 +256,7 @@ def read_keys(skill_loss: SkillLoss, sac_loss: LossModule) -> set[NestedKey]:
     return {*map(unravel_key, [*skill_loss.in_keys, *sac_loss.in_keys]), *following}
 
 
-def relabel(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
+def add_reward(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModule) -> None:
     """Write today's reward, or what else the critics accumulate, where their loss reads it."""
     skill_key = skill_loss.tensor_keys.skill
     with torch.no_grad():

@@ -1,0 +1,101 @@
+"""The GenDa loss module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from torchrl_metra._checks import check_positive
+from torchrl_metra.data import SkillPrior
+from torchrl_metra.objectives.functional import pairwise_products
+from torchrl_metra.objectives.metra import METRALoss
+
+
+class GenDaLoss(METRALoss):
+    r"""GenDa: METRA whose episodes go in all directions of the latent space.
+
+    Presented in "GenDa", Park et al., ICML 2026, https://arxiv.org/abs/2607.00392. It goes with
+    :class:`~torchrl_metra.RelabelSkills`: φ is trained with the skills that episodes have shown.
+    So that these do not all become one, the loss of φ has one more term, which pushes the
+    directions of the batch's episodes apart:
+
+    .. math::
+        L_\text{unif} = \frac{1}{B} \sum_i \log \sum_{j \ne i} e^{v_i^\top v_j}, \qquad
+        v = \frac{\phi(s_T) - \phi(s_0)}{\|\phi(s_T) - \phi(s_0)\|}.
+
+    Args:
+        encoder (nn.Module or TensorDictModule): see :class:`~torchrl_metra.METRALoss`.
+        prior (SkillPrior): likewise.
+
+    Keyword Args:
+        uniformity (float, optional): weight of that term. Defaults to 1.0.
+        **kwargs: see :class:`~torchrl_metra.METRALoss`.
+
+    Raises:
+        KeyError: by a call, if the batch lacks the first or the last state of its episodes, which
+            :class:`~torchrl_metra.EpisodeStorage` brings.
+
+    The output holds, beside METRA's, ``uniformity``, the term without its weight.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl_metra import EpisodeStorage, SkillPrimer, UnitSphere, make_env
+        >>> prior = UnitSphere(2)
+        >>> genda_loss = GenDaLoss(nn.Linear(2, 2), prior)
+        >>> storage = EpisodeStorage(LazyTensorStorage(1_000))
+        >>> buffer = ReplayBuffer(storage=storage, batch_size=32)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> _ = buffer.extend(env.rollout(50).reshape(-1))
+        >>> genda_loss(buffer.sample())["loss_encoder"].backward()
+    """
+
+    out_keys = [*METRALoss.out_keys, "uniformity"]
+
+    def __init__(
+        self,
+        encoder: nn.Module | TensorDictModuleBase,
+        prior: SkillPrior,
+        *,
+        uniformity: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder, prior, **kwargs)
+        check_positive("uniformity", uniformity)
+        self.uniformity = uniformity
+
+    def read_keys(self) -> list[NestedKey]:
+        ends = [(end, key) for end in ("first", "last") for key in self.state_keys]
+        return [*super().read_keys(), *ends]
+
+    def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        entries = super().compute(tensordict)
+        first, last = self.encode_ends(tensordict, "first", "last")
+        uniformity = crowding(last - first)
+        entries["loss_encoder"] = entries["loss_encoder"] + self.uniformity * uniformity
+        entries["uniformity"] = uniformity
+        return entries
+
+
+def crowding(displacements: Tensor) -> Tensor:
+    r"""How many others each displacement's direction is close to.
+
+    Args:
+        displacements (Tensor): of shape ``[*B, D]``, with ``N`` rows in all.
+
+    Returns:
+        :math:`\log \sum_{j \ne i} e^{v_i^\top v_j}` of their directions :math:`v`, of shape
+        ``[*B]``: :math:`\log(N - 1)` plus a number between -1 and 1.
+
+    Examples:
+        >>> crowding(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+        tensor([0., 0.])
+    """
+    rows = nn.functional.normalize(displacements.flatten(0, -2), dim=-1)
+    products = pairwise_products(rows, rows)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return products.masked_fill(itself, -torch.inf).logsumexp(-1).view(displacements.shape[:-1])

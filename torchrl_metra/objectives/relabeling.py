@@ -1,0 +1,155 @@
+"""Skills in hindsight: what an episode has shown, in place of what it was meant to show."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.envs import Transform
+
+from torchrl_metra._checks import check_type
+from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules.encoder import as_encoder, latent_key
+
+
+class RelabelSkills(Transform):
+    r"""Replaces the skills of sampled transitions by what their episodes have shown.
+
+    Presented in "GenDa", Park et al., ICML 2026, https://arxiv.org/abs/2607.00392. Early in
+    training an episode rarely goes where its skill points, but it always goes somewhere: there,
+    it is a perfect demonstration. With :math:`\bar\phi`, an exponential average of the encoder,
+
+    .. math::
+        z_\text{episode} = \frac{\bar\phi(s_T) - \bar\phi(s_0)}{\|\cdot\|}, \qquad
+        z_\text{ahead} = \frac{\bar\phi(s_{t+c}) - \bar\phi(s_t)}{\|\cdot\|},
+
+    or the one-hot skill whose entry of the difference is largest. φ is trained with
+    :math:`z_\text{episode}`. The policy keeps the rolled skill where episodes rarely go that way,
+    so that it still explores; elsewhere it is trained with :math:`z_\text{episode}` for one half
+    and with :math:`z_\text{ahead}` for the other.
+
+    How rare a direction is says the probability :math:`p_\text{episode}(z) / (p_\text{episode}(z)
+    + p(z))` of episodes against the prior. Both are counted in cells around ``8 D`` skills spread
+    evenly, those of episodes as an average over the latest hundred batches. (The authors train a
+    classifier on cells between random planes, whose optimum is the same ratio.)
+
+    It takes batches of a replay buffer with :class:`~torchrl_metra.EpisodeStorage`: give it to
+    :class:`~torchrl_metra.METRAOptimizationStepper`, or append it to the buffer and call
+    :meth:`step` after each update. Losses with an encoder (:class:`~torchrl_metra.METRALoss`,
+    :class:`~torchrl_metra.CSFLoss`, :class:`~torchrl_metra.LSDLoss`) then train φ with
+    ``"episode_skill"``, and reward the policy by ``"skill"``.
+
+    Args:
+        encoder (nn.Module or TensorDictModule): φ, from observations to ``[*B, D]``. A copy of it
+            becomes the average.
+        prior (SkillPrior): distribution of the skills; its ``dim`` is ``D``.
+
+    Keyword Args:
+        rarity (float, optional): probability below which a direction counts as rare; 0 relabels
+            every skill, 1 none of the policy's. Defaults to 0.4.
+        tau (float, optional): how far the average moves in a step. Defaults to 5e-3.
+
+    Raises:
+        ValueError: if a keyword is out of range.
+        KeyError: by a call, if the batch lacks a state of its episode.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl_metra import EpisodeStorage, SkillPrimer, UnitSphere, make_env
+        >>> prior, encoder = UnitSphere(2), nn.Linear(2, 2)
+        >>> relabel = RelabelSkills(encoder, prior)
+        >>> storage = EpisodeStorage(LazyTensorStorage(1_000))
+        >>> buffer = ReplayBuffer(storage=storage, batch_size=32, transform=relabel)
+        >>> env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior))
+        >>> _ = buffer.extend(env.rollout(50).reshape(-1))
+        >>> buffer.sample()["episode_skill"].shape
+        torch.Size([32, 2])
+        >>> relabel.step(encoder)
+    """
+
+    prior_mass: Tensor
+    episode_mass: Tensor
+    anchors: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module | TensorDictModuleBase,
+        prior: SkillPrior,
+        *,
+        rarity: float = 0.4,
+        tau: float = 5e-3,
+    ) -> None:
+        check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
+        for name, value in (("rarity", rarity), ("tau", tau)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+        self.skill_key: NestedKey = "skill"
+        self.episode_skill_key: NestedKey = "episode_skill"
+        average = copy.deepcopy(as_encoder(encoder)).requires_grad_(False).eval()
+        ends = ("first", "last", "ahead")
+        keys = [*average.in_keys, *((end, key) for end in ends for key in average.in_keys)]
+        super().__init__(
+            in_keys=[*map(unravel_key, keys), self.skill_key],
+            out_keys=[self.skill_key, self.episode_skill_key],
+        )
+        self.encoder = average
+        self.prior = prior
+        self.rarity = rarity
+        self.tau = tau
+        self.register_buffer("anchors", prior.grid(8 * prior.dim))
+        draws = prior.sample([100_000], generator=torch.Generator().manual_seed(0))
+        mass = self._mass(draws)
+        self.register_buffer("prior_mass", mass)
+        self.register_buffer("episode_mass", mass.clone())
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the skill that φ is trained with, and that of the policy at both ends."""
+        # Batches are drawn at random, and so is their first half.
+        half = len(tensordict) // 2
+        first, last = self._encode(tensordict.get("first"), tensordict.get("last"))
+        here, ahead = self._encode(tensordict[:half], tensordict.get("ahead")[:half])
+        episode_skill = self.prior.skill_along(last - first)
+        ahead_skill = self.prior.skill_along(ahead - here)
+        self.episode_mass.lerp_(self._mass(episode_skill), 0.01)
+        rolled = tensordict.get(self.skill_key)
+        skill = torch.cat([ahead_skill, episode_skill[half:]])
+        skill = torch.where(self.probability(rolled).unsqueeze(-1) < self.rarity, rolled, skill)
+        tensordict.set(self.skill_key, skill)
+        tensordict.set(("next", self.skill_key), skill)
+        tensordict.set(self.episode_skill_key, episode_skill)
+        return tensordict
+
+    def probability(self, skill: Tensor) -> Tensor:
+        """That a skill is an episode's and not a draw from the prior, of shape ``[*B]``."""
+        ratio = self.episode_mass / (self.episode_mass + self.prior_mass)
+        return ratio[self._cell(skill)]
+
+    @torch.no_grad()
+    def step(self, encoder: nn.Module) -> None:
+        """Move the average toward the encoder, after a step of it."""
+        source = as_encoder(encoder)
+        for average, value in zip(self.encoder.parameters(), source.parameters(), strict=True):
+            average.lerp_(value, self.tau)
+        for average, value in zip(self.encoder.buffers(), source.buffers(), strict=True):
+            average.copy_(value)
+
+    def _encode(self, *states: TensorDictBase) -> tuple[Tensor, ...]:
+        """Averaged φ of several states of each transition, each of shape ``[*B, D]``."""
+        keys, shape = self.encoder.in_keys, (len(states), *states[0].batch_size)
+        stacks = {key: torch.stack([state.get(key) for state in states]) for key in keys}
+        latents = self.encoder(TensorDict(stacks, shape).reshape(-1)).get(latent_key(self.encoder))
+        return latents.float().unflatten(0, shape).unbind(0)
+
+    def _cell(self, skill: Tensor) -> Tensor:
+        """Which of the anchors is nearest in direction, of shape ``[*B]``."""
+        return (skill @ self.anchors.to(skill.dtype).T).argmax(dim=-1)
+
+    def _mass(self, skill: Tensor) -> Tensor:
+        """The share of skills in each cell."""
+        cells = torch.arange(len(self.anchors), device=skill.device)
+        return (self._cell(skill).reshape(-1, 1) == cells).to(skill.dtype).mean(dim=0)
