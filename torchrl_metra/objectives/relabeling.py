@@ -13,6 +13,7 @@ from torchrl.envs import Transform
 
 from torchrl_metra._checks import check_type
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules import Float32Linear
 from torchrl_metra.modules.encoder import as_encoder, latent_key
 
 
@@ -96,6 +97,9 @@ class RelabelSkills(Transform):
             in_keys=[*map(unravel_key, keys), self.skill_key],
             out_keys=[self.skill_key, self.episode_skill_key],
         )
+        # Long displacements keep their direction in bfloat16, as the policy's hidden layers do.
+        for layer in [part for part in average.modules() if isinstance(part, Float32Linear)][1:-1]:
+            layer.__class__ = nn.Linear
         self.encoder = average
         self.prior = prior
         self.rarity = rarity
