@@ -1,6 +1,13 @@
 """METRA: unsupervised skill discovery as a TorchRL plug-in."""
 
-from torchrl_metra.data import FrameStackStorage, OneHot, SkillPrior, StandardNormal, UnitSphere
+from torchrl_metra.data import (
+    EpisodeStorage,
+    FrameStackStorage,
+    OneHot,
+    SkillPrior,
+    StandardNormal,
+    UnitSphere,
+)
 from torchrl_metra.envs import (
     GoalPrimer,
     IntrinsicRewardTransform,
@@ -57,6 +64,7 @@ __all__ = [
     "DADSLoss",
     "DIAYNLoss",
     "EncoderLoss",
+    "EpisodeStorage",
     "FrameStackStorage",
     "GoalPrimer",
     "GoalReachingPolicy",

@@ -1,6 +1,14 @@
-"""Skill priors, and a replay memory for pictures."""
+"""Skill priors, and replay memories for pictures and for whole episodes."""
 
+from torchrl_metra.data.episodes import EpisodeStorage
 from torchrl_metra.data.frames import FrameStackStorage
 from torchrl_metra.data.skills import OneHot, SkillPrior, StandardNormal, UnitSphere
 
-__all__ = ["FrameStackStorage", "OneHot", "SkillPrior", "StandardNormal", "UnitSphere"]
+__all__ = [
+    "EpisodeStorage",
+    "FrameStackStorage",
+    "OneHot",
+    "SkillPrior",
+    "StandardNormal",
+    "UnitSphere",
+]
