@@ -194,6 +194,9 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "ControllabilityDistanceConfig": {"mean": network(2, 2), "log_std": network(2, 2)},
         "DADSLossConfig": {"dynamics": network(4, 4), "prior": prior, "observation_size": 2},
         "DIAYNLossConfig": of_encoder,
+        "EpisodeStorageConfig": {
+            "storage": {"_target_": "torchrl.data.LazyTensorStorage", "max_size": 10},
+        },
         "FrameStackStorageConfig": {"max_size": 10},
         "GoalPrimerConfig": {"goals": goals},
         "GoalReachingPolicyConfig": {"actor": networks.actor, **of_encoder},

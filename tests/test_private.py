@@ -446,6 +446,14 @@ def test_SelfSamplingStorage() -> None:
     assert storage.cleared
 
 
+def test_empty_storage() -> None:
+    storage = LazyTensorStorage(10)
+    storage.set(range(4), TensorDict({"x": torch.arange(4.0)}, [4]))
+    assert len(storage) == 4
+    _private.empty_storage(storage)
+    assert len(storage) == 0
+
+
 def test_forget_scalars(tmp_path: Path) -> None:
     logger = CSVLogger("log", log_dir=str(tmp_path))
     logger.log_scalar("loss", 1.0, step=1)

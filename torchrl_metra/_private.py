@@ -21,7 +21,7 @@ from tensordict.nn import TensorDictSequential
 from torch import Tensor, fx, nn
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.data import TensorStorage
+from torchrl.data import Storage, TensorStorage
 from torchrl.envs import EnvBase, Transform
 from torchrl.modules import TanhNormal
 from torchrl.objectives.common import LossModule
@@ -264,6 +264,11 @@ class SelfSamplingStorage(TensorStorage):
     def _empty(self) -> None:
         self.clear()
         self.note_change()
+
+
+def empty_storage(storage: Storage) -> None:
+    """TorchRL 0.14.1: ``Storage._empty``, which forgets all data."""
+    storage._empty()
 
 
 def forget_scalars(logger: CSVLogger) -> None:

@@ -1,4 +1,4 @@
-"""Skill priors, and a replay memory for pictures."""
+"""Skill priors, and replay memories for pictures and for whole episodes."""
 
 from torchrl_metra.data.episodes import EpisodeStorage
 from torchrl_metra.data.frames import FrameStackStorage

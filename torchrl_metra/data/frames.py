@@ -108,13 +108,7 @@ class FrameStackStorage(SelfSamplingStorage):
         """Write transitions behind the last ones, where a ``RoundRobinWriter`` puts them."""
         if isinstance(cursor, int):
             cursor, data = [cursor], data.unsqueeze(0)
-        slots = torch.as_tensor(cursor, device=self.device)
-        expected = (torch.arange(len(slots), device=self.device) + self._next_slot) % self.max_size
-        if len(slots) > self.max_size or not slots.equal(expected):
-            raise ValueError(
-                f"expected at most {self.max_size} transitions, in the order of time and next at "
-                f"slot {self._next_slot}, got {len(slots)}. Use the default RoundRobinWriter."
-            )
+        slots = next_slots(self, cursor, self._next_slot)
         data = data.to(self.device)
         frames, frame_index = self._split_frames(data)
         if len(frames) > self.max_frames:
@@ -238,6 +232,18 @@ class FrameStackStorage(SelfSamplingStorage):
         first_frame = self._transitions.get(slice(None))["frame_index"][:, 0]
         self._num_valid = int((first_frame >= self._oldest_frame).sum())
         self.initialized = True
+
+
+def next_slots(storage: TensorStorage, cursor: Sequence[int] | slice, next_slot: int) -> Tensor:
+    """Where to write, if it is where a ``RoundRobinWriter`` goes on from ``next_slot``."""
+    slots = torch.as_tensor(cursor, device=storage.device)
+    expected = (torch.arange(len(slots), device=storage.device) + next_slot) % storage.max_size
+    if len(slots) > storage.max_size or not slots.equal(expected):
+        raise ValueError(
+            f"expected at most {storage.max_size} transitions, in the order of time and next at "
+            f"slot {next_slot}, got {len(slots)}. Use the default RoundRobinWriter."
+        )
+    return slots
 
 
 def _equal(left: Tensor, right: Tensor, num_dims: int = 1) -> Tensor:

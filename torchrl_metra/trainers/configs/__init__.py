@@ -72,7 +72,10 @@ CONFIGURED = {
         "one_hot": "OneHot",
     },
     ("stepper", PlainConfig): {"metra": "METRAOptimizationStepper"},
-    ("storage", StorageConfig): {"frame_stack": "FrameStackStorage"},
+    ("storage", StorageConfig): {
+        "frame_stack": "FrameStackStorage",
+        "episode": "EpisodeStorage",
+    },
     ("transform", TransformConfig): {
         "skill_primer": "SkillPrimer",
         "intrinsic_reward": "IntrinsicRewardTransform",
