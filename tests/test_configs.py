@@ -31,6 +31,7 @@ import torchrl_metra.trainers
 from torchrl_metra import (
     BatchedSACLoss,
     CSDLoss,
+    GenDaLoss,
     METRALoss,
     METRATrainer,
     SACNetworks,
@@ -72,6 +73,7 @@ FUNCTIONS = {
 PASSED_ON = {
     BatchedSACLoss: SACLoss,
     CSDLoss: METRALoss,
+    GenDaLoss: METRALoss,
     SuccessorFeatureSACLoss: BatchedSACLoss,
 }
 # Components without a config, and why.
@@ -194,7 +196,9 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "ControllabilityDistanceConfig": {"mean": network(2, 2), "log_std": network(2, 2)},
         "DADSLossConfig": {"dynamics": network(4, 4), "prior": prior, "observation_size": 2},
         "DIAYNLossConfig": of_encoder,
+        "EpisodeStorageConfig": {"storage": LazyTensorStorage(10)},
         "FrameStackStorageConfig": {"max_size": 10},
+        "GenDaLossConfig": {**of_encoder, "slack": 0.1},
         "GoalPrimerConfig": {"goals": goals},
         "GoalReachingPolicyConfig": {"actor": networks.actor, **of_encoder},
         "IntrinsicRewardTransformConfig": {"skill_loss": parts.metra_loss},
@@ -294,7 +298,7 @@ def test_a_file_of_parts_and_one_of_the_trainer(tmp_path: Path) -> None:
           num_envs: 2
           num_cells: [8]
           frames_per_batch: 80
-          optim_steps_per_batch: 1
+          updates_per_step: 0.0125
           batch_size: 16
           buffer_size: 200
           min_buffer_size: 80

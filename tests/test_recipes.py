@@ -38,7 +38,7 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "total_frames": 1_600, "frames_per_batch": 400, "min_buffer_size": 400,
-    "optim_steps_per_batch": 1, "evaluation_episodes": 3, "num_envs": 4, "batch_size": 16,
+    "updates_per_step": 0.0025, "evaluation_episodes": 3, "num_envs": 4, "batch_size": 16,
     "num_cells": [8], "buffer_size": 1_500, "progress_bar": False,
 }  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_debug_run_of_a_simulator(tmp_path: Path, name: str) -> None:
     settings = make_settings(
         {"name": name, "max_steps": 25}, preset="debug", output=str(tmp_path), backend="serial",
         total_frames=100, frames_per_batch=50, min_buffer_size=50, evaluation_episodes=2,
-        progress_bar=False,
+        updates_per_step=0.04, progress_bar=False,
     )  # fmt: skip
     assert train(settings)["frames"] == 100
     assert (tmp_path / "skills.mp4").stat().st_size > 1_000
