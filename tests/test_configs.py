@@ -16,6 +16,7 @@ import torch
 from conftest import make_losses
 from pages import Page
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage
 from torchrl.envs import TransformedEnv
 from torchrl.modules import MLP
 from torchrl.objectives import SACLoss
@@ -222,6 +223,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
             "num_cells": [8], "channels": 2,
         },
         "PointEnvConfig": {"num_envs": 3},
+        "RelabelSkillsConfig": of_encoder,
         "RNDBaselineConfig": {
             "predictor": network(2, 4), "target": network(2, 4), "prior": prior,
             "observation_size": 2,

@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
     "updates_per_step": 0.01, "batch_size": 8, "progress_bar": False,
 }  # fmt: skip
 FROM_PIXELS: dict[str, Any] = {
-    **SMALL, "total_frames": 40, "frames_per_batch": 20, "updates_per_step": 0.05, "min_buffer_size": 20, "num_envs": 1,
-    "backend": "serial", "encoder": {"channels": 2},
+    **SMALL, "total_frames": 40, "frames_per_batch": 20, "min_buffer_size": 20, "num_envs": 1,
+    "updates_per_step": 0.05, "backend": "serial", "encoder": {"channels": 2},
 }  # fmt: skip
 
 
