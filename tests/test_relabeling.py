@@ -348,7 +348,7 @@ def test_a_step_relabels_and_leaves_the_batch() -> None:
     given = batch.clone()
     metrics = parts.stepper.step(parts.trainer, batch)
     assert (batch == given).all()
-    assert batch.keys(True, True) == given.keys(True, True)
+    assert set(batch.keys(True, True)) == set(given.keys(True, True))
     relabeled = reference.relabel(batch.clone())
     assert not relabeled["skill"].equal(batch["skill"])
     expected = reference.skill_loss(relabeled)["loss_encoder"].detach()
