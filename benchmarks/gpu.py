@@ -52,7 +52,8 @@ PIXELS = {
 }
 VARIANTS = {"learner": STATES, "pixels": PIXELS}
 # For the runs, in place of the paper's sizes: these only test the code.
-DRY_RUN = ["preset=debug", "frames_per_batch=200", "min_buffer_size=200", "total_frames=99999"]
+DRY_RUN = ["preset=debug", "frames_per_batch=200", "updates_per_step=0.025"]
+DRY_RUN += ["min_buffer_size=200", "total_frames=99999"]
 
 
 @dataclass

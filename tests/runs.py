@@ -88,7 +88,7 @@ SMALL = {
     "num_cells": [32, 32],
     "total_frames": 12_000,
     "frames_per_batch": 400,
-    "optim_steps_per_batch": 8,
+    "updates_per_step": 0.02,
     "batch_size": 64,
     "buffer_size": 6_000,
     "min_buffer_size": 800,

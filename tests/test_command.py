@@ -21,7 +21,7 @@ Metra = Callable[..., SimpleNamespace]
 #: A run of the point in no time.
 TINY = [
     "env=point", "env.max_steps=20", "preset=debug", "total_frames=400", "num_cells=[8]",
-    "evaluation_episodes=2", "optim_steps_per_batch=1", "progress_bar=false",
+    "evaluation_episodes=2", "updates_per_step=0.0025", "progress_bar=false",
     "checkpoint.interval=null",
 ]  # fmt: skip
 

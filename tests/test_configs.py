@@ -16,6 +16,7 @@ import torch
 from conftest import make_losses
 from pages import Page
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage
 from torchrl.envs import TransformedEnv
 from torchrl.modules import MLP
 from torchrl.objectives import SACLoss
@@ -31,6 +32,7 @@ import torchrl_metra.trainers
 from torchrl_metra import (
     BatchedSACLoss,
     CSDLoss,
+    GenDaLoss,
     METRALoss,
     METRATrainer,
     SACNetworks,
@@ -72,6 +74,7 @@ FUNCTIONS = {
 PASSED_ON = {
     BatchedSACLoss: SACLoss,
     CSDLoss: METRALoss,
+    GenDaLoss: METRALoss,
     SuccessorFeatureSACLoss: BatchedSACLoss,
 }
 # Components without a config, and why.
@@ -198,6 +201,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
             "storage": {"_target_": "torchrl.data.LazyTensorStorage", "max_size": 10},
         },
         "FrameStackStorageConfig": {"max_size": 10},
+        "GenDaLossConfig": {**of_encoder, "slack": 0.1},
         "GoalPrimerConfig": {"goals": goals},
         "GoalReachingPolicyConfig": {"actor": networks.actor, **of_encoder},
         "IntrinsicRewardTransformConfig": {"skill_loss": parts.metra_loss},
@@ -221,6 +225,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
             "num_cells": [8], "channels": 2,
         },
         "PointEnvConfig": {"num_envs": 3},
+        "RelabelSkillsConfig": of_encoder,
         "RNDBaselineConfig": {
             "predictor": network(2, 4), "target": network(2, 4), "prior": prior,
             "observation_size": 2,
@@ -297,7 +302,7 @@ def test_a_file_of_parts_and_one_of_the_trainer(tmp_path: Path) -> None:
           num_envs: 2
           num_cells: [8]
           frames_per_batch: 80
-          optim_steps_per_batch: 1
+          updates_per_step: 0.0125
           batch_size: 16
           buffer_size: 200
           min_buffer_size: 80

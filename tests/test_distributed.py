@@ -19,7 +19,7 @@ from torchrl_metra.trainers import TrainingStoppedError
 
 def make_trainer(kind: str, total_frames: int = 1_000_000, **settings: Any) -> METRATrainer:
     return make_metra(
-        "point", distributed={"kind": kind}, num_envs=8, optim_steps_per_batch=5,
+        "point", distributed={"kind": kind}, num_envs=8, updates_per_step=0.003125,
         min_buffer_size=0, total_frames=total_frames, progress_bar=False, **settings,
     )  # fmt: skip
 

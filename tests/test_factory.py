@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from torchrl_metra.recipes.settings import EnvSettings
 PRIOR = UnitSphere(2)
 SMALL = {
     "num_envs": 4, "num_cells": [8], "total_frames": 160, "frames_per_batch": 80,
-    "optim_steps_per_batch": 1, "batch_size": 16, "buffer_size": 200, "min_buffer_size": 80,
+    "updates_per_step": 0.0125, "batch_size": 16, "buffer_size": 200, "min_buffer_size": 80,
     "learning_rate": {"lr": 1e-3}, "progress_bar": False,
 }  # fmt: skip
 
@@ -88,6 +89,20 @@ def test_each_way_to_give_an_environment(
 def test_a_setting_of_the_environment_reaches_it() -> None:
     with pytest.raises(ValueError, match=r"'env\.max_step': did you mean 'env\.max_steps'"):
         make({"name": "point", "max_step": 20})
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "updates"), [(80, 0.05, 4), (80, 4, 320), (49, 1 / 7, 7)]
+)
+def test_updates_per_step(frames: int, rate: float, updates: int) -> None:
+    trainer = make(frames_per_batch=frames, updates_per_step=rate)
+    assert trainer.optim_steps_per_batch == updates
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.03, -0.0125, math.nan, math.inf])
+def test_a_round_has_a_whole_number_of_updates(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"updates_per_step.*frames_per_batch"):
+        make(updates_per_step=rate)
 
 
 @pytest.mark.parametrize("given", ["prior", "skill_loss", "env"])

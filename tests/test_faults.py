@@ -209,7 +209,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(tmp_path: Path) -> None
         "env=half_cheetah", f"output={tmp_path}", "backend=parallel", "num_envs=1",
         "evaluation_num_envs=1", "evaluation_episodes=2", "num_cells=[16]",
         "frames_per_batch=100", "min_buffer_size=100", "checkpoint.interval=100",
-        "optim_steps_per_batch=1", "total_frames=1_000_000", "evaluation_interval=1_000_000",
+        "updates_per_step=0.01", "total_frames=1_000_000", "evaluation_interval=1_000_000",
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "torchrl_metra", "train", *overrides],

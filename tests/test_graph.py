@@ -31,15 +31,18 @@ LAST_BIAS = "encoder.module.4.bias"
 
 
 def build(
-    action_high: float = 1.0, smoothness: float = 0.0, ignores: Any = (), **switches: Any
+    action_high: float = 1.0,
+    smoothness: float = 0.0,
+    ignores: Any = (),
+    layer_norm: bool = False,
+    **switches: Any,
 ) -> SimpleNamespace:
     torch.manual_seed(0)
     spec = Bounded(-1, action_high, (2,))
     parts = make_losses(action_spec=spec)
-    if smoothness:
-        networks = make_sac_networks(
-            2, spec, parts.prior, num_cells=[16, 16], policy_ignores=ignores
-        )
+    if smoothness or layer_norm:
+        options = {"policy_ignores": ignores, "layer_norm": layer_norm}
+        networks = make_sac_networks(2, spec, parts.prior, num_cells=[16, 16], **options)
         parts.metra_loss = METRALoss(networks.encoder, parts.prior)
         parts.sac_loss = BatchedSACLoss(
             networks.actor, networks.critics, target_entropy=-1.0, smoothness=smoothness
@@ -81,8 +84,16 @@ def assert_same(first: SimpleNamespace, second: SimpleNamespace, atol: float = 1
         {"cudagraphs": True},
         {"compile": FAST, "autocast": torch.bfloat16, "smoothness": 1.0, "ignores": [0]},
         {"compile": FAST, "action_high": 3.0},
+        {"compile": FAST, "layer_norm": True},
+        {"compile": FAST, "autocast": torch.bfloat16, "layer_norm": True},
     ],
-    ids=["graphs", "compile+bfloat16+smooth", "compile+bounds"],
+    ids=[
+        "graphs",
+        "compile+bfloat16+smooth",
+        "compile+bounds",
+        "compile+norm",
+        "compile+bfloat16+norm",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA")
 def test_same_training_as_without_graph(switches: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ def test_a_script_joins_a_cluster_from_anywhere(tmp_path: Path, address: str) ->
         [
             sys.executable, "-m", "torchrl_metra", "train", "env=point", "distributed=ray",
             f"distributed.address={address}", "num_envs=8", "total_frames=3200", "output=run",
-            "evaluation_episodes=4", "optim_steps_per_batch=5", "checkpoint.interval=null",
+            "evaluation_episodes=4", "updates_per_step=0.003125", "checkpoint.interval=null",
         ],
         cwd=tmp_path, check=True, capture_output=True, timeout=300,
     )  # fmt: skip

@@ -20,6 +20,8 @@ from torchrl_metra import (
     CSFLoss,
     DADSLoss,
     DIAYNLoss,
+    EpisodeStorage,
+    GenDaLoss,
     LSDLoss,
     METRALoss,
     OneHot,
@@ -38,7 +40,7 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "total_frames": 1_600, "frames_per_batch": 400, "min_buffer_size": 400,
-    "optim_steps_per_batch": 1, "evaluation_episodes": 3, "num_envs": 4, "batch_size": 16,
+    "updates_per_step": 0.0025, "evaluation_episodes": 3, "num_envs": 4, "batch_size": 16,
     "num_cells": [8], "buffer_size": 1_500, "progress_bar": False,
 }  # fmt: skip
 
@@ -110,6 +112,7 @@ def test_same_seed_same_result() -> None:
 
 OBJECTIVES = {
     "metra": METRALoss,
+    "genda": GenDaLoss,
     "l2": METRALoss,
     "csd": CSDLoss,
     "lsd": LSDLoss,
@@ -122,7 +125,8 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind"), [*((name, "UnitSphere") for name in OBJECTIVES), ("metra", "OneHot")]
+    ("objective", "kind"),
+    [*((name, "UnitSphere") for name in OBJECTIVES), ("metra", "OneHot"), ("genda", "OneHot")],
 )
 def test_every_objective_trains(objective: str, kind: str) -> None:
     small = SMALL | {"total_frames": 800}
@@ -134,6 +138,38 @@ def test_every_objective_trains(objective: str, kind: str) -> None:
     trainer.train()
     after = skill_loss.parameters()
     assert any(not old.equal(new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["metra", "csf", "lsd"])
+def test_objectives_with_relabeled_skills(objective: str) -> None:
+    relabel = {"enabled": True, "steps_ahead": 5, "rarity": 0.1}
+    trainer = make_metra("point", objective=objective, relabel=relabel, **SMALL)
+    relabeling = trainer.optimization_stepper.relabeling
+    assert (relabeling.rarity, relabeling.prior) == (0.1, trainer.skill_loss.prior)
+    before = relabeling.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    trainer.train()
+    assert trainer.collected_frames == 1_600
+    after = relabeling.state_dict()
+    assert not after["episode_mass"].equal(before["episode_mass"])
+    assert any(not value.equal(before[name]) for name, value in after.items() if "weight" in name)
+
+
+def test_relabeling_goes_with_the_objective_unless_told_otherwise() -> None:
+    for options, expected in (
+        ({}, False),
+        ({"objective": "genda"}, True),
+        ({"objective": "lsd", "relabel": {"enabled": True}}, True),
+    ):
+        trainer = make_metra("point", **SMALL, **options)
+        assert (trainer.optimization_stepper.relabeling is not None) == expected
+        assert isinstance(trainer.replay_buffer.storage, EpisodeStorage) == expected
+
+
+@pytest.mark.parametrize("objective", ["dads", "rnd"])
+def test_without_an_encoder_there_is_nothing_to_relabel_by(objective: str) -> None:
+    with pytest.raises(ValueError, match=f"encoder.*{objective}"):
+        make_metra("point", objective=objective, relabel={"enabled": True}, **SMALL)
 
 
 @pytest.mark.parametrize("objective", ["csd", "dads"])
@@ -195,7 +231,7 @@ def test_debug_run_of_a_simulator(tmp_path: Path, name: str) -> None:
     settings = make_settings(
         {"name": name, "max_steps": 25}, preset="debug", output=str(tmp_path), backend="serial",
         total_frames=100, frames_per_batch=50, min_buffer_size=50, evaluation_episodes=2,
-        progress_bar=False,
+        updates_per_step=0.04, progress_bar=False,
     )  # fmt: skip
     assert train(settings)["frames"] == 100
     assert (tmp_path / "skills.mp4").stat().st_size > 1_000

@@ -77,6 +77,73 @@ def test_same_numbers_as_sac_loss_from_pixels(batch_size: tuple[int, ...]) -> No
             torch.testing.assert_close(other_params[key].grad, value.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_cells", [[16], [16, 12]], ids=str)
+@pytest.mark.parametrize("pixels", [False, True], ids=["vectors", "pixels"])
+def test_same_numbers_as_sac_loss_with_layer_norm(pixels: bool, num_cells: list[int]) -> None:
+    # Convolutions compute in float32.
+    batch = make_batch(PRIOR, 2, 3) if pixels else double(make_batch(PRIOR, 2, 3))
+    for entry in (batch, batch["next"]):
+        entry["pixels"] = torch.randint(256, (2, 3, 3, 32, 32), dtype=torch.uint8)
+    batch["next", "reward"] = torch.randn_like(batch["next", "reward"])
+    results = []
+    for kind, options in ((SACLoss, {"deactivate_vmap": True}), (BatchedSACLoss, {})):
+        loss = build_with_layer_norm(kind, pixels, num_cells, **options)
+        loss = loss if pixels else loss.double()
+        torch.manual_seed(1)
+        out = loss(batch.clone())
+        (out["loss_actor"] + out["loss_qvalue"] + out["loss_alpha"]).backward()
+        gradients = {
+            name: weight.grad
+            for name, weight in TensorDict.from_module(loss).items(True, True)
+            if isinstance(weight, nn.Parameter)
+        }
+        results.append((out.detach().to_dict(), gradients))
+    (out, gradients), (other_out, other_gradients) = results
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if pixels else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(other_out, out, **tolerance)
+    torch.testing.assert_close(other_gradients, gradients, **tolerance)
+    norms = [name for name in gradients if name[0] == "qvalue_network_params" and "1" in name]
+    assert len(norms) == 2
+    assert all(gradients[name].abs().sum() > 0 for name in norms)
+
+
+def build_with_layer_norm(
+    kind: type[SACLoss], pixels: bool = False, num_cells: Any = (16, 16), **options: Any
+) -> SACLoss:
+    """A loss whose norms have weights of their own."""
+    torch.manual_seed(0)
+    options, spec = {**KEYWORDS, **options}, Bounded(-1, 1, (2,))
+    size = {"num_cells": num_cells, "layer_norm": True}
+    if pixels:
+        networks = make_pixel_sac_networks((3, 32, 32), spec, PRIOR, channels=4, **size)
+    else:
+        networks = make_sac_networks(2, spec, PRIOR, **size)
+    for critic in networks.critics:
+        for layer in critic.modules():
+            if isinstance(layer, nn.LayerNorm):
+                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.bias)
+    return kind(networks.actor, networks.critics, **options)
+
+
+def double(batch: TensorDict) -> TensorDict:
+    return batch.apply(lambda value: value.double() if value.is_floating_point() else value)
+
+
+def test_layer_norm_is_part_of_the_state() -> None:
+    one, other = (build_with_layer_norm(BatchedSACLoss) for _ in range(2))
+    for weight in other.parameters():
+        nn.init.zeros_(weight)
+    other.load_state_dict(one.state_dict())
+    # SAC's own names, so that it reads the state as well.
+    assert build_with_layer_norm(SACLoss).state_dict().keys() == one.state_dict().keys()
+    results = []
+    for loss in (one, other):
+        torch.manual_seed(1)
+        results.append(loss(make_batch(PRIOR, 8)).to_dict())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_no_gradient_from_the_policy_into_the_critics() -> None:
     loss = build(BatchedSACLoss)
     loss(make_batch(PRIOR, 8))["loss_actor"].backward()
@@ -182,26 +249,33 @@ class TestSmoothness:
 @pytest.mark.parametrize(
     "network",
     [
-        MLP(in_features=6, out_features=1, num_cells=[8], norm_class=nn.LayerNorm,
-            norm_kwargs={"normalized_shape": 8}),
+        MLP(in_features=6, out_features=1, num_cells=[8], norm_class=nn.BatchNorm1d,
+            norm_kwargs={"num_features": 8}),
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm((8, 8)), nn.ReLU(), nn.Linear(8, 1)),
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 1)),
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8, bias=False), nn.Linear(8, 1)),
         MLP(in_features=6, out_features=1, num_cells=[8], bias_last_layer=False),
         MLP(in_features=6, out_features=1, num_cells=[8], activation_class=nn.Softmax,
             activation_kwargs={"dim": -1}),
         nn.Bilinear(3, 3, 1),
     ],
-    ids=["norm", "no bias", "not elementwise", "no sequence"],
+    ids=[
+        "other norm", "norm of matrices", "norm without weights", "norm without bias", "no bias",
+        "not elementwise", "no sequence",
+    ],
 )  # fmt: skip
 def test_other_critics_are_refused(network: nn.Module) -> None:
     actor = make_sac_networks(2, Bounded(-1, 1, (2,)), PRIOR, num_cells=[8]).actor
     critic = ValueOperator(network, in_keys=["observation", "skill", "action"])
     with pytest.raises(
-        TypeError, match=r"linear layers with biases and of elementwise.*SACLoss takes others"
+        TypeError, match=r"linear layers with biases, of layer norm.*SACLoss takes others"
     ):
         BatchedSACLoss(actor, critic, **KEYWORDS)
 
 
-def test_first_and_last_layers_stay_in_float32_under_autocast() -> None:
-    loss = build(BatchedSACLoss)
+@pytest.mark.parametrize("build_loss", [build, build_with_layer_norm], ids=["plain", "layer norm"])
+def test_first_and_last_layers_stay_in_float32_under_autocast(build_loss: Any) -> None:
+    loss = build_loss(BatchedSACLoss)
     batch = make_batch(PRIOR, 32)
     batch["observation"] += 1_000 * torch.tensor([1.0, -1.0])
     results = []

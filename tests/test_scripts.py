@@ -21,11 +21,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 SMALL: dict[str, Any] = {
     "preset": "debug", "total_frames": 200, "frames_per_batch": 100, "min_buffer_size": 100,
-    "optim_steps_per_batch": 1, "batch_size": 8, "progress_bar": False,
+    "updates_per_step": 0.01, "batch_size": 8, "progress_bar": False,
 }  # fmt: skip
 FROM_PIXELS: dict[str, Any] = {
     **SMALL, "total_frames": 40, "frames_per_batch": 20, "min_buffer_size": 20, "num_envs": 1,
-    "backend": "serial", "encoder": {"channels": 2},
+    "updates_per_step": 0.05, "backend": "serial", "encoder": {"channels": 2},
 }  # fmt: skip
 
 

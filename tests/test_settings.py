@@ -13,10 +13,13 @@ import pytest
 
 from torchrl_metra import (
     BatchedSACLoss,
+    EpisodeStorage,
+    GenDaLoss,
     METRALoss,
     METRAOptimizationStepper,
     METRATrainer,
     PixelOptions,
+    RelabelSkills,
     UnitSphere,
     make_metra,
     make_metra_optimizers,
@@ -168,12 +171,12 @@ def test_the_papers_settings() -> None:
     for name, dim in (("quadruped", 4), ("humanoid", 2)):
         settings = make_settings(name)
         assert dataclasses.asdict(settings.skill) == {"kind": "UnitSphere", "dim": dim}
-        assert (settings.optim_steps_per_batch, settings.frames_per_batch) == (200, 1_600)
+        assert (settings.updates_per_step, settings.frames_per_batch) == (200 / 1_600, 1_600)
         assert settings.buffer_size == 300_000
     settings = make_settings("kitchen")
     assert dataclasses.asdict(settings.skill) == {"kind": "OneHot", "dim": 24}
-    assert (settings.optim_steps_per_batch, settings.frames_per_batch) == (100, 400)
-    assert dataclasses.astuple(settings.sac) == (0.01, True)
+    assert (settings.updates_per_step, settings.frames_per_batch) == (100 / 400, 400)
+    assert dataclasses.astuple(settings.sac) == (0.01, True, -0.5)
     assert settings.buffer_size == 100_000
     assert dataclasses.astuple(settings.encoder) == (48, False)
     assert dataclasses.astuple(settings.pixels) == (64, 3, "fast")
@@ -186,6 +189,7 @@ CONSTRUCTORS = {
     "sac.": [BatchedSACLoss],
     "policy.": [BatchedSACLoss],
     "encoder.": [make_pixel_sac_networks],
+    "relabel.": [EpisodeStorage, GenDaLoss, RelabelSkills],
     "pixels.": [PixelOptions],
     "skill.": [UnitSphere],
     "learning_rate.": [make_metra_optimizers],
@@ -193,6 +197,7 @@ CONSTRUCTORS = {
 # Where the setting has another default than the parameter, and why.
 DIFFERENT = {
     "sac.alpha_init": "the authors' 0.01, where TorchRL's SAC has 1",
+    "sac.target_entropy": "that of each action, where SAC's is that of all of them",
     "pixels.resolution": "null: no pictures",
     "batch_size": "null: that of the replay buffer",
     "collection_timeout": "only who runs it knows how long a round of a trainer of one's own takes",

@@ -235,7 +235,7 @@ def test_graphs_want_learning_rates_on_the_device(
 
 SMALL = {
     "device": "cuda", "num_envs": 2, "num_cells": [8], "total_frames": 80, "frames_per_batch": 40,
-    "optim_steps_per_batch": 2, "batch_size": 16, "buffer_size": 100, "min_buffer_size": 40,
+    "updates_per_step": 0.05, "batch_size": 16, "buffer_size": 100, "min_buffer_size": 40,
     "evaluation_interval": 40, "evaluation_episodes": 2, "checkpoint": {"interval": 40},
     "collection_timeout": None,
 }  # fmt: skip

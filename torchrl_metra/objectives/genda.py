@@ -95,7 +95,8 @@ def crowding(displacements: Tensor) -> Tensor:
         >>> crowding(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
         tensor([0., 0.])
     """
-    rows = nn.functional.normalize(displacements.flatten(0, -2), dim=-1)
+    # Without displacement there is no direction, only a gradient as large as 1 / eps.
+    rows = nn.functional.normalize(displacements.flatten(0, -2), dim=-1, eps=1e-3)
     products = pairwise_products(rows, rows)
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     return products.masked_fill(itself, -torch.inf).logsumexp(-1).view(displacements.shape[:-1])

@@ -15,6 +15,7 @@ from torchrl_metra._checks import check_type
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules import Float32Linear
 from torchrl_metra.modules.encoder import as_encoder, latent_key
+from torchrl_metra.objectives.functional import pairwise_products
 
 
 class RelabelSkills(Transform):
@@ -104,24 +105,26 @@ class RelabelSkills(Transform):
         self.prior = prior
         self.rarity = rarity
         self.tau = tau
-        self.register_buffer("anchors", prior.grid(8 * prior.dim))
+        # One-hot skills come several times.
+        self.register_buffer("anchors", prior.grid(8 * prior.dim).unique(dim=0))
         draws = prior.sample([100_000], generator=torch.Generator().manual_seed(0))
         mass = self._mass(draws)
         self.register_buffer("prior_mass", mass)
         self.register_buffer("episode_mass", mass.clone())
+        self.to(next((weight.device for weight in average.parameters()), None))
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the skill that φ is trained with, and that of the policy at both ends."""
         # Batches are drawn at random, and so is their first half.
         half = len(tensordict) // 2
-        first, last = self._encode(tensordict.get("first"), tensordict.get("last"))
-        here, ahead = self._encode(tensordict[:half], tensordict.get("ahead")[:half])
+        first, last = self._encode(tensordict["first"], tensordict["last"])
+        here, ahead = self._encode(tensordict[:half], tensordict["ahead"][:half])
         episode_skill = self.prior.skill_along(last - first)
         ahead_skill = self.prior.skill_along(ahead - here)
         self.episode_mass.lerp_(self._mass(episode_skill), 0.01)
-        rolled = tensordict.get(self.skill_key)
-        skill = torch.cat([ahead_skill, episode_skill[half:]])
+        rolled = tensordict[self.skill_key]
+        skill = torch.cat([ahead_skill, episode_skill[half:]]).to(rolled.dtype)
         skill = torch.where(self.probability(rolled).unsqueeze(-1) < self.rarity, rolled, skill)
         tensordict.set(self.skill_key, skill)
         tensordict.set(("next", self.skill_key), skill)
@@ -147,13 +150,14 @@ class RelabelSkills(Transform):
         keys, shape = self.encoder.in_keys, (len(states), *states[0].batch_size)
         stacks = {key: torch.stack([state.get(key) for state in states]) for key in keys}
         latents = self.encoder(TensorDict(stacks, shape).reshape(-1)).get(latent_key(self.encoder))
-        return latents.float().unflatten(0, shape).unbind(0)
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        return latents.unflatten(0, shape).unbind(0)
 
     def _cell(self, skill: Tensor) -> Tensor:
         """Which of the anchors is nearest in direction, of shape ``[*B]``."""
-        return (skill @ self.anchors.to(skill.dtype).T).argmax(dim=-1)
+        return pairwise_products(skill, self.anchors.to(skill.dtype)).argmax(dim=-1)
 
     def _mass(self, skill: Tensor) -> Tensor:
         """The share of skills in each cell."""
         cells = torch.arange(len(self.anchors), device=skill.device)
-        return (self._cell(skill).reshape(-1, 1) == cells).to(skill.dtype).mean(dim=0)
+        return (self._cell(skill).reshape(-1, 1) == cells).to(self.anchors.dtype).mean(dim=0)

@@ -38,8 +38,8 @@ class BatchedSACLoss(BatchedCritics, SACLoss):
     Args:
         actor_network (ProbabilisticActor): see :class:`~torchrl.objectives.SACLoss`.
         qvalue_network (TensorDictModule or list of TensorDictModule): likewise. Each critic is an
-            ``nn.Sequential`` of linear layers with biases, of layer normalizations and of elementwise
-            activations, such as TorchRL's ``MLP``, or a
+            ``nn.Sequential`` of linear layers with biases, of layer normalizations and of
+            elementwise activations, such as TorchRL's ``MLP``, or a
             :class:`~torchrl_metra.modules.PixelNetwork` that ends in one.
 
     Keyword Args:

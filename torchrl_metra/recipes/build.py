@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,7 @@ def make_metra(
     """
     given_env = env if isinstance(env, EnvBase) else None
     config = make_settings(None if given_env is not None else env, **settings)
+    num_updates = _updates_in_round(config)
     torch.manual_seed(config.seed)
     if prior is None and skill_loss is not None:
         prior = skill_loss.prior
@@ -135,7 +137,7 @@ def make_metra(
     trainer = METRATrainer(
         collector=collector,
         total_frames=config.total_frames,
-        optim_steps_per_batch=config.optim_steps_per_batch,
+        optim_steps_per_batch=num_updates,
         loss_module=loss_module,
         skill_loss=skill_loss,
         replay_buffer=replay_buffer,
@@ -151,6 +153,18 @@ def make_metra(
     )
     trainer.skill_policy = skill_policy
     return trainer
+
+
+def _updates_in_round(settings: Settings) -> int:
+    """How many updates follow each collected batch."""
+    exact = settings.updates_per_step * settings.frames_per_batch
+    if not math.isfinite(exact) or round(exact) < 1 or abs(exact - round(exact)) > 1e-6:
+        raise ValueError(
+            f"updates_per_step={settings.updates_per_step} times "
+            f"frames_per_batch={settings.frames_per_batch} is {exact:g} updates in a round, but it "
+            "must be a whole number of at least 1."
+        )
+    return round(exact)
 
 
 def _make_world(

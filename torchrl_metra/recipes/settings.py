@@ -203,7 +203,7 @@ class Settings:
         layer_norm: true: the critics have layer normalization
         total_frames: environment steps
         frames_per_batch: environment steps before each round of updates
-        optim_steps_per_batch: updates in a round
+        updates_per_step: updates per environment step; in a round, a whole number of them
         batch_size: transitions in an update
         buffer_size: transitions in the replay buffer
         buffer_device: of the replay buffer: cpu | cuda | a folder for memory-mapped files; null:
@@ -245,7 +245,7 @@ class Settings:
 
     total_frames: int = 48_000_000
     frames_per_batch: int = 1_600
-    optim_steps_per_batch: int = 50
+    updates_per_step: float = 0.03125
     batch_size: int = 256
     buffer_size: int = 1_000_000
     buffer_device: str | None = None

@@ -18,7 +18,7 @@ from torchrl.objectives.utils import SoftUpdate
 from torchrl.trainers import OptimizationStepper, Trainer
 
 from torchrl_metra._private import add_learner_models
-from torchrl_metra.objectives import RelabelSkills, SkillLoss
+from torchrl_metra.objectives import EncoderLoss, RelabelSkills, SkillLoss
 from torchrl_metra.trainers.checkpoint import load_optimizer
 from torchrl_metra.trainers.graph import UpdateGraph
 from torchrl_metra.trainers.optimizers import check_optimizers
@@ -174,6 +174,8 @@ class METRAOptimizationStepper(OptimizationStepper):
     def _make_graph(self, sac_loss: LossModule) -> UpdateGraph:
         in_keys = read_keys(self.skill_loss, sac_loss)
         in_keys |= {loss.tensor_keys.priority_weight for loss in (self.skill_loss, sac_loss)}
+        if isinstance(self.skill_loss, EncoderLoss):
+            in_keys |= {self.skill_loss.tensor_keys.episode_skill}
         if self.relabeling is not None:
             in_keys |= {*self.relabeling.in_keys}
         return UpdateGraph(

@@ -47,6 +47,7 @@ CONFIGURED = {
     },
     ("loss", LossConfig): {
         "metra": "METRALoss",
+        "genda": "GenDaLoss",
         "csd": "CSDLoss",
         "lsd": "LSDLoss",
         "diayn": "DIAYNLoss",
@@ -72,14 +73,12 @@ CONFIGURED = {
         "one_hot": "OneHot",
     },
     ("stepper", PlainConfig): {"metra": "METRAOptimizationStepper"},
-    ("storage", StorageConfig): {
-        "frame_stack": "FrameStackStorage",
-        "episode": "EpisodeStorage",
-    },
+    ("storage", StorageConfig): {"episode": "EpisodeStorage", "frame_stack": "FrameStackStorage"},
     ("transform", TransformConfig): {
         "skill_primer": "SkillPrimer",
         "intrinsic_reward": "IntrinsicRewardTransform",
         "goal_primer": "GoalPrimer",
+        "relabel_skills": "RelabelSkills",
         "skill_action": "SkillAction",
     },
 }
