@@ -16,7 +16,6 @@ import torch
 from conftest import make_losses
 from pages import Page
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage
 from torchrl.envs import TransformedEnv
 from torchrl.modules import MLP
 from torchrl.objectives import SACLoss

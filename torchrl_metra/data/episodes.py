@@ -120,15 +120,20 @@ class EpisodeStorage(SelfSamplingStorage):
         size, links = min(self._num_written, self.max_size), self._links
         episode, ahead = links["episode"][:size][index], links["ahead"][:size][index]
         first, last = links["first"][episode], links["last"][episode]
-        slots = torch.stack([first, last, torch.where(ahead < 0, last, ahead)])
-        states = self.storage.get(slots.flatten())
+        ahead = torch.where(ahead < 0, last, ahead)
         for key in self.state_keys:
-            state = states[key].unflatten(0, slots.shape)
-            next_state = states["next", key].unflatten(0, slots.shape)
-            found = {"first": state[0], "last": next_state[1], "ahead": next_state[2]}
-            for name, value in found.items():
-                transitions[unravel_key((name, key))] = value
+            next_key = unravel_key(("next", key))
+            transitions[unravel_key(("first", key))] = self._read(key, first)
+            transitions[unravel_key(("last", key))] = self._read(next_key, last)
+            transitions[unravel_key(("ahead", key))] = self._read(next_key, ahead)
         return transitions
+
+    def _read(self, key: NestedKey, slots: Tensor) -> Tensor:
+        """One entry of some transitions."""
+        if isinstance(self.storage, FrameStackStorage):
+            return self.storage.get(slots)[key]
+        # A view of all that is stored, of which a single entry is read.
+        return self.storage.get(slice(None)).get(key)[slots]
 
     def set(
         self, cursor: int | Sequence[int] | slice, data: TensorDictBase, *, set_cursor: bool = True

@@ -99,7 +99,7 @@ class RelabelSkills(Transform):
             out_keys=[self.skill_key, self.episode_skill_key],
         )
         # Long displacements keep their direction in bfloat16, as the policy's hidden layers do.
-        for layer in [part for part in average.modules() if isinstance(part, Float32Linear)][1:-1]:
+        for layer in [part for part in average.modules() if type(part) is Float32Linear][1:-1]:
             layer.__class__ = nn.Linear
         self.encoder = average
         self.prior = prior
