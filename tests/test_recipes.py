@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -252,3 +253,16 @@ def test_a_run_that_goes_on_does_not_measure_its_observations_anew(tmp_path: Pat
     gone_on = SkillPolicy.load(path).env_options["normalize"]
     assert gone_on["loc"].equal(constants["loc"])
     assert gone_on["scale"].equal(constants["scale"])
+
+
+@pytest.mark.parametrize(
+    ("compiler", "total_frames", "compiles"),
+    [("", 1_000_000, False), ("g++", 1_000_000, True), ("g++", 100_000, False)],
+)
+def test_compiles_where_it_pays(
+    compiler: str, total_frames: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: compiler or None)
+    settings = {**SMALL, "total_frames": total_frames, "frames_per_batch": 32}
+    trainer = make_metra("point", compile="auto", updates_per_step=1 / 32, **settings)
+    assert trainer.optimization_stepper.compile is compiles

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -124,7 +126,7 @@ def make_metra(
         skill_loss,
         make_metra_optimizers(skill_loss, loss_module, **config.learning_rate),
         target_net_updater=SoftUpdate(loss_module, eps=0.995),
-        compile=config.compile,
+        compile=_pays_to_compile(config) if config.compile == "auto" else config.compile,
         cudagraphs=config.cudagraphs,
         autocast=getattr(torch, config.autocast) if config.autocast else None,
         shared_encoder=shared_encoder,
@@ -165,6 +167,12 @@ def _updates_in_round(settings: Settings) -> int:
             "must be a whole number of at least 1."
         )
     return round(exact)
+
+
+def _pays_to_compile(settings: Settings) -> bool:
+    """Whether there is a C++ compiler, and enough updates to make up for its half a minute."""
+    has_compiler = any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"]))
+    return has_compiler and settings.total_frames * settings.updates_per_step > 5_000
 
 
 def _make_world(

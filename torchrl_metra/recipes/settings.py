@@ -214,7 +214,8 @@ class Settings:
         evaluation_interval: environment steps between two evaluations
         evaluation_episodes: in an evaluation, each with a skill of its own
         evaluation_num_envs: environments side by side in an evaluation; null: one for each episode
-        compile: each update as one compiled graph, after half a minute
+        compile: true: each update as one compiled graph, after half a minute; auto: if there is a C++
+            compiler and enough to compute
         cudagraphs: replay it as a CUDA graph
         autocast: bfloat16: compute the losses in mixed precision
     """
@@ -260,7 +261,7 @@ class Settings:
     evaluation_episodes: int = 48
     evaluation_num_envs: int | None = None
 
-    compile: bool = False
+    compile: bool | str = False
     cudagraphs: bool = False
     autocast: str | None = None
 
