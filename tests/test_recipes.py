@@ -141,6 +141,20 @@ def test_every_objective_trains(objective: str, kind: str) -> None:
     assert any(not old.equal(new) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("objective", ["metra", "csf"])
+def test_layer_norm_and_target_entropy(objective: str, tmp_path: Path) -> None:
+    options = {"layer_norm": True, "sac": {"target_entropy": -0.25}}
+    trainer = make_metra("point", objective=objective, **options, **SMALL)
+    trainer.train()
+    assert trainer.loss_module.target_entropy == -0.5  # of two actions
+    trainer.skill_policy.save(tmp_path / "policy.pt")
+    policy = SkillPolicy.load(tmp_path / "policy.pt")
+    networks = policy.architecture.build(policy.prior)
+    for parts, count in ((networks.critics, 2), ([networks.actor, networks.encoder], 0)):
+        layers = [layer for part in parts for layer in part.modules()]
+        assert sum(isinstance(layer, torch.nn.LayerNorm) for layer in layers) == count
+
+
 @pytest.mark.parametrize("objective", ["metra", "csf", "lsd"])
 def test_objectives_with_relabeled_skills(objective: str) -> None:
     relabel = {"enabled": True, "steps_ahead": 5, "rarity": 0.1}
