@@ -277,6 +277,6 @@ def test_compiles_where_it_pays(
     compiler: str, total_frames: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: compiler or None)
-    settings = {**SMALL, "total_frames": total_frames, "frames_per_batch": 32}
-    trainer = make_metra("point", compile="auto", updates_per_step=1 / 32, **settings)
+    changes = {"total_frames": total_frames, "updates_per_step": 1 / 40, "compile": "auto"}
+    trainer = make_metra("point", **SMALL | changes)
     assert trainer.optimization_stepper.compile is compiles

@@ -214,8 +214,8 @@ class Settings:
         evaluation_interval: environment steps between two evaluations
         evaluation_episodes: in an evaluation, each with a skill of its own
         evaluation_num_envs: environments side by side in an evaluation; null: one for each episode
-        compile: true: each update as one compiled graph, after half a minute; auto: if there is a C++
-            compiler and enough to compute
+        compile: true: each update as one compiled graph, after half a minute; auto: if there is a
+            C++ compiler and enough to compute
         cudagraphs: replay it as a CUDA graph
         autocast: bfloat16: compute the losses in mixed precision
     """
