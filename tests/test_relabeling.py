@@ -446,7 +446,6 @@ def test_one_hot_skills_from_end_to_end(name: str) -> None:
     assert not average.equal(encoder)
 
 
-@pytest.mark.xfail(reason="waits for the state of EpisodeStorage in checkpoints", strict=False)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     settings: dict[str, Any] = {"objective": "genda", "total_frames": 2_400}

@@ -22,7 +22,9 @@ from torchrl_metra.modules import SACNetworks, make_pixel_sac_networks, make_sac
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives import (
     BatchedSACLoss,
-    EncoderLoss,
+    CSFLoss,
+    LSDLoss,
+    METRALoss,
     RelabelSkills,
     SkillLoss,
     SuccessorFeatureSACLoss,
@@ -226,9 +228,10 @@ def make_relabeling(settings: Settings, skill_loss: SkillLoss) -> RelabelSkills 
     """What relabels skills, if anything does."""
     if not relabels(settings):
         return None
-    if not isinstance(skill_loss, EncoderLoss):
+    if not isinstance(skill_loss, METRALoss | CSFLoss | LSDLoss):
         raise ValueError(
-            f"relabel.enabled=true needs an objective with an encoder, got {settings.objective}."
+            "relabel.enabled=true needs an objective that moves φ along skills, such as metra, "
+            f"genda, csf or lsd, got {settings.objective}."
         )
     return RelabelSkills(skill_loss.encoder, skill_loss.prior, rarity=settings.relabel.rarity).to(
         settings.device
