@@ -100,7 +100,7 @@ class RelabelSkills(Transform):
         )
         # Long displacements keep their direction in bfloat16, as the policy's hidden layers do.
         for layer in [part for part in average.modules() if type(part) is Float32Linear][1:-1]:
-            layer.__class__ = nn.Linear
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
         self.encoder = average
         self.prior = prior
         self.rarity = rarity

@@ -126,7 +126,7 @@ def make_metra(
         skill_loss,
         make_metra_optimizers(skill_loss, loss_module, **config.learning_rate),
         target_net_updater=SoftUpdate(loss_module, eps=0.995),
-        compile=_pays_to_compile(config) if config.compile == "auto" else config.compile,
+        compile=_compiles(config),
         cudagraphs=config.cudagraphs,
         autocast=getattr(torch, config.autocast) if config.autocast else None,
         shared_encoder=shared_encoder,
@@ -169,8 +169,11 @@ def _updates_in_round(settings: Settings) -> int:
     return round(exact)
 
 
-def _pays_to_compile(settings: Settings) -> bool:
-    """Whether there is a C++ compiler, and enough updates to make up for its half a minute."""
+def _compiles(settings: Settings) -> bool:
+    """What the settings say or, with ``auto``, whether a compiler is there and pays."""
+    if settings.compile != "auto":
+        return bool(settings.compile)
+    # It takes as long as some thousands of updates save.
     has_compiler = any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"]))
     return has_compiler and settings.total_frames * settings.updates_per_step > 5_000
 
