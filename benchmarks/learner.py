@@ -15,8 +15,11 @@ from torchrl.objectives.utils import SoftUpdate
 
 from torchrl_metra import (
     BatchedSACLoss,
+    EpisodeStorage,
+    GenDaLoss,
     METRALoss,
     METRAOptimizationStepper,
+    RelabelSkills,
     UnitSphere,
     make_metra_optimizers,
     make_sac_networks,
@@ -38,7 +41,11 @@ CUDA_SWITCHES = {
 
 
 def make_step(
-    sizes: Sizes, device: str = "cpu", sac: type[SACLoss] = BatchedSACLoss, **switches: object
+    sizes: Sizes,
+    device: str = "cpu",
+    sac: type[SACLoss] = BatchedSACLoss,
+    genda: bool = False,
+    **switches: object,
 ) -> Callable[[], object]:
     """A learner of this package with a filled replay buffer, as one function."""
     prior = UnitSphere(sizes.skill)
@@ -46,7 +53,8 @@ def make_step(
     networks = make_sac_networks(
         sizes.observation, action_spec, prior, num_cells=[sizes.width] * 2
     ).to(device)
-    metra_loss = METRALoss(networks.encoder, prior, constraint_norm="rms")
+    loss_class = GenDaLoss if genda else METRALoss
+    metra_loss = loss_class(networks.encoder, prior, constraint_norm="rms")
     sac_loss = sac(
         networks.actor,
         networks.critics,
@@ -59,10 +67,12 @@ def make_step(
         metra_loss,
         make_metra_optimizers(metra_loss, sac_loss),
         target_net_updater=SoftUpdate(sac_loss, eps=0.995),
+        relabeling=RelabelSkills(networks.encoder, prior) if genda else None,
         **switches,
     )
+    storage = LazyTensorStorage(sizes.replay, device=device)
     replay_buffer = ReplayBuffer(
-        storage=LazyTensorStorage(sizes.replay, device=device), batch_size=sizes.batch
+        storage=EpisodeStorage(storage) if genda else storage, batch_size=sizes.batch
     )
     replay_buffer.extend(make_transitions(sizes, prior))
     trainer = SimpleNamespace(loss_module=sac_loss, replay_buffer=replay_buffer)
@@ -70,16 +80,18 @@ def make_step(
 
 
 def make_transitions(sizes: Sizes, prior: UnitSphere) -> TensorDict:
-    """Random transitions, as many as the replay buffer holds, with what METRATrainer stores."""
-    size = sizes.replay
+    """Random episodes that fill the replay buffer, with what METRATrainer stores."""
+    size, num_steps = sizes.replay, 200
+    observation = torch.randn(size + 1, sizes.observation)
+    skill = prior.sample([-(-size // num_steps)]).repeat_interleave(num_steps, dim=0)[:size]
     flag = torch.zeros(size, 1, dtype=torch.bool)
     return TensorDict(
         {
-            "observation": torch.randn(size, sizes.observation),
+            "observation": observation[:-1],
             "action": torch.rand(size, sizes.action) * 2 - 1,
-            "skill": prior.sample([size]),
+            "skill": skill,
             "next": {
-                "observation": torch.randn(size, sizes.observation),
+                "observation": observation[1:],
                 "done": flag,
                 "terminated": flag.clone(),
             },
@@ -95,6 +107,19 @@ def measure(width: int, threads: int) -> list[Result]:
         return _measure(Sizes(width), "cpu", SWITCHES, f"learner/{width}", "")
     switches = {name: SWITCHES[name] for name in ("eager", "compiled", "best")}
     return _measure(Sizes(width), "cpu", switches, f"learner/{width}", f"/{threads}_thread")
+
+
+def measure_relabeling(width: int, switch: str) -> list[Result]:
+    """GenDa's step against METRA's, with the same switches, on one core."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes, switches = Sizes(width), SWITCHES[switch]
+    steps = {
+        name: make_step(sizes, genda=name == "genda", **switches) for name in ("genda", "metra")
+    }
+    seconds = in_turns(steps, ROUNDS)
+    genda, metra = ([1e3 * value for value in seconds[name]] for name in ("genda", "metra"))
+    return [compare(f"learner/{width}/genda_{switch}/1_thread", "ms", genda, metra)]
 
 
 def measure_cuda(width: int) -> list[Result]:

@@ -28,7 +28,8 @@ VARIABLES = {"collection": {"OMP_WAIT_POLICY": "PASSIVE"}}
 def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
     """Calls of each module's ``measure``, and of ``measure_cuda`` where there is a GPU."""
     calls: dict[str, list[tuple[Any, ...]]] = {
-        "learner": [("measure", width, threads) for threads in (2, 1) for width in WIDTHS],
+        "learner": [("measure", width, threads) for threads in (2, 1) for width in WIDTHS]
+        + [("measure_relabeling", 256, switch) for switch in ("compiled", "best")],
         "collection": [
             ("measure", task, backend, width)
             for task in ("half_cheetah", "ant")

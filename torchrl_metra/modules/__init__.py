@@ -1,6 +1,7 @@
 """Skill-conditioned networks."""
 
 from torchrl_metra.modules.actor import NormalHead, SkillConditionedActor
+from torchrl_metra.modules.bottleneck import Bottleneck
 from torchrl_metra.modules.goal import GoalReachingPolicy
 from torchrl_metra.modules.linear import Float32Linear
 from torchrl_metra.modules.networks import (
@@ -14,6 +15,7 @@ from torchrl_metra.modules.skill_policy import SkillPolicy
 
 __all__ = [
     "Architecture",
+    "Bottleneck",
     "Float32Linear",
     "GoalReachingPolicy",
     "NormalHead",

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
+from torchrl_metra._checks import check_integer
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
+from torchrl_metra.modules.bottleneck import Bottleneck
 from torchrl_metra.modules.linear import Float32Linear
 from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
 
@@ -38,6 +40,7 @@ class Architecture:
         channels (int, optional): channels of the first convolution.
         shared_encoder (bool, optional): whether all networks share one encoder.
         layer_norm (bool, optional): whether the critics have layer normalization.
+        bottleneck (int, optional): size of what the policy reads in place of the observation.
     """
 
     action_low: tuple[float, ...]
@@ -49,6 +52,7 @@ class Architecture:
     channels: int | None = None
     shared_encoder: bool | None = None
     layer_norm: bool | None = None
+    bottleneck: int | None = None
 
     def to_config(self) -> dict[str, Any]:
         """The architecture as plain data, for files: ``Architecture(**config)`` reads it."""
@@ -73,8 +77,8 @@ class SACNetworks:
             ``None`` for an objective without one.
         architecture (Architecture, optional): what it takes to build them again; ``None`` if one of
             them is of your own.
-        shared_encoder (TensorDictModule, optional): the part of φ whose features
-            actor and critics read, if they share one.
+        shared_encoder (TensorDictModule, optional): the part of φ whose features actor and
+            critics read, if they share one; or the bottleneck that the actor reads.
     """
 
     actor: SkillConditionedActor
@@ -85,7 +89,7 @@ class SACNetworks:
 
     @property
     def policy(self) -> TensorDictModuleBase:
-        """The actor, behind the shared encoder if there is one; it collects and is evaluated."""
+        """The actor, behind what it reads of the state; it collects and is evaluated."""
         if self.shared_encoder is None:
             return self.actor
         return TensorDictSequential(self.shared_encoder, self.actor)
@@ -107,6 +111,7 @@ def make_sac_networks(
     value_size: int = 1,
     layer_norm: bool = False,
     policy_ignores: Sequence[int] = (),
+    bottleneck: int | None = None,
 ) -> SACNetworks:
     """Build actor, twin critics and encoder for vector observations.
 
@@ -132,13 +137,17 @@ def make_sac_networks(
         policy_ignores (sequence of int, optional): entries of the observation that the policy
             does not read, while φ and the critics do. Without those that say where the body is,
             a skill is the same everywhere. By default it reads all, as in the paper.
+        bottleneck (int, optional): size of a :class:`~torchrl_metra.modules.Bottleneck` that the
+            policy reads in place of the observation, while φ and the critics read the observation.
+            It becomes ``shared_encoder`` of the result, for the stepper, and is trained by
+            :class:`~torchrl_metra.GenDaLoss`. By default there is none.
 
     Returns:
         The networks, on the CPU.
 
     Raises:
         ValueError: if ``policy_ignores`` names an entry that the observation does not have, or
-            one twice.
+            one twice, or comes with a ``bottleneck``.
 
     Examples:
         >>> from torchrl_metra import UnitSphere, make_env, make_sac_networks
@@ -152,9 +161,16 @@ def make_sac_networks(
             f"policy_ignores must be different numbers from 0 to {observation_size - 1}, "
             f"got {list(policy_ignores)}."
         )
+    if bottleneck is not None:
+        check_integer("bottleneck", bottleneck)
+        if len(policy_ignores):
+            raise ValueError(
+                "a bottleneck leaves out what it can: policy_ignores does not go with it."
+            )
     spec = single_action_spec(action_spec)
     state_size = observation_size + prior.dim
-    trunk: nn.Module = make_trunk(state_size - len(policy_ignores), num_cells)
+    seen = (bottleneck or observation_size) + prior.dim - len(policy_ignores)
+    trunk: nn.Module = make_trunk(seen, num_cells)
     if len(policy_ignores):
         trunk = _PartialView(trunk, observation_size, policy_ignores)
     size = state_size + spec.shape[-1]
@@ -165,8 +181,14 @@ def make_sac_networks(
         "observation_size": observation_size,
         "policy_ignores": ignores,
         "layer_norm": layer_norm or None,
+        "bottleneck": bottleneck,
     }
-    return _assemble("observation", trunk, critics, encoder, spec, num_cells, options)
+    narrow = None
+    if bottleneck is not None:
+        narrow = Bottleneck(make_encoder(observation_size, 2 * bottleneck, num_cells))
+    return _assemble(
+        "observation", trunk, critics, encoder, spec, num_cells, options, bottleneck=narrow
+    )
 
 
 def make_pixel_sac_networks(
@@ -254,18 +276,22 @@ def _assemble(
     num_cells: Sequence[int],
     options: dict[str, Any],
     shared: nn.Module | None = None,
+    bottleneck: nn.Module | None = None,
 ) -> SACNetworks:
     """Networks of ``key``, or of its features, with the entries that they read and write."""
-    features = None
+    features, actor_key = None, key
     if shared is not None:
         features = TensorDictModule(shared, in_keys=[key], out_keys=["features"])
-        key = "features"
+        key = actor_key = "features"
+    elif bottleneck is not None:
+        features = TensorDictModule(bottleneck, in_keys=[key], out_keys=["bottleneck"])
+        actor_key = "bottleneck"
     phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[key], out_keys=["latent"])
     low, high = (tuple(bound.tolist()) for bound in (spec.space.low, spec.space.high))
     return SACNetworks(
-        actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[key, "skill"]),
+        actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[actor_key, "skill"]),
         critics=[ValueOperator(critic, in_keys=[key, "skill", "action"]) for critic in critics],
-        encoder=phi if features is None else TensorDictSequential(features, phi),
+        encoder=phi if shared is None else TensorDictSequential(features, phi),
         architecture=Architecture(low, high, tuple(num_cells), **options),
         shared_encoder=features,
     )

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_metra._checks import check_positive
 from torchrl_metra.data import SkillPrior
+from torchrl_metra.modules import Bottleneck
 from torchrl_metra.objectives.functional import pairwise_products
 from torchrl_metra.objectives.metra import METRALoss
 
@@ -28,19 +29,35 @@ class GenDaLoss(METRALoss):
         L_\text{unif} = \frac{1}{B} \sum_i \log \sum_{j \ne i} e^{v_i^\top v_j}, \qquad
         v = \frac{\phi(s_T) - \phi(s_0)}{\|\phi(s_T) - \phi(s_0)\|}.
 
+    With a ``bottleneck`` :math:`q(\ell \mid s)`, which the policy reads in place of the state, one
+    more loss trains it and a ``decoder``. Beside φ(s), which has no gradient of this loss,
+    :math:`\ell` is to say what else there is to know of a state:
+
+    .. math::
+        L_\text{bottleneck} = \lVert \text{decoder}(\phi(s), \ell) - s \rVert_2^2
+        + 0.1 \, D_\text{KL}(q(\ell \mid s) \parallel \mathcal N(0, I)), \qquad
+        \ell \sim q(\ell \mid s).
+
     Args:
         encoder (nn.Module or TensorDictModule): see :class:`~torchrl_metra.METRALoss`.
         prior (SkillPrior): likewise.
 
     Keyword Args:
         uniformity (float, optional): weight of that term. Defaults to 1.0.
+        bottleneck (TensorDictModule, optional): around a
+            :class:`~torchrl_metra.modules.Bottleneck`, such as the ``shared_encoder`` of
+            ``make_sac_networks(..., bottleneck=256)``. It reads what φ reads, a single vector.
+        decoder (nn.Module, optional): from ``[*B, D + L]``, a latent and :math:`\ell`, to states.
         **kwargs: see :class:`~torchrl_metra.METRALoss`.
 
     Raises:
+        ValueError: if there is a bottleneck without a decoder, or the other way round, or if it
+            does not read what φ reads.
         KeyError: by a call, if the batch lacks the first or the last state of its episodes, which
             :class:`~torchrl_metra.EpisodeStorage` brings.
 
-    The output holds, beside METRA's, ``uniformity``, the term without its weight.
+    The output holds, beside METRA's, ``uniformity``, the term without its weight, and with a
+    bottleneck ``loss_bottleneck`` and ``reconstruction``, the first part of it.
 
     Examples:
         >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
@@ -62,11 +79,29 @@ class GenDaLoss(METRALoss):
         prior: SkillPrior,
         *,
         uniformity: float = 1.0,
+        bottleneck: TensorDictModule | None = None,
+        decoder: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, prior, **kwargs)
         check_positive("uniformity", uniformity)
+        if (bottleneck is None) != (decoder is None):
+            raise ValueError("a bottleneck is trained with a decoder: give both, or neither.")
         self.uniformity = uniformity
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+        if bottleneck is not None:
+            if list(bottleneck.in_keys) != list(self.state_keys):
+                raise ValueError(
+                    f"the bottleneck reads {bottleneck.in_keys}, but φ {list(self.state_keys)}."
+                )
+            self.out_keys = [*self.out_keys, "loss_bottleneck", "reconstruction"]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = super().parameter_groups()
+        if self.bottleneck is not None and self.decoder is not None:
+            groups["bottleneck"] = [*self.bottleneck.parameters(), *self.decoder.parameters()]
+        return groups
 
     def read_keys(self) -> list[NestedKey]:
         ends = [(end, key) for end in ("first", "last") for key in self.state_keys]
@@ -78,7 +113,23 @@ class GenDaLoss(METRALoss):
         uniformity = crowding(last - first)
         entries["loss_encoder"] = entries["loss_encoder"] + self.uniformity * uniformity
         entries["uniformity"] = uniformity
+        if self.bottleneck is not None and self.decoder is not None:
+            entries |= self._reconstruct(tensordict, self.bottleneck.module, self.decoder)
         return entries
+
+    def _reconstruct(
+        self, tensordict: TensorDictBase, bottleneck: Bottleneck, decoder: nn.Module
+    ) -> dict[str, Tensor]:
+        """The bottleneck's loss, and the first part of it."""
+        state = self.read(tensordict, self.state_keys[0])
+        mean, log_scale = bottleneck.moments(state)
+        sample = mean + log_scale.exp() * torch.randn_like(mean)
+        with torch.no_grad():
+            (latent,) = self.encode_ends(tensordict, "")
+        decoded = decoder(torch.cat([latent, sample.to(latent.dtype)], dim=-1))
+        error = (decoded - state).square().sum(dim=-1)
+        divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=-1) / 2
+        return {"loss_bottleneck": error + 0.1 * divergence, "reconstruction": error}
 
 
 def crowding(displacements: Tensor) -> Tensor:

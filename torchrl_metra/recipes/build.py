@@ -99,8 +99,7 @@ def make_metra(
         networks.to(config.device)
         if skill_loss is None and loss_module is None:
             architecture = networks.architecture
-        phi: Any = networks.encoder
-        skill_loss = skill_loss or objectives.make_skill_loss(config, world, phi, prior)
+        skill_loss = skill_loss or objectives.make_skill_loss(config, world, networks, prior)
         loss_module = loss_module or objectives.make_policy_loss(config, world, networks, prior)
     policy = loss_module.actor_network
     if networks is not None and not has_own_policy:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import EnvBase
 
@@ -41,12 +42,14 @@ class LossParts:
         env (EnvBase): the environment to learn from.
         encoder (nn.Module): φ.
         prior (SkillPrior): distribution of the skills.
+        bottleneck (TensorDictModule, optional): what the policy reads in place of the state.
     """
 
     settings: Settings
     env: EnvBase
     encoder: nn.Module
     prior: SkillPrior
+    bottleneck: TensorDictModule | None = None
 
     @property
     def size(self) -> int:
@@ -87,6 +90,10 @@ def _metra(parts: LossParts) -> SkillLoss:
 
 def _genda(parts: LossParts) -> SkillLoss:
     options = {"uniformity": parts.settings.relabel.uniformity, **vars(parts.settings.metra)}
+    if parts.bottleneck is not None:
+        size = parts.prior.dim + (parts.settings.policy.bottleneck or 0)
+        decoder = parts.network(size, parts.size)
+        options |= {"bottleneck": parts.bottleneck, "decoder": decoder}
     return objectives.GenDaLoss(parts.encoder, parts.prior, **options)
 
 
@@ -193,11 +200,16 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
         "value_size": value_size,
         "layer_norm": settings.layer_norm,
     }
-    spec = env.observation_spec
+    spec, bottleneck = env.observation_spec, settings.policy.bottleneck
+    if bottleneck is not None and settings.objective != "genda":
+        raise ValueError(f"policy.bottleneck needs objective=genda, got {settings.objective}.")
     if not sees_pictures(settings, env):
         ignored = () if settings.policy.position else _position_entries(env)
+        options: dict[str, Any] = {"policy_ignores": ignored, "bottleneck": bottleneck}
         size = spec["observation"].shape[-1]
-        return make_sac_networks(size, env.action_spec, prior, policy_ignores=ignored, **shared)
+        return make_sac_networks(size, env.action_spec, prior, **options, **shared)
+    if bottleneck is not None:
+        raise ValueError("policy.bottleneck needs a state: its decoder draws no pictures.")
     if not settings.policy.position:
         raise ValueError("policy.position=false needs a state: in pictures the place shows.")
     shape, options = spec["pixels"].shape[-3:], vars(settings.encoder)
@@ -205,7 +217,7 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
 
 
 def make_skill_loss(
-    settings: Settings, env: EnvBase, encoder: nn.Module, prior: SkillPrior
+    settings: Settings, env: EnvBase, networks: SACNetworks, prior: SkillPrior
 ) -> SkillLoss:
     """The objective that the settings name."""
     objective = find_objective(settings)
@@ -215,7 +227,11 @@ def make_skill_loss(
             f"objective={settings.objective} models vectors, but the environment is observed by "
             f"pictures: take one of {able}."
         )
-    return objective.make(LossParts(settings, env, encoder, prior)).to(settings.device)
+    encoder: Any = networks.encoder
+    parts = LossParts(settings, env, encoder, prior)
+    if settings.policy.bottleneck is not None:
+        parts.bottleneck = networks.shared_encoder
+    return objective.make(parts).to(settings.device)
 
 
 def relabels(settings: Settings) -> bool:

@@ -95,10 +95,13 @@ class PolicySettings:
     Attributes:
         position: false: φ and the critics read where the body is, the policy does not
         smoothness: weight of a penalty on how far an action is from the next
+        bottleneck: for the objective genda, size of what the policy reads in place of the state;
+            null: it reads the state
     """
 
     position: bool = True
     smoothness: float = 0.0
+    bottleneck: int | None = None
 
 
 @dataclass
