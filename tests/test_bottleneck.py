@@ -152,9 +152,9 @@ def test_leaves_out_what_the_latent_says() -> None:
     place.weight.data, place.bias.data = torch.eye(2, 4), torch.zeros(2)
     module = TensorDictModule(Bottleneck(nn.Linear(4, 4)), ["observation"], ["bottleneck"])
     loss = GenDaLoss(place, UnitSphere(2), bottleneck=module, decoder=nn.Linear(4, 4))
-    optimizer = torch.optim.Adam(loss.parameter_groups()["bottleneck"], lr=1e-2)
+    optimizer = torch.optim.Adam(loss.parameter_groups()["bottleneck"], lr=3e-2)
     data = batch(128, observation=4).float()
-    for _ in range(500):
+    for _ in range(1_000):
         data["observation"] = torch.randn(128, 4)
         optimizer.zero_grad()
         loss(data)["loss_bottleneck"].backward()
