@@ -93,6 +93,7 @@ class EpisodeStorage(SelfSamplingStorage):
         super().__init__(None, storage.max_size, device=storage.device)
         self.storage = storage
         self.state_keys = [unravel_key(key) for key in state_keys]
+        self._next_keys = [unravel_key(("next", key)) for key in state_keys]
         self.steps_ahead = steps_ahead
         self.clear()
 
@@ -116,18 +117,25 @@ class EpisodeStorage(SelfSamplingStorage):
 
     def get(self, index: int | Sequence[int] | slice | Tensor) -> TensorDictBase:
         """Transitions with the states that belong to them."""
-        transitions = self.storage.get(index).copy()
+        transitions = self.storage.get(index)
+        if not isinstance(index, Tensor):
+            transitions = transitions.copy()  # It may be the memory itself.
         size, links = min(self._num_written, self.max_size), self._links
         episode, ahead = links["episode"][:size][index], links["ahead"][:size][index]
         first, last = links["first"][episode], links["last"][episode]
-        slots = torch.stack([first, last, torch.where(ahead < 0, last, ahead)])
-        states = self.storage.get(slots.flatten())
-        for key in self.state_keys:
-            state = states[key].unflatten(0, slots.shape)
-            next_state = states["next", key].unflatten(0, slots.shape)
-            found = {"first": state[0], "last": next_state[1], "ahead": next_state[2]}
-            for name, value in found.items():
-                transitions[unravel_key((name, key))] = value
+        found = (
+            ("first", first, self.state_keys),
+            ("last", last, self._next_keys),
+            ("ahead", torch.where(ahead < 0, last, ahead), self._next_keys),
+        )
+        # Of tensors, only states are read.
+        is_whole = not isinstance(self.storage, FrameStackStorage)
+        memory = self.storage.get(slice(None)) if is_whole else None
+        for name, slots, keys in found:
+            states = self.storage.get(slots) if memory is None else memory
+            for key, source in zip(self.state_keys, keys, strict=True):
+                values = states[source]
+                transitions[unravel_key((name, key))] = values[slots] if is_whole else values
         return transitions
 
     def set(
@@ -171,13 +179,12 @@ class EpisodeStorage(SelfSamplingStorage):
                 "Flatten batches with reshape(-1)."
             )
         entries = list(data.keys(include_nested=True, leaves_only=True))
-        next_keys = [unravel_key(("next", key)) for key in self.state_keys]
-        for key in (*self.state_keys, *next_keys):
+        for key in (*self.state_keys, *self._next_keys):
             if key not in entries:
                 raise KeyError(f"no {key!r} among a batch's entries {entries}: see state_keys.")
         skill = ["skill"] if "skill" in entries else []
         starts = [_bytes(data[key]) for key in (*self.state_keys, *skill)]
-        ends = [_bytes(data[key]) for key in (*next_keys, *skill)]
+        ends = [_bytes(data[key]) for key in (*self._next_keys, *skill)]
         if ("next", "done") not in entries:
             return starts, ends, torch.zeros(len(data), dtype=torch.bool, device=self.device)
         return starts, ends, data["next", "done"].reshape(len(data), -1).any(-1)
