@@ -456,3 +456,18 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
         assert process.exitcode == 0
         results.append(runs.results(tmp_path))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("shared_encoder", [False, True])
+def test_from_pictures(shared_encoder: bool) -> None:
+    trainer = make_metra(
+        "point_pixels", objective="genda", layer_norm=True, num_cells=[8], num_envs=2,
+        encoder={"channels": 2, "shared_encoder": shared_encoder}, total_frames=200,
+        frames_per_batch=100, min_buffer_size=100, updates_per_step=0.02, batch_size=8,
+        buffer_size=150, progress_bar=False,
+    )  # fmt: skip
+    before = trainer.optimization_stepper.relabeling.episode_mass.clone()
+    trainer.train()
+    batch = trainer.replay_buffer.sample()
+    assert batch["first", "pixels"].shape == batch["pixels"].shape
+    assert not trainer.optimization_stepper.relabeling.episode_mass.equal(before)
