@@ -181,9 +181,9 @@ def test_relabeling_goes_with_the_objective_unless_told_otherwise() -> None:
         assert isinstance(trainer.replay_buffer.storage, EpisodeStorage) == expected
 
 
-@pytest.mark.parametrize("objective", ["dads", "rnd"])
-def test_without_an_encoder_there_is_nothing_to_relabel_by(objective: str) -> None:
-    with pytest.raises(ValueError, match=f"encoder.*{objective}"):
+@pytest.mark.parametrize("objective", ["dads", "diayn", "rnd"])
+def test_relabels_where_phi_moves_along_skills(objective: str) -> None:
+    with pytest.raises(ValueError, match=f"relabel.*{objective}"):
         make_metra("point", objective=objective, relabel={"enabled": True}, **SMALL)
 
 
