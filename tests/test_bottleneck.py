@@ -186,4 +186,15 @@ def test_refuses_what_it_cannot_do() -> None:
         make_sac_networks(2, spec, UnitSphere(2), bottleneck=3, policy_ignores=[0])
     with pytest.raises(ValueError, match="bottleneck"):
         make_sac_networks(2, spec, UnitSphere(2), bottleneck=0)
-    assert isinstance(GenDaLoss(nn.Linear(2, 2), UnitSphere(2)), METRALoss)
+    networks = make_sac_networks(2, spec, UnitSphere(2), num_cells=[8], bottleneck=3)
+    untrained = METRALoss(networks.encoder, UnitSphere(2))
+    with pytest.raises(ValueError, match="trains"):
+        make_metra("point", networks=networks, skill_loss=untrained, progress_bar=False)
+
+
+def test_networks_of_ones_own_are_trained() -> None:
+    spec = make_env("point").action_spec
+    networks = make_sac_networks(2, spec, UnitSphere(2), num_cells=[8], bottleneck=3)
+    trainer = make_metra("point", networks=networks, **SMALL | {"policy": {}})
+    assert trainer.skill_loss.bottleneck is networks.shared_encoder
+    assert trainer.skill_loss.decoder(torch.ones(2 + 3)).shape == (2,)

@@ -308,6 +308,9 @@ def test_phi_learns_skills_of_episodes_and_the_policy_its_own(kind: Any, key: An
         return getattr(copy.deepcopy(loss), name)(batch)
 
     losses = [evaluate("forward", given).to_dict() for given in (both, of_episodes, batch)]
+    # What is logged is the policy's reward.
+    logged = [each.pop("intrinsic_reward") for each in losses]
+    torch.testing.assert_close(logged[0], logged[2], rtol=0, atol=0)
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
     assert losses[0]["loss_encoder"] != losses[2]["loss_encoder"]
     assert evaluate("reward", both).equal(evaluate("reward", batch))
@@ -471,3 +474,23 @@ def test_from_pictures(shared_encoder: bool) -> None:
     batch = trainer.replay_buffer.sample()
     assert batch["first", "pixels"].shape == batch["pixels"].shape
     assert not trainer.optimization_stepper.relabeling.episode_mass.equal(before)
+
+
+def test_what_did_not_move_keeps_its_skill() -> None:
+    relabel = RelabelSkills(nn.Linear(2, 2), PRIOR, rarity=0.0)
+    still = torch.ones(4, 2)
+    states = {name: TensorDict({"observation": still}, [4]) for name in ("first", "last", "ahead")}
+    skill = PRIOR.sample([4])
+    batch = TensorDict({"observation": still, "skill": skill, **states, "next": {}}, [4])
+    assert relabel(batch)["skill"].equal(skill)
+
+
+def test_a_loss_of_ones_own_says_whether_skills_are_relabeled() -> None:
+    settings = {"num_cells": [8], "total_frames": 80, "progress_bar": False}
+    given = GenDaLoss(nn.Linear(2, 2), PRIOR)
+    trainer = make_metra("point", skill_loss=given, **settings)
+    assert isinstance(trainer.replay_buffer.storage, EpisodeStorage)
+    assert trainer.optimization_stepper.relabeling is not None
+    given = METRALoss(nn.Linear(2, 2), PRIOR)
+    trainer = make_metra("point", skill_loss=given, objective="genda", **settings)
+    assert trainer.optimization_stepper.relabeling is None

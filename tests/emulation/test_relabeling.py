@@ -23,14 +23,18 @@ def weights(trainer: METRATrainer) -> list[Any]:
     return [value.tolist() for value in (*values, *relabeling.encoder.parameters())]
 
 
+@pytest.mark.parametrize("kind", ["UnitSphere", "OneHot"])
 @pytest.mark.parametrize("buffer_device", ["cuda", "cpu"])
-def test_training_gives_the_numbers_of_the_cpu(cuda: torch.device, buffer_device: str) -> None:
-    trainer = make_metra(ENV, device="cuda", buffer_device=buffer_device, **SMALL)
+def test_training_gives_the_numbers_of_the_cpu(
+    cuda: torch.device, buffer_device: str, kind: str
+) -> None:
+    skill = {"kind": kind}
+    trainer = make_metra(ENV, device="cuda", buffer_device=buffer_device, skill=skill, **SMALL)
     trainer.train()
     relabeling = trainer.optimization_stepper.relabeling
     assert {value.device for value in relabeling.state_dict().values()} == {cuda}
     storage = trainer.replay_buffer.storage
     assert storage[:2]["first", "observation"].device.type == buffer_device
-    expected = make_metra(ENV, **SMALL)
+    expected = make_metra(ENV, skill=skill, **SMALL)
     expected.train()
     assert weights(trainer) == weights(expected)

@@ -281,7 +281,8 @@ class OneHot(SkillPrior):
     def skill_along(self, displacement: Tensor) -> Tensor:
         """The skill of the displacement's largest entry."""
         # Unlike one_hot, indexing reads no value of a tensor: it can be part of a graph.
-        skill = torch.eye(self.dim).to(displacement)[displacement.argmax(-1)]
+        every = torch.eye(self.dim, dtype=displacement.dtype, device=displacement.device)
+        skill = every[displacement.argmax(-1)]
         return skill.where(displacement.isfinite().all(dim=-1, keepdim=True), math.nan)
 
     def center(self, skill: Tensor) -> Tensor:

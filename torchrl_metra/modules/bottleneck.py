@@ -28,6 +28,12 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def size(self) -> int:
+        """Size ``L`` of what the policy reads."""
+        *_, last = (layer for layer in self.network.modules() if isinstance(layer, nn.Linear))
+        return last.out_features // 2
+
     def forward(self, observation: Tensor) -> Tensor:
         """The mean, of shape ``[*B, L]``."""
         return self.moments(observation)[0]

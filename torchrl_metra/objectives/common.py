@@ -143,10 +143,13 @@ class SkillLoss(LossModule, abc.ABC):
         """An entry of the batch; a ``KeyError`` says what there is in its place."""
         value = tensordict.get(key, default=None)
         if value is None:
+            writer = "A SkillPrimer in the environment writes skills"
+            if isinstance(key, tuple) and key[0] in ("first", "last"):
+                writer = "An EpisodeStorage in the replay buffer brings it"
             raise KeyError(
                 f"{type(self).__name__} reads {key!r}, but the batch has only "
-                f"{sorted(map(str, tensordict.keys(True, True)))}. A SkillPrimer in the "
-                "environment writes skills; set_keys and in_keys rename entries."
+                f"{sorted(map(str, tensordict.keys(True, True)))}. {writer}; set_keys and in_keys "
+                "rename entries."
             )
         return value
 
@@ -226,10 +229,17 @@ class EncoderLoss(SkillLoss):
         skill = self.prior.center(self.skill(tensordict))
         return ((next_latent - latent) * skill).sum(dim=-1, keepdim=True)
 
-    def encoder_skill(self, tensordict: TensorDictBase) -> Tensor:
-        """The skills that φ is trained with, ``[*B, D]``: those of episodes, if they are there."""
-        skill = tensordict.get(self.tensor_keys.episode_skill, default=None)
-        return self.skill(tensordict) if skill is None else skill
+    def rewards(self, step: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """How far latent steps go along skills, ``[*B]``: along the policy's, and along φ's.
+
+        They differ where skills are relabeled: then φ is trained with those of episodes.
+        """
+        skill = self.skill(tensordict)
+        episode_skill = tensordict.get(self.tensor_keys.episode_skill, default=None)
+        reward = (step * self.prior.center(skill)).sum(dim=-1)
+        if episode_skill is None:
+            return reward, reward
+        return reward, (step * self.prior.center(episode_skill)).sum(dim=-1)
 
     def encode_pair(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """φ(s) and φ(s') of each transition, of shape ``[*B, D]``, in one call of the encoder."""
@@ -251,9 +261,7 @@ class EncoderLoss(SkillLoss):
 
     def encode(self, tensordict: TensorDictBase, *, following: bool = False) -> Tensor:
         """φ(s) of each transition, or φ(s') if ``following``, of shape ``[*B, D]``."""
-        keys = [("next", key) if following else key for key in self.state_keys]
-        inputs = [self.read(tensordict, key).unsqueeze(0) for key in keys]
-        return self._encode(inputs, (1, *tensordict.batch_size))[0]
+        return self.encode_ends(tensordict, "next" if following else "")[0]
 
     def _encode(self, inputs: Sequence[Tensor], batch_size: Sequence[int]) -> Tensor:
         """φ of shape ``[*batch_size, D]``, for the encoder's inputs."""

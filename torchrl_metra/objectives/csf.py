@@ -76,13 +76,13 @@ class CSFLoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         step = self.cumulant(tensordict)
-        reward = (step * self.prior.center(self.encoder_skill(tensordict))).sum(dim=-1)
+        reward, along = self.rewards(step, tensordict)
         negatives = self.prior.center(
             self.prior.sample([self.num_negatives], device=step.device).to(step.dtype)
         )
         normalizer = torch.logsumexp(pairwise_products(step, negatives), dim=-1)
         return {
-            "loss_encoder": self.negative_weight * normalizer - reward,
+            "loss_encoder": self.negative_weight * normalizer - along,
             "intrinsic_reward": reward,
             "latent_step": step.norm(dim=-1),
         }

@@ -133,7 +133,7 @@ class GenDaLoss(METRALoss):
 
 
 def crowding(displacements: Tensor) -> Tensor:
-    r"""How many others each displacement's direction is close to.
+    r"""How crowded the direction of each displacement is.
 
     Args:
         displacements (Tensor): of shape ``[*B, D]``, with ``N`` rows in all.
@@ -149,5 +149,7 @@ def crowding(displacements: Tensor) -> Tensor:
     # Without displacement there is no direction, only a gradient as large as 1 / eps.
     rows = nn.functional.normalize(displacements.flatten(0, -2), dim=-1, eps=1e-3)
     products = pairwise_products(rows, rows)
+    if len(rows) == 1:  # Nothing crowds it.
+        return rows.sum(dim=-1).view(displacements.shape[:-1]) * 0
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     return products.masked_fill(itself, -torch.inf).logsumexp(-1).view(displacements.shape[:-1])

@@ -84,9 +84,9 @@ class LSDLoss(EncoderLoss):
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
         step = next_latent - latent
-        reward = (step * self.prior.center(self.encoder_skill(tensordict))).sum(dim=-1)
+        reward, along = self.rewards(step, tensordict)
         return {
-            "loss_encoder": -reward,
+            "loss_encoder": -along,
             "intrinsic_reward": reward,
             "latent_step": step.norm(dim=-1),
         }

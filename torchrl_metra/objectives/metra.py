@@ -158,16 +158,15 @@ class METRALoss(EncoderLoss):
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         latent, next_latent = self.encode_pair(tensordict)
-        skill = self.prior.center(self.encoder_skill(tensordict))
         step = next_latent - latent
         # Equation 7: how far the transition moves along its skill.
-        reward = (step * skill).sum(dim=-1)
+        reward, along = self.rewards(step, tensordict)
         # Equations 8 and 9: negative where a pair of adjacent states is too far apart.
         squares = step.square()
         length = squares.sum(dim=-1) if self.constraint_norm == "l2" else squares.mean(dim=-1)
         constraint = (self._bound(tensordict) - length).clamp(max=self.slack)
         entries = {
-            "loss_encoder": -(reward + self.dual * constraint),
+            "loss_encoder": -(along + self.dual * constraint),
             # The derivative is taken with respect to log λ itself, so that λ moves by a constant
             # factor whatever its size, as in the authors' implementation.
             "loss_dual": self.log_dual * constraint.detach(),

@@ -34,10 +34,13 @@ class RelabelSkills(Transform):
     so that it still explores; elsewhere it is trained with :math:`z_\text{episode}` for one half
     and with :math:`z_\text{ahead}` for the other.
 
-    How rare a direction is says the probability :math:`p_\text{episode}(z) / (p_\text{episode}(z)
-    + p(z))` of episodes against the prior. Both are counted in cells around ``8 D`` skills spread
-    evenly, those of episodes as an average over the latest hundred batches. (The authors train a
-    classifier on cells between random planes, whose optimum is the same ratio.)
+    The probability :math:`p_\text{episode}(z) / (p_\text{episode}(z) + p(z))` says how rare a
+    direction is: 0.5 if episodes go there as often as the prior draws it. Both are counted in
+    cells around ``8 D`` skills spread evenly, those of episodes as an exponential average in which
+    a batch weighs 0.01. (The authors train a classifier on cells between random planes, whose
+    optimum is the same ratio.) Where nothing has moved, too, the policy keeps the rolled skill.
+
+    The two halves are the first and the second of a batch, so samplers must draw at random.
 
     It takes batches of a replay buffer with :class:`~torchrl_metra.EpisodeStorage`: give it to
     :class:`~torchrl_metra.METRAOptimizationStepper`, or append it to the buffer and call
@@ -121,11 +124,12 @@ class RelabelSkills(Transform):
         first, last = self._encode(tensordict["first"], tensordict["last"])
         here, ahead = self._encode(tensordict[:half], tensordict["ahead"][:half])
         episode_skill = self.prior.skill_along(last - first)
-        ahead_skill = self.prior.skill_along(ahead - here)
+        displacement = torch.cat([ahead - here, (last - first)[half:]])
         self.episode_mass.lerp_(self._mass(episode_skill), 0.01)
         rolled = tensordict[self.skill_key]
-        skill = torch.cat([ahead_skill, episode_skill[half:]]).to(rolled.dtype)
-        skill = torch.where(self.probability(rolled).unsqueeze(-1) < self.rarity, rolled, skill)
+        is_kept = (self.probability(rolled) < self.rarity) | (displacement == 0).all(dim=-1)
+        skill = self.prior.skill_along(displacement).to(rolled.dtype)
+        skill = torch.where(is_kept.unsqueeze(-1), rolled, skill)
         tensordict.set(self.skill_key, skill)
         tensordict.set(("next", self.skill_key), skill)
         tensordict.set(self.episode_skill_key, episode_skill)

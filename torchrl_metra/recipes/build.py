@@ -17,6 +17,7 @@ from torchrl.objectives import DiscreteSACLoss, SACLoss
 from torchrl.objectives.utils import SoftUpdate
 from torchrl.record.loggers import Logger
 
+from torchrl_metra._checks import check_choice
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.envs import SkillPrimer
@@ -104,6 +105,7 @@ def make_metra(
     policy = loss_module.actor_network
     if networks is not None and not has_own_policy:
         policy, shared_encoder = networks.policy, networks.shared_encoder
+        objectives.check_bottleneck(networks, skill_loss)
 
     # What to keep when training is done; its weights are those that are trained.
     env_options = dict(vars(config.env))
@@ -134,7 +136,7 @@ def make_metra(
     if collector is None:
         collector = collect.make_collector(config, world, policy)
     if replay_buffer is None:
-        replay_buffer = collect.make_replay_buffer(config, world)
+        replay_buffer = collect.make_replay_buffer(config, world, skill_loss)
     trainer = METRATrainer(
         collector=collector,
         total_frames=config.total_frames,
@@ -170,10 +172,11 @@ def _updates_in_round(settings: Settings) -> int:
 
 def _compiles(settings: Settings) -> bool:
     """What the settings say or, with ``auto``, whether a compiler is there and pays."""
-    if settings.compile != "auto":
-        return bool(settings.compile)
+    if isinstance(settings.compile, bool):
+        return settings.compile
+    check_choice("compile", settings.compile, ("auto", "true", "false"))
     # It takes as long as some thousands of updates save.
-    has_compiler = any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"]))
+    has_compiler = any(map(shutil.which, [os.environ.get("CXX", "g++").split()[0], "clang++"]))
     return has_compiler and settings.total_frames * settings.updates_per_step > 5_000
 
 

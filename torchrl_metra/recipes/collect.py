@@ -20,6 +20,7 @@ from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import EpisodeStorage, FrameStackStorage
 from torchrl_metra.envs import PixelOptions, SkillPrimer, make_env
 from torchrl_metra.modules import SkillPolicy
+from torchrl_metra.objectives import SkillLoss
 from torchrl_metra.recipes.objectives import make_prior, relabels, sees_pictures
 from torchrl_metra.recipes.settings import Settings
 
@@ -153,7 +154,7 @@ def make_ray_collector(
     return collector
 
 
-def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
+def make_replay_buffer(settings: Settings, env: EnvBase, skill_loss: SkillLoss) -> ReplayBuffer:
     """Transitions on a device or, memory-mapped, in a folder; single frames for pictures."""
     is_remote = is_learner_remote(settings)
     # With a remote learner the buffer is a process without a GPU.
@@ -166,7 +167,7 @@ def make_replay_buffer(settings: Settings, env: EnvBase) -> ReplayBuffer:
         # A run that goes on finds its own files in the folder.
         storage = LazyTensorStorage if is_device else partial(LazyMemmapStorage, existsok=True)
     storage = partial(storage, settings.buffer_size, **place)
-    if relabels(settings):
+    if relabels(settings, skill_loss):
         key = "pixels" if sees_pictures(settings, env) else "observation"
         options = {"state_keys": [key], "steps_ahead": settings.relabel.steps_ahead}
         storage = partial(_episodes, storage, options)

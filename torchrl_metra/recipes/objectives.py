@@ -19,11 +19,17 @@ from torchrl_metra._checks import check_choice
 from torchrl_metra._transforms import transforms_of
 from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import ReadPosition
-from torchrl_metra.modules import SACNetworks, make_pixel_sac_networks, make_sac_networks
+from torchrl_metra.modules import (
+    Bottleneck,
+    SACNetworks,
+    make_pixel_sac_networks,
+    make_sac_networks,
+)
 from torchrl_metra.modules.networks import make_encoder
 from torchrl_metra.objectives import (
     BatchedSACLoss,
     CSFLoss,
+    GenDaLoss,
     LSDLoss,
     METRALoss,
     RelabelSkills,
@@ -73,7 +79,6 @@ class Objective:
         predicts_features (bool): whether the critics predict successor features, vectors of the
             size of a skill; the policy's loss is then
             :class:`~torchrl_metra.SuccessorFeatureSACLoss`.
-        relabels (bool): whether skills are relabeled unless a setting says otherwise.
     """
 
     summary: str
@@ -81,7 +86,6 @@ class Objective:
     sees_pictures: bool = True
     draws_normal: bool = False
     predicts_features: bool = False
-    relabels: bool = False
 
 
 def _metra(parts: LossParts) -> SkillLoss:
@@ -91,8 +95,7 @@ def _metra(parts: LossParts) -> SkillLoss:
 def _genda(parts: LossParts) -> SkillLoss:
     options = {"uniformity": parts.settings.relabel.uniformity, **vars(parts.settings.metra)}
     if parts.bottleneck is not None:
-        size = parts.prior.dim + (parts.settings.policy.bottleneck or 0)
-        decoder = parts.network(size, parts.size)
+        decoder = parts.network(parts.prior.dim + parts.bottleneck.module.size, parts.size)
         options |= {"bottleneck": parts.bottleneck, "decoder": decoder}
     return objectives.GenDaLoss(parts.encoder, parts.prior, **options)
 
@@ -144,7 +147,6 @@ OBJECTIVES: dict[str, Objective] = {
     "genda": Objective(
         "METRA with skills relabeled in hindsight, and episodes in all directions",
         _genda,
-        relabels=True,
     ),
     "l2": Objective("METRA whose distance is that of observations", _l2, sees_pictures=False),
     "csd": Objective(
@@ -229,28 +231,38 @@ def make_skill_loss(
         )
     encoder: Any = networks.encoder
     parts = LossParts(settings, env, encoder, prior)
-    if settings.policy.bottleneck is not None:
-        parts.bottleneck = networks.shared_encoder
+    shared = networks.shared_encoder
+    if shared is not None and isinstance(shared.module, Bottleneck):
+        parts.bottleneck = shared
     return objective.make(parts).to(settings.device)
 
 
-def relabels(settings: Settings) -> bool:
+def relabels(settings: Settings, skill_loss: SkillLoss) -> bool:
     """Whether skills are relabeled in hindsight."""
     enabled = settings.relabel.enabled
-    return find_objective(settings).relabels if enabled is None else enabled
+    return isinstance(skill_loss, GenDaLoss) if enabled is None else enabled
 
 
 def make_relabeling(settings: Settings, skill_loss: SkillLoss) -> RelabelSkills | None:
     """What relabels skills, if anything does."""
-    if not relabels(settings):
+    if not relabels(settings, skill_loss):
         return None
     if not isinstance(skill_loss, METRALoss | CSFLoss | LSDLoss):
         raise ValueError(
-            "relabel.enabled=true needs an objective that moves φ along skills, such as metra, "
-            f"genda, csf or lsd, got {settings.objective}."
+            "relabel.enabled=true needs a loss that moves φ along skills, such as METRALoss, "
+            f"GenDaLoss, CSFLoss or LSDLoss, got {type(skill_loss).__name__}."
         )
-    return RelabelSkills(skill_loss.encoder, skill_loss.prior, rarity=settings.relabel.rarity).to(
-        settings.device
+    return RelabelSkills(skill_loss.encoder, skill_loss.prior, rarity=settings.relabel.rarity)
+
+
+def check_bottleneck(networks: SACNetworks, skill_loss: SkillLoss) -> None:
+    """Refuse a bottleneck that nothing would train."""
+    shared, trained = networks.shared_encoder, getattr(skill_loss, "bottleneck", None)
+    if shared is None or not isinstance(shared.module, Bottleneck) or trained is shared:
+        return
+    raise ValueError(
+        "nothing trains the bottleneck that the policy reads: take GenDaLoss(bottleneck="
+        f"networks.shared_encoder, decoder=...), not {type(skill_loss).__name__}."
     )
 
 

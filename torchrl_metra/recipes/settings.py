@@ -143,7 +143,7 @@ class SACSettings:
     Attributes:
         alpha_init: initial entropy coefficient α
         fixed_alpha: true: α stays there
-        target_entropy: for each action
+        target_entropy: of the policy, for each entry of an action
     """
 
     alpha_init: float = 0.01

@@ -125,6 +125,11 @@ def run_finetune(settings: FinetuneSettings) -> dict[str, Any]:
         evaluation_env = make_finetune_env(settings, skills, skill, episodes, seed + 1_000)
     assert skills.architecture is not None  # or load() would have said so
     networks = skills.architecture.build(skills.prior)
+    if networks.shared_encoder is not None:
+        raise ValueError(
+            f"{settings.skill_policy} reads states through a shared encoder or a bottleneck: SAC "
+            "would have to train it too. Take a policy that reads the state itself."
+        )
     if settings.pretrained:
         networks.policy.load_state_dict(skills.actor.state_dict())
     trainer = make_sac_trainer(settings, settings.sac, env, networks.policy, networks.critics)

@@ -50,8 +50,9 @@ class METRAOptimizationStepper(OptimizationStepper):
         autocast (torch.dtype, optional): compute the losses under autocast in this
             type, ``torch.bfloat16``. Weights, optimizers and latents stay in float32.
         shared_encoder (TensorDictModule, optional): a part of φ whose output policy and
-            critics read, see :func:`~torchrl_metra.make_pixel_sac_networks`. Without
-            gradient, it adds its ``out_keys`` to both ends of each transition.
+            critics read, see :func:`~torchrl_metra.make_pixel_sac_networks`, or a bottleneck
+            that the policy reads. Without gradient, it adds its ``out_keys`` to both ends of
+            each transition.
         relabeling (RelabelSkills, optional): skills in hindsight, for a replay buffer with an
             :class:`~torchrl_metra.EpisodeStorage`. The stepper moves its average of φ.
 
