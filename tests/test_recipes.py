@@ -183,7 +183,7 @@ def test_relabeling_goes_with_the_objective_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("objective", ["dads", "diayn", "rnd"])
 def test_relabels_where_phi_moves_along_skills(objective: str) -> None:
-    with pytest.raises(ValueError, match="relabel.*(DADS|DIAYN|RND)"):
+    with pytest.raises(ValueError, match=r"relabel.*(DADS|DIAYN|RND)"):
         make_metra("point", objective=objective, relabel={"enabled": True}, **SMALL)
 
 

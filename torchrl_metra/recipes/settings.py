@@ -213,7 +213,8 @@ class Settings:
             device
         min_buffer_size: transitions before the first update
         gamma: discount
-        learning_rate: lr: of all parts; encoder, dual, qvalue, actor, alpha: of one of them
+        learning_rate: lr: of all parts; encoder, dual, bottleneck, qvalue, actor, alpha: of one of
+            them
         evaluation_interval: environment steps between two evaluations
         evaluation_episodes: in an evaluation, each with a skill of its own
         evaluation_num_envs: environments side by side in an evaluation; null: one for each episode
