@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from torchrl_metra import (
+    BatchedSACLoss,
     GenDaLoss,
     METRALoss,
     OneHot,
@@ -22,6 +23,7 @@ from torchrl_metra import (
     make_sac_networks,
 )
 from torchrl_metra.modules import Bottleneck
+from torchrl_metra.trainers.stepper import add_features
 
 SMALL: dict[str, Any] = {
     "objective": "genda", "policy": {"bottleneck": 3}, "layer_norm": True, "num_cells": [16],
@@ -94,6 +96,20 @@ def test_only_the_policy_reads_it() -> None:
         "bottleneck"
     ].shape == (3,)
     assert networks.architecture.bottleneck == 3
+
+
+def test_the_policy_does_not_train_it() -> None:
+    env, prior = make_env("point", num_envs=4), UnitSphere(2)
+    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[8], bottleneck=3)
+    loss = BatchedSACLoss(networks.actor, networks.critics, target_entropy=-1.0)
+    data = batch(observation=2).float()
+    add_features(networks.shared_encoder, data)
+    assert data["bottleneck"].shape == data["next", "bottleneck"].shape == (6, 3)
+    loss.actor_loss(data)[0].mean().backward()
+    assert any(
+        w.grad is not None and w.grad.any() for w in loss.actor_network_params.values(True, True)
+    )
+    assert all(weight.grad is None for weight in networks.shared_encoder.parameters())
 
 
 def test_policy_files_hold_it(tmp_path: Path) -> None:
@@ -190,6 +206,23 @@ def test_refuses_what_it_cannot_do() -> None:
     untrained = METRALoss(networks.encoder, UnitSphere(2))
     with pytest.raises(ValueError, match="trains"):
         make_metra("point", networks=networks, skill_loss=untrained, progress_bar=False)
+
+
+class PictureNetwork(nn.Sequential):
+    def __init__(self, size: int) -> None:
+        super().__init__(nn.Flatten(-3), nn.Linear(48, size))
+
+
+def test_its_decoder_draws_no_pictures() -> None:
+    with pytest.raises(ValueError, match="of shape"):
+        make_loss(decoder=nn.Linear(4, 1))(batch())
+    phi = TensorDictModule(PictureNetwork(2), ["pixels"], ["latent"])
+    module = TensorDictModule(Bottleneck(PictureNetwork(4)), ["pixels"], ["bottleneck"])
+    loss = GenDaLoss(phi, UnitSphere(2), bottleneck=module, decoder=nn.Linear(4, 48))
+    pictures = {"pixels": torch.rand(6, 3, 4, 4)}
+    ends = {end: TensorDict(pictures, [6]) for end in ("next", "first", "last")}
+    with pytest.raises(ValueError, match="no pictures"):
+        loss(TensorDict({**pictures, **ends, "skill": UnitSphere(2).sample([6])}, [6]))
 
 
 def test_networks_of_ones_own_are_trained() -> None:

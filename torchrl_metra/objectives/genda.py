@@ -52,7 +52,8 @@ class GenDaLoss(METRALoss):
 
     Raises:
         ValueError: if there is a bottleneck without a decoder, or the other way round, or if it
-            does not read what φ reads.
+            does not read what φ reads; by a call, if the decoder's output is not of the states'
+            shape, as with pictures.
         KeyError: by a call, if the batch lacks the first or the last state of its episodes, which
             :class:`~torchrl_metra.EpisodeStorage` brings.
 
@@ -108,28 +109,34 @@ class GenDaLoss(METRALoss):
         return [*super().read_keys(), *ends]
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        entries = super().compute(tensordict)
-        first, last = self.encode_ends(tensordict, "first", "last")
+        ends = self.encode_ends(tensordict, "", "next", "first", "last")
+        latent, next_latent, first, last = ends
+        entries = self.evaluate(tensordict, latent, next_latent)
         uniformity = crowding(last - first)
         entries["loss_encoder"] = entries["loss_encoder"] + self.uniformity * uniformity
         entries["uniformity"] = uniformity
         if self.bottleneck is not None and self.decoder is not None:
-            entries |= self._reconstruct(tensordict, self.bottleneck.module, self.decoder)
+            state = self.read(tensordict, self.state_keys[0])
+            known = latent.detach()
+            entries |= _reconstruct(state, known, self.bottleneck.module, self.decoder)
         return entries
 
-    def _reconstruct(
-        self, tensordict: TensorDictBase, bottleneck: Bottleneck, decoder: nn.Module
-    ) -> dict[str, Tensor]:
-        """The bottleneck's loss, and the first part of it."""
-        state = self.read(tensordict, self.state_keys[0])
-        mean, log_scale = bottleneck.moments(state)
-        sample = mean + log_scale.exp() * torch.randn_like(mean)
-        with torch.no_grad():
-            (latent,) = self.encode_ends(tensordict, "")
-        decoded = decoder(torch.cat([latent, sample.to(latent.dtype)], dim=-1))
-        error = (decoded - state).square().sum(dim=-1)
-        divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=-1) / 2
-        return {"loss_bottleneck": error + 0.1 * divergence, "reconstruction": error}
+
+def _reconstruct(
+    state: Tensor, latent: Tensor, bottleneck: Bottleneck, decoder: nn.Module
+) -> dict[str, Tensor]:
+    """The bottleneck's loss, and the first part of it."""
+    mean, log_scale = bottleneck.moments(state)
+    sample = mean + log_scale.exp() * torch.randn_like(mean)
+    decoded = decoder(torch.cat([latent, sample.to(latent.dtype)], dim=-1))
+    if decoded.shape != state.shape:  # One number per state would broadcast in silence.
+        raise ValueError(
+            f"the decoder must return states of shape {list(state.shape)}, vectors and no "
+            f"pictures, got {list(decoded.shape)}."
+        )
+    error = (decoded - state).square().sum(dim=-1)
+    divergence = (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(dim=-1) / 2
+    return {"loss_bottleneck": error + 0.1 * divergence, "reconstruction": error}
 
 
 def crowding(displacements: Tensor) -> Tensor:

@@ -157,7 +157,12 @@ class METRALoss(EncoderLoss):
         return self.log_dual.detach().exp()
 
     def compute(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
-        latent, next_latent = self.encode_pair(tensordict)
+        return self.evaluate(tensordict, *self.encode_pair(tensordict))
+
+    def evaluate(
+        self, tensordict: TensorDictBase, latent: Tensor, next_latent: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses and what else is logged, of shape ``[*B]``, from φ(s) and φ(s') ``[*B, D]``."""
         step = next_latent - latent
         # Equation 7: how far the transition moves along its skill.
         reward, along = self.rewards(step, tensordict)

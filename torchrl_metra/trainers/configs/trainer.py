@@ -36,7 +36,7 @@ class METRATrainerConfig(Settings, TrainerConfig):
         >>> from torchrl_metra.trainers.configs import METRATrainerConfig, UnitSphereConfig
         >>> config = METRATrainerConfig(
         ...     env="point", prior=UnitSphereConfig(dim=2), num_cells=[32], num_envs=4,
-        ...     total_frames=160, frames_per_batch=80, optim_steps_per_batch=2, batch_size=32,
+        ...     total_frames=160, frames_per_batch=80, updates_per_step=0.025, batch_size=32,
         ...     min_buffer_size=0, progress_bar=False,
         ... )
         >>> trainer = instantiate(config)
