@@ -23,8 +23,7 @@ def weights(trainer: METRATrainer) -> list[Any]:
     return [value.tolist() for value in (*values, *relabeling.encoder.parameters())]
 
 
-@pytest.mark.parametrize("kind", ["UnitSphere", "OneHot"])
-@pytest.mark.parametrize("buffer_device", ["cuda", "cpu"])
+@pytest.mark.parametrize(("buffer_device", "kind"), [("cuda", "UnitSphere"), ("cpu", "OneHot")])
 def test_training_gives_the_numbers_of_the_cpu(
     cuda: torch.device, buffer_device: str, kind: str
 ) -> None:

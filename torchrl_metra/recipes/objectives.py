@@ -205,6 +205,10 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
     spec, bottleneck = env.observation_spec, settings.policy.bottleneck
     if bottleneck is not None and settings.objective != "genda":
         raise ValueError(f"policy.bottleneck needs objective=genda, got {settings.objective}.")
+    if bottleneck is not None and not settings.policy.position:
+        raise ValueError(
+            "policy.bottleneck learns to leave the position out: set policy.position=true."
+        )
     if not sees_pictures(settings, env):
         ignored = () if settings.policy.position else _position_entries(env)
         options: dict[str, Any] = {"policy_ignores": ignored, "bottleneck": bottleneck}
@@ -213,7 +217,10 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
     if bottleneck is not None:
         raise ValueError("policy.bottleneck needs a state: its decoder draws no pictures.")
     if not settings.policy.position:
-        raise ValueError("policy.position=false needs a state: in pictures the place shows.")
+        raise ValueError(
+            "policy.position=false needs a state, in pictures the place shows: set "
+            "policy.position=true."
+        )
     shape, options = spec["pixels"].shape[-3:], vars(settings.encoder)
     return make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
 
