@@ -197,7 +197,7 @@ def test_refuses_what_it_cannot_do() -> None:
         make_metra("point", **SMALL | {"objective": "metra"})
     with pytest.raises(ValueError, match="pictures"):
         make_metra("point_pixels", **SMALL)
-    with pytest.raises(ValueError, match="policy.position=true"):
+    with pytest.raises(ValueError, match=r"policy\.position=true"):
         make_metra("point", **SMALL | {"policy": {"bottleneck": 3, "position": False}})
     spec = make_env("point").action_spec
     with pytest.raises(ValueError, match="policy_ignores"):
