@@ -228,6 +228,20 @@ def test_done_ends_an_episode_whose_last_state_is_the_next_ones_first() -> None:
             assert storage.num_stored_episodes == 2
 
 
+@pytest.mark.parametrize("key", ["skill", ("agent", "z")])
+def test_skills_tell_equal_states_apart(key: Any) -> None:
+    storage = EpisodeStorage(LazyTensorStorage(20), skill_key=key)
+    # Two episodes that meet after a step, and change places in each batch.
+    for step, order in enumerate([[0, 1], [1, 0], [0, 1], [1, 0]]):
+        here = torch.tensor([[step], [step or 10]])[order]
+        data = TensorDict({"observation": here, "next": {"observation": [[step + 1]] * 2}}, [2])
+        data[key] = torch.tensor([[1.0], [2.0]])[order]
+        storage.set([2 * step, 2 * step + 1], data)
+    assert storage.num_stored_episodes == 2
+    sampled = storage.get(range(8))
+    assert sampled["first", "observation"].equal(torch.where(sampled[key] == 1, 0, 10))
+
+
 def test_states_are_compared_bit_by_bit() -> None:
     state = torch.tensor([0.0, torch.nan, 0.0]).unsqueeze(-1)
     next_state = torch.tensor([torch.nan, -0.0, 1.0]).unsqueeze(-1)

@@ -86,6 +86,18 @@ def test_skills_by_hand() -> None:
     assert (out.select(*others) == batch.select(*others)).all()
 
 
+def test_names_of_ones_own() -> None:
+    keys = {"skill_key": ("agent", "z"), "episode_skill_key": ("agent", "z_episode")}
+    relabel = RelabelSkills(linear([0, 1], [2, 0]), PRIOR, rarity=0.0, **keys)
+    batch = circle_batch().rename_key_("skill", ("agent", "z"))
+    expected = RelabelSkills(linear([0, 1], [2, 0]), PRIOR, rarity=0.0)(circle_batch())
+    out = relabel(batch)
+    assert out["agent", "z"].equal(expected["skill"])
+    assert out["next", "agent", "z"].equal(expected["skill"])
+    assert out["agent", "z_episode"].equal(expected["episode_skill"])
+    assert "episode_skill" not in out.keys()
+
+
 def test_half_of_an_odd_batch() -> None:
     relabel = RelabelSkills(linear([0, 1], [2, 0]), PRIOR, rarity=0.0)
     out = relabel(circle_batch()[:3])

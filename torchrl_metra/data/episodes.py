@@ -37,7 +37,7 @@ class EpisodeStorage(SelfSamplingStorage):
 
     Episodes are found by comparing states, so nothing depends on trajectory ids. A
     transition continues another one that is not done if its states equal, bit by bit, the next
-    states of the other; and so do their skills, if there is an entry ``"skill"``.
+    states of the other; and so do their skills, if there are any.
     Transitions may come from any number of environments, in whole or in partial episodes,
     flattened as collectors' batches are by ``reshape(-1)``. Environments with equal states
     and equal skills at the same time cannot be told apart.
@@ -53,6 +53,7 @@ class EpisodeStorage(SelfSamplingStorage):
         state_keys (sequence of NestedKey, optional): the entries of a state. Defaults to
             ``("observation",)``.
         steps_ahead (int, optional): ``c``, at least one. Defaults to 25.
+        skill_key (NestedKey, optional): where skills are. Defaults to ``"skill"``.
 
     Raises:
         TypeError: for another kind of storage.
@@ -79,6 +80,7 @@ class EpisodeStorage(SelfSamplingStorage):
         *,
         state_keys: Sequence[NestedKey] = ("observation",),
         steps_ahead: int = 25,
+        skill_key: NestedKey = "skill",
     ) -> None:
         expected = (LazyTensorStorage, LazyMemmapStorage, FrameStackStorage)
         names = "a LazyTensorStorage, a LazyMemmapStorage or a FrameStackStorage"
@@ -94,6 +96,7 @@ class EpisodeStorage(SelfSamplingStorage):
         self.storage = storage
         self.state_keys = [unravel_key(key) for key in state_keys]
         self.steps_ahead = steps_ahead
+        self.skill_key = unravel_key(skill_key)
         self.clear()
 
     def clear(self) -> None:
@@ -180,7 +183,7 @@ class EpisodeStorage(SelfSamplingStorage):
         for key in (*self.state_keys, *next_keys):
             if key not in entries:
                 raise KeyError(f"no {key!r} among a batch's entries {entries}: see state_keys.")
-        skill = ["skill"] if "skill" in entries else []
+        skill = [self.skill_key] if self.skill_key in entries else []
         starts = [_bytes(data[key]) for key in (*self.state_keys, *skill)]
         ends = [_bytes(data[key]) for key in (*next_keys, *skill)]
         if ("next", "done") not in entries:

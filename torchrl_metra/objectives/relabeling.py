@@ -57,6 +57,9 @@ class RelabelSkills(Transform):
         rarity (float, optional): probability below which a direction counts as rare; 0 relabels
             every skill, 1 none of the policy's. Defaults to 0.4.
         tau (float, optional): how far the average moves in a step. Defaults to 5e-3.
+        skill_key (NestedKey, optional): the policy's skill. Defaults to ``"skill"``.
+        episode_skill_key (NestedKey, optional): the one that φ is trained with. Defaults to
+            ``"episode_skill"``.
 
     Raises:
         ValueError: if a keyword is out of range.
@@ -87,13 +90,15 @@ class RelabelSkills(Transform):
         *,
         rarity: float = 0.4,
         tau: float = 5e-3,
+        skill_key: NestedKey = "skill",
+        episode_skill_key: NestedKey = "episode_skill",
     ) -> None:
         check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
         for name, value in (("rarity", rarity), ("tau", tau)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}.")
-        self.skill_key: NestedKey = "skill"
-        self.episode_skill_key: NestedKey = "episode_skill"
+        self.skill_key = unravel_key(skill_key)
+        self.episode_skill_key = unravel_key(episode_skill_key)
         average = copy.deepcopy(as_encoder(encoder)).requires_grad_(False).eval()
         ends = ("first", "last", "ahead")
         keys = [*average.in_keys, *((end, key) for end in ends for key in average.in_keys)]
@@ -131,7 +136,7 @@ class RelabelSkills(Transform):
         skill = self.prior.skill_along(displacement).to(rolled.dtype)
         skill = torch.where(is_kept.unsqueeze(-1), rolled, skill)
         tensordict.set(self.skill_key, skill)
-        tensordict.set(("next", self.skill_key), skill)
+        tensordict.set(unravel_key(("next", self.skill_key)), skill)
         tensordict.set(self.episode_skill_key, episode_skill)
         return tensordict
 
