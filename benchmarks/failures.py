@@ -41,6 +41,9 @@ SETTINGS = {
     "point": ("total_frames=24_000", "evaluation_interval=3_200"),
     "half_cheetah": (
         "preset=laptop",
+        "objective=metra",
+        "skill.kind=OneHot",
+        "skill.dim=8",
         "total_frames=160_000",
         "evaluation_interval=32_000",
     ),

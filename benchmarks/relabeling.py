@@ -26,10 +26,9 @@ from measuring import environment
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "results" / "relabeling.json"
-SPHERE = ["skill.kind=UnitSphere", "skill.dim=2"]
 RUNS = {
     "point": ["env=point", "preset=laptop"],
-    "half_cheetah": ["env=half_cheetah", "preset=laptop", *SPHERE],
+    "half_cheetah": ["env=half_cheetah", "preset=laptop"],
     "ant": ["env=ant", "preset=laptop"],
 }
 OBJECTIVES = ("metra", "genda")

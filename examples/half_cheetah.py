@@ -17,7 +17,9 @@ FOLDER = "outputs/half_cheetah"
 
 def main(preset: str = "laptop", **settings: Any) -> None:
     """Train and save; then load, act and draw."""
-    trainer = make_metra("half_cheetah", OneHot(8), preset=preset, **settings)
+    # METRA as published; the preset's objective wants skills on the circle.
+    options = {"objective": "metra", "preset": preset, **settings}
+    trainer = make_metra("half_cheetah", OneHot(8), **options)
     trainer.train()
     trainer.skill_policy.save(f"{FOLDER}/skill_policy.pt")
 

@@ -109,7 +109,7 @@ def test_every_planned_measurement_exists(benchmark: Any) -> None:
 
 
 def test_what_scripts_train_is_understood(benchmark: Any, tmp_path: Path) -> None:
-    assert app.compose("train", benchmark("guard").RUNS["quickstart"]).total_frames == 640_000
+    assert app.compose("train", benchmark("guard").RUNS["quickstart"]).total_frames == 560_000
     for is_dry in (True, False):
         for name, stage in benchmark("gpu").plan(tmp_path, 1.0, is_dry).items():
             if "train" in stage.command:
