@@ -14,6 +14,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
 
 from torchrl_metra import SkillPolicy, UnitSphere, make_env, make_sac_networks
 from torchrl_metra.envs import WindyPointEnv
@@ -124,6 +127,15 @@ def test_what_scripts_train_is_understood(benchmark: Any, tmp_path: Path) -> Non
     assert (settings.output, settings.seed, settings.metra.slack) == (None, 3, 0.0)
     cheetah = failures.read_settings(benchmark("diagnosis").CHEETAH, seed=0)
     assert (cheetah.preset, cheetah.total_frames) == ("laptop", 160_000)
+
+
+def test_a_displaced_policy_reads_another_place(benchmark: Any) -> None:
+    shift = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    policy = TensorDictModule(nn.Identity(), ["observation"], ["action"])
+    data = TensorDict({"observation": torch.zeros(2, 4)}, [2])
+    benchmark("random_starts").Displaced(policy, shift)(data)
+    assert data["action"].tolist() == [[1.0, -2.0, 0.0, 0.0], [0.5, 3.0, 0.0, 0.0]]
+    assert not data["observation"].any()
 
 
 def test_a_blind_policy_does_not_read_the_skill(benchmark: Any) -> None:
