@@ -296,6 +296,7 @@ def test_a_file_of_parts_and_one_of_the_trainer(tmp_path: Path) -> None:
         trainer:
           env: {name: point}
           prior: {dim: 3}
+          policy: {position: true}
           logger: {exp_name: metra}
           total_frames: 160
           num_envs: 2
