@@ -18,8 +18,8 @@ FOLDER = "outputs/half_cheetah"
 def main(preset: str = "laptop", **settings: Any) -> None:
     """Train and save; then load, act and draw."""
     # METRA as published; the preset's objective wants skills on the circle.
-    options = {"objective": "metra", "preset": preset, **settings}
-    trainer = make_metra("half_cheetah", OneHot(8), **options)
+    prior = OneHot(8)
+    trainer = make_metra("half_cheetah", prior, objective="metra", preset=preset, **settings)
     trainer.train()
     trainer.skill_policy.save(f"{FOLDER}/skill_policy.pt")
 
