@@ -11,6 +11,8 @@ from torchrl_metra.data import (
 from torchrl_metra.envs import (
     GoalPrimer,
     IntrinsicRewardTransform,
+    MuJoCoPoolEnv,
+    MuJoCoTask,
     PixelOptions,
     PointEnv,
     SkillAction,
@@ -78,6 +80,8 @@ __all__ = [
     "METRALoss",
     "METRAOptimizationStepper",
     "METRATrainer",
+    "MuJoCoPoolEnv",
+    "MuJoCoTask",
     "OneHot",
     "PixelOptions",
     "PointEnv",

@@ -3,7 +3,15 @@
 from torchrl_metra.envs.envpool import EnvPoolEnv
 from torchrl_metra.envs.goals import sample_goals
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS
+from torchrl_metra.envs.locomotion import LOCOMOTION
 from torchrl_metra.envs.make import make_env
+from torchrl_metra.envs.mujoco import (
+    MuJoCoPoolEnv,
+    MuJoCoTask,
+    States,
+    add_frame_sensors,
+    measured,
+)
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
 from torchrl_metra.envs.registry import EnvEntry, find_env, register_env, registered_envs
@@ -20,12 +28,15 @@ from torchrl_metra.envs.transforms import (
 
 __all__ = [
     "KITCHEN_TASKS",
+    "LOCOMOTION",
     "DrawPoint",
     "EnvEntry",
     "EnvPoolEnv",
     "FreeCamera",
     "GoalPrimer",
     "IntrinsicRewardTransform",
+    "MuJoCoPoolEnv",
+    "MuJoCoTask",
     "PassHurdles",
     "PixelOptions",
     "PointEnv",
@@ -34,10 +45,13 @@ __all__ = [
     "Renderer",
     "SkillAction",
     "SkillPrimer",
+    "States",
     "WindyPointEnv",
+    "add_frame_sensors",
     "find_env",
     "make_env",
     "measure_observations",
+    "measured",
     "register_env",
     "registered_envs",
     "rendering_available",

@@ -1,178 +1,225 @@
-"""DeepMind's control suite, among it the paper's Quadruped and Humanoid."""
+"""DeepMind's control suite."""
 
 from __future__ import annotations
 
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from itertools import count
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import DMControlWrapper
 
 from torchrl_metra._extras import require
-from torchrl_metra._private import suite_step_limit
-from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
-from torchrl_metra.envs.places import draw_positions
-from torchrl_metra.envs.registry import EnvEntry, register_env
-from torchrl_metra.envs.rendering import following_camera
+from torchrl_metra._private import SpecsMixin, suite_step_limit
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask, States, root_coordinates
+from torchrl_metra.envs.pixels import PixelOptions
+from torchrl_metra.envs.registry import EnvEntry
+from torchrl_metra.envs.rendering import Renderer, following_camera
 
 if TYPE_CHECKING:
     import mujoco
 
-EPISODE_STEPS = 200
-ACTION_REPEAT = 2
-
 FLOOR_HALF_SIZE = 15.0
 
 
-@dataclass(frozen=True)
-class Locomotion:
-    """One task of the control suite, ``run``, as the paper sees it.
+class SuiteEnv(SpecsMixin, DMControlWrapper):
+    """One environment of a task of the control suite, observed by its state.
 
-    Attributes:
-        domain (str): name of the robot in the suite.
-        camera (str): name of the camera, which follows the robot without turning.
-        control_timestep (float): duration of one of the suite's steps, in seconds.
-        start (callable, optional): puts the robot where an episode starts, given the suite's
-            task and physics. ``None``: the suite's own start.
-    """
-
-    domain: str
-    camera: str
-    control_timestep: float
-    start: Callable[[Any, Any], None] | None = None
-
-
-def stand_upright(task: Any, physics: Any) -> None:
-    """Start a robot on its feet, tilted by a few degrees, just above the floor.
-
-    As the authors' Quadruped does. The suite's own starts in any orientation, so that every
-    skill would have to get up first.
-
-    Args:
-        task (dm_control.suite.base.Task): owns the random numbers.
-        physics (dm_control.mujoco.Physics): set to the start.
-    """
-    orientation = np.array([1.0, 0.0, 0.0, 0.0]) + 0.02 * task.random.standard_normal(4)
-    orientation /= np.linalg.norm(orientation)
-    # Up from within the floor, by a centimetre at a time, until nothing touches.
-    for centimetres in count():
-        physics.data.qpos[:7] = 0.0, 0.0, 0.01 * centimetres, *orientation
-        physics.after_reset()
-        if not physics.data.ncon:
-            return
-
-
-LOCOMOTION: dict[str, Locomotion] = {
-    "quadruped": Locomotion("quadruped", "y", control_timestep=0.02, start=stand_upright),
-    "humanoid": Locomotion("humanoid", "back", control_timestep=0.025),
-}
-
-
-class SimulatedTask(SimulationEnv, DMControlWrapper):
-    """A task of the control suite whose errors of physics end episodes, not runs."""
-
-    @property
-    def simulation(self) -> mujoco.MjData:
-        return self.simulator.physics.data.ptr
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        # The base class handles a divergence, for all simulators alike.
-        with self.simulator.physics.suppress_physics_errors():
-            return super()._step(tensordict)
-
-
-class LocomotionPixelEnv(SimulatedTask):
-    """A robot of the control suite, seen by the camera that follows it.
-
-    Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"position"``,
-    ``float32`` of shape ``[2]``: x and y of the torso in meters, for evaluation. The reward
-    is the suite's, summed over the repeated action. Build it by :func:`make_locomotion`.
-    """
-
-    def read_state(self, observations: Any) -> dict[str, Tensor]:
-        position = self.simulation.body("torso").xpos[:2]
-        return {"position": torch.as_tensor(position, dtype=torch.float32)}
-
-    def frame_at(self, x: float, y: float) -> Tensor:
-        """What the camera would show if the robot stood elsewhere, in its present pose.
-
-        Args:
-            x (float): in meters.
-            y (float): in meters.
-
-        Returns:
-            A picture, ``uint8`` of shape ``[3, height, width]``. The simulation is left as
-            it was.
-        """
-        physics = self.simulator.physics
-        qpos = physics.data.qpos.copy()
-        physics.data.qpos[:2] = x, y
-        physics.forward()
-        picture = self.draw()
-        physics.data.qpos[:] = qpos
-        physics.forward()
-        return picture
-
-
-class SuiteEnv(SimulatedTask):
-    """A task of the control suite, observed by its state.
+    For the tasks that :class:`SuiteTask` cannot put on MuJoCo's threads. A simulation that
+    diverges ends its episode by truncation, with the last good observation, no reward and a
+    warning. Rewards and actions are ``float32``.
 
     Entries: ``"observation"``, ``float32``: where the root of a robot is in the plane, which the
-    suite leaves out (:func:`root_coordinates`), then the suite's own observations; and with a
-    renderer ``"pixels"``, ``uint8`` of shape ``[3, height, width]``. Build it by
-    :func:`make_suite`.
+    suite leaves out (:func:`~torchrl_metra.envs.mujoco.root_coordinates`), then the suite's own
+    observations; and with a renderer ``"pixels"``, ``uint8`` of shape ``[3, height, width]``. Build
+    it by :func:`make_suite`.
+
+    Args:
+        env (dm_control.rl.control.Environment): the task.
+        renderer (Renderer, optional): draws the pictures; closed with the environment.
+
+    Raises:
+        ValueError: by a step, if the action is not finite. MuJoCo would take it for zero.
     """
+
+    def __init__(self, env: Any, renderer: Renderer | None) -> None:
+        self.simulator = env
+        self.renderer = renderer
+        self._last_observation: dict[str, Tensor] = {}
+        super().__init__(env=env)
 
     @property
     def max_steps(self) -> int | None:
         """After how many steps episodes are truncated."""
-        limit = suite_step_limit(self.simulator)
-        return None if math.isinf(limit) else math.ceil(limit)
+        return step_limit(self.simulator)
 
-    @functools.cached_property
-    def _root(self) -> list[int]:
-        return root_coordinates(self.simulator.physics.model.ptr)
+    def adjust_specs(self) -> None:
+        state = self._read_state(self.full_observation_spec.zero())
+        specs = Composite(observation=Unbounded(state.shape))
+        if self.renderer is not None:
+            shape = (3, self.renderer.height, self.renderer.width)
+            specs["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
+        self.observation_spec = specs
+        self.reward_spec = Unbounded(shape=(1,))
+        self.action_spec = self.full_action_spec["action"].to(torch.float32)
 
-    def read_state(self, observations: Any) -> dict[str, Tensor]:
-        root = self.simulation.qpos[self._root]
+    def read_obs(self, observations: Any) -> dict[str, Tensor]:
+        """What is shown for the suite's observations."""
+        if not self._has_diverged():
+            self._last_observation = {"observation": self._read_state(observations)}
+            if self.renderer is not None:
+                picture = self.renderer.render(self.simulator.physics.data.ptr)
+                self._last_observation["pixels"] = torch.from_numpy(picture.transpose(2, 0, 1))
+        return dict(self._last_observation)
+
+    def _read_state(self, observations: Any) -> Tensor:
+        physics = self.simulator.physics
+        root = physics.data.qpos[root_coordinates(physics.model.ptr)]
         state = np.concatenate([root, *map(np.ravel, observations.values())])
-        return {"observation": torch.as_tensor(state, dtype=torch.float32)}
+        return torch.as_tensor(state, dtype=torch.float32)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict["action"]
+        if not action.isfinite().all():
+            raise ValueError(f"actions must be finite, got {action.tolist()}.")
+        with self.simulator.physics.suppress_physics_errors():
+            out = super()._step(tensordict)
+        if self._has_diverged():
+            warnings.warn(
+                "The simulation diverged: its episode is truncated.", RuntimeWarning, stacklevel=2
+            )
+            for key in ("truncated", "done"):
+                out[key] = torch.ones_like(out[key])
+            out["reward"] = torch.zeros_like(out["reward"])
+        return out
+
+    def _has_diverged(self) -> bool:
+        kinds = require("mujoco", "mujoco").mjtWarning
+        # MuJoCo counts these since the last reset, and repairs the state by resetting it.
+        counts = self.simulator.physics.data.ptr.warning
+        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
+        return any(counts[int(kind)].number for kind in bad)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the OpenGL context and close the wrapped environment."""
+        if self.renderer is not None:
+            self.renderer.close()
+        super().close(raise_if_closed=raise_if_closed)
 
 
-def root_coordinates(model: mujoco.MjModel) -> list[int]:
-    """Which entries of ``qpos`` say where a robot is: x and y, in a planar model x alone."""
-    kinds = require("mujoco", "dm-control").mjtJoint
-    found = []
-    for joint in map(model.joint, range(model.njnt)):
-        start = int(joint.qposadr[0])
-        if joint.name == "root" and joint.type[0] == kinds.mjJNT_FREE:
-            found += [start, start + 1]
-        # The "rooty" of planar robots is a hinge.
-        elif joint.name in ("rootx", "rooty") and joint.type[0] == kinds.mjJNT_SLIDE:
-            found.append(start)
-    return found
+class SuiteTask:
+    """A task of the control suite on MuJoCo's threads: its own start, observation and reward.
+
+    The suite's functions are written for one simulation. They are asked for each state in turn,
+    after what the suite computes at the end of a step: ``mj_step1``, with which positions,
+    velocities and their sensors are those of the present state, and forces and accelerations
+    those of the last substep.
+
+    Args:
+        env (dm_control.rl.control.Environment): the task.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.physics, self.task = env.physics, env.task
+        self.model: mujoco.MjModel = env.physics.model.ptr
+        self.frame_skip = round(env.control_timestep() / env.physics.timestep())
+        self._root = root_coordinates(self.model)
+
+    @property
+    def is_poolable(self) -> bool:
+        """Whether states of one model are all that there is to the task.
+
+        Others put a target somewhere in the model for each episode, or do more in a step than to
+        act.
+        """
+        base = require("dm_control.suite.base", "dm-control").Task
+        hooks = ("before_step", "after_step", "get_termination", "action_spec", "step_spec")
+        if any(
+            getattr(type(self.task), name, None) is not getattr(base, name, None) for name in hooks
+        ):
+            return False
+        kept = []
+        for _ in range(3):
+            with self.physics.reset_context():
+                self.task.initialize_episode(self.physics)
+            kept.append((_bytes_of(self.model), _attributes(self.task)))
+        return kept[0] == kept[1] == kept[2]
+
+    def pooled(self, **parts: Any) -> MuJoCoTask:
+        """The task; ``parts`` are what differs from the suite's."""
+        suites = {
+            "frame_skip": self.frame_skip,
+            "observation": self.observation,
+            "reset": self.reset,
+            "reward": self.reward,
+        }
+        return MuJoCoTask.of(self.model, **suites | parts)
+
+    def reset(
+        self, model: mujoco.MjModel, data: mujoco.MjData, random: np.random.Generator
+    ) -> None:
+        self.task.random.seed(random.integers(2**32))
+        with self.physics.reset_context():
+            self.task.initialize_episode(self.physics)
+        for name in ("qpos", "qvel", "act"):
+            getattr(data, name)[:] = getattr(self.physics.data, name)
+
+    def observation(self, *states: NDArray[Any]) -> NDArray[Any]:
+        observed = []
+        for row in zip(*states, strict=True):
+            self._show(row)
+            parts = self.task.get_observation(self.physics).values()
+            observed.append(np.concatenate([row[0][self._root], *map(np.ravel, parts)]))
+        return np.stack(observed)
+
+    def reward(self, before: States, after: States, control: NDArray[Any]) -> NDArray[Any]:
+        rewards = []
+        for *row, controls in zip(*after, control, strict=True):
+            self._show(row, controls)
+            rewards.append(self.task.get_reward(self.physics))
+        return np.array(rewards)
+
+    def _show(self, state: Any, control: NDArray[Any] | float = 0.0) -> None:
+        data = self.physics.data.ptr
+        data.qpos[:], data.qvel[:], data.act[:], data.sensordata[:] = state
+        data.ctrl[:] = control
+        require("mujoco", "mujoco").mj_step1(self.model, data)
+
+
+def _bytes_of(model: mujoco.MjModel) -> bytes:
+    mujoco = require("mujoco", "mujoco")
+    buffer = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer.tobytes()
+
+
+def _attributes(task: Any) -> str:
+    return repr({key: value for key, value in vars(task).items() if value is not task.random})
+
+
+def step_limit(env: Any) -> int | None:
+    """After how many steps the suite truncates episodes."""
+    limit = suite_step_limit(env)
+    return None if math.isinf(limit) else math.ceil(limit)
 
 
 def make_suite(
     task: str, *, pixels: PixelOptions | None = None, max_steps: int | None = None, **options: Any
 ) -> SuiteEnv:
-    """Build a task of the control suite, ``"walker-run"``; see :func:`~torchrl_metra.make_env`."""
+    """Build one task of the control suite; see :func:`~torchrl_metra.make_env`."""
     if max_steps is not None:
-        timestep = _load(task, options).control_timestep()
+        timestep = load(task, options).control_timestep()
         # Half a step less, whichever way the quotient of the two is rounded.
         options["time_limit"] = (max_steps - 0.5) * timestep
-    env = _load(task, options)
+    env = load(task, options)
     if pixels is None:
         return SuiteEnv(env, None)
     model = env.physics.model.ptr
@@ -180,52 +227,47 @@ def make_suite(
     return SuiteEnv(env, pixels.renderer(model, following_camera(model)))
 
 
+def make_suite_pool(
+    task: str,
+    num_envs: int | None = None,
+    *,
+    pixels: PixelOptions | None = None,
+    max_steps: int | None = None,
+    **options: Any,
+) -> MuJoCoPoolEnv:
+    """Build a batch of a task of the control suite on MuJoCo's threads."""
+    env = load(task, options)
+    if pixels is not None:
+        recolour_floor(env.physics.model.ptr)
+    limit = step_limit(env) if max_steps is None else max_steps
+    return MuJoCoPoolEnv(SuiteTask(env).pooled(), num_envs, max_steps=limit, pixels=pixels)
+
+
 def suite_entry(task: str, options: Mapping[str, Any]) -> EnvEntry:
     """What is known about a task of the control suite."""
+    root_size, is_poolable = _examine(task)
     return EnvEntry(
         name=f"dm_control:{task}",
         make=partial(make_suite, task),
-        position=tuple(range(_root_size(task))) or None,
+        make_pool=partial(make_suite_pool, task) if is_poolable else None,
+        position=tuple(range(root_size)) or None,
     )
 
 
 @functools.cache
-def _root_size(task: str) -> int:
-    return len(root_coordinates(_load(task, {}).physics.model.ptr))
+def _examine(task: str) -> tuple[int, bool]:
+    suite_task = SuiteTask(load(task, {}))
+    return len(root_coordinates(suite_task.model)), suite_task.is_poolable
 
 
-def _load(task: str, options: Mapping[str, Any]) -> Any:
+def load(task: str, options: Mapping[str, Any]) -> Any:
+    """The suite's environment of ``"walker-run"``."""
     with warnings.catch_warnings():
         # On a machine without a display dm_control complains when it is imported.
         warnings.filterwarnings("ignore", message=".*DISPLAY")
         suite = require("dm_control.suite", "dm-control")
     domain, _, name = task.partition("-")
     return suite.load(domain, name, task_kwargs=dict(options))
-
-
-def make_locomotion(
-    task: Locomotion, pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS
-) -> LocomotionPixelEnv:
-    """Build one environment of a task; its first picture opens an OpenGL context.
-
-    Args:
-        task (Locomotion): the task.
-        pixels (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
-
-    Keyword Args:
-        max_steps (int, optional): length of an episode, which ends by truncation.
-            Defaults to 200.
-
-    Returns:
-        The environment, with the suite's own range of actions.
-    """
-    duration = max_steps * ACTION_REPEAT * task.control_timestep
-    env = _load(f"{task.domain}-run", {"time_limit": duration})
-    if task.start is not None:
-        env.task.initialize_episode = MethodType(task.start, env.task)
-    model = env.physics.model.ptr
-    recolour_floor(model)
-    return LocomotionPixelEnv(env, pixels.renderer(model, task.camera), frame_skip=ACTION_REPEAT)
 
 
 def recolour_floor(model: mujoco.MjModel) -> None:
@@ -258,31 +300,3 @@ def recolour_floor(model: mujoco.MjModel) -> None:
     colors[..., 1] = (255 * np.arange(width) / width).astype(np.uint8)
     start = model.tex_adr[texture]
     model.tex_data[start : start + colors.size] = colors.ravel()
-
-
-def pictures_of_places(
-    task: Locomotion, num_goals: int, *, seed: int, pixels: PixelOptions, extent: float
-) -> TensorDict:
-    """Pictures of a robot after a reset, moved."""
-    position = draw_positions(num_goals, 2, extent, seed)
-    frames = []
-    with closing(make_locomotion(task, pixels)) as env:
-        env.set_seed(seed)
-        for x, y in position.tolist():
-            env.reset()
-            frames.append(env.frame_at(x, y))
-    pictures = repeat_frames(torch.stack(frames), pixels)
-    return TensorDict({"pixels": pictures, "position": position}, [num_goals])
-
-
-for _name, _extent in (("quadruped", 15.0), ("humanoid", 10.0)):
-    register_env(
-        _name,
-        partial(make_locomotion, LOCOMOTION[_name]),
-        summary=f"The control suite's {_name}, seen by a camera that follows it.",
-        observes="pixels",
-        max_steps=EPISODE_STEPS,
-        terminates=False,
-        goals=partial(pictures_of_places, LOCOMOTION[_name]),
-        goal_extent=_extent,
-    )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
-from itertools import cycle, islice
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
-from torchrl.envs import GymWrapper
+import numpy as np
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
 
 from torchrl_metra._extras import require
-from torchrl_metra.envs.pixels import PixelOptions, SimulationEnv, repeat_frames
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask, States
+from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
 from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.rendering import FreeCamera
 
@@ -45,86 +45,114 @@ EPISODE_STEPS = 50
 CAMERA = FreeCamera(distance=1.86, lookat=(-0.3, 0.5, 2.0), azimuth=90.0, elevation=-60.0)
 
 
-class KitchenPixelEnv(SimulationEnv, GymWrapper):
-    """gymnasium-robotics' ``FrankaKitchen-v1``, seen from above.
+class Kitchen:
+    """gymnasium-robotics' ``FrankaKitchen-v1``, for whole batches.
 
-    Entries: ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, and ``"tasks"``,
-    ``bool`` of shape ``[6]``: which of :data:`KITCHEN_TASKS` the present state solves.
-    The reward is the environment's own, the number of its seven tasks solved now.
-    Build it by :func:`make_kitchen`.
+    The action is the velocity of nine joints, from which the robot's position servos get their
+    targets. In the original those are read with up to 0.001 rad of noise, here exactly.
 
-    .. note:: The action is the velocity of nine joints. The authors of the paper moved the
-        end effector instead, in a kitchen that is no longer maintained; its numbers and
-        these are not to be compared one to one.
+    .. note:: The authors of the paper moved the end effector instead, in a kitchen that is no
+        longer maintained; its numbers and these are not to be compared one to one.
+
+    Args:
+        env (gymnasium_robotics.envs.franka_kitchen.KitchenEnv): one of them.
     """
 
-    @property
-    def simulation(self) -> mujoco.MjData:
-        return self.simulator.unwrapped.data
+    def __init__(self, env: Any) -> None:
+        robot = env.robot_env
+        self.model: mujoco.MjModel = env.model
+        self.frame_skip: int = robot.frame_skip
+        self._init_qpos = robot.init_qpos.copy()
+        size = self.model.nu
+        # A step's farthest way, and where the joints may be.
+        self._way = (robot.act_rng * robot.dt)[:size]
+        self._low, self._high = robot.robot_pos_bound[:size].T
+        indices = require("gymnasium_robotics.envs.franka_kitchen.kitchen_env", "kitchen")
+        self._goals = [(indices.OBS_ELEMENT_INDICES[task], goal) for task, goal in env.goal.items()]
+        self._bonus_distance = indices.BONUS_THRESH
 
-    def read_state(self, observations: Any = None) -> dict[str, Tensor]:
+    def joint(self, name: str, size: int = 1) -> slice:
+        """Where a joint is in ``qpos``."""
+        start = int(self.model.joint(name).qposadr[0])
+        return slice(start, start + size)
+
+    def observation(self, qpos: NDArray[Any], *others: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Which of the six tasks are solved, by the rules of the paper's evaluation."""
 
-        def joint(name: str) -> float:
-            return float(self.simulation.joint(name).qpos[0])
+        def joint(name: str) -> NDArray[Any]:
+            return qpos[:, self.joint(name)][:, 0]
 
-        kettle_x, kettle_y = self.simulation.joint("kettle").qpos[:2]
+        kettle = qpos[:, self.joint("kettle", 2)] - [-0.23, 0.75]
         solved = [
             joint("knob_Joint_1") < -0.38,
             joint("light_switch") < -0.25,
             abs(joint("slide_cabinet") - 0.37) < 0.1,
             abs(joint("right_hinge_cabinet") - 0.5) < 0.2,
             abs(joint("microwave") + 0.5) < 0.2,
-            bool((kettle_x + 0.23) ** 2 + (kettle_y - 0.75) ** 2 < 0.2**2),
+            np.square(kettle).sum(axis=1) < 0.2**2,
         ]
-        return {"tasks": torch.tensor(solved)}
+        return {"tasks": np.stack(solved, axis=1)}
 
-    def observe_solved(self, task: str) -> dict[str, Tensor]:
-        """What the environment would show if a task were solved, and nothing else changed.
+    def reset(self, model: Any, data: mujoco.MjData, random: np.random.Generator) -> None:
+        data.qpos[:] = self._init_qpos
 
-        Args:
-            task (str): one of :data:`KITCHEN_TASKS`.
+    def control(self, action: NDArray[Any], states: States) -> NDArray[Any]:
+        places = states.qpos[:, : action.shape[1]]
+        return (places + self._way * action.clip(-1, 1)).clip(self._low, self._high)
 
-        Returns:
-            ``"pixels"`` and ``"tasks"``. The simulation is left as it was.
-        """
-        mujoco = require("mujoco", "kitchen")
-        model, data = self.simulator.unwrapped.model, self.simulation
-        qpos = data.qpos.copy()
-        for joint, value in SOLVED_JOINTS[task].items():
-            data.joint(joint).qpos[: len(value)] = value
-        mujoco.mj_forward(model, data)
-        observed = {"pixels": self.draw(), **self.read_state()}
-        data.qpos[:] = qpos
-        mujoco.mj_forward(model, data)
-        return observed
+    def reward(self, before: States, after: States, control: NDArray[Any]) -> NDArray[Any]:
+        """The number of the environment's seven tasks that are solved now."""
+        distances = [
+            np.linalg.norm(after.qpos[:, entries] - goal, axis=1) for entries, goal in self._goals
+        ]
+        return (np.stack(distances) < self._bonus_distance).sum(axis=0)
+
+    def solve(self, task: str, qpos: NDArray[Any]) -> None:
+        """Change coordinates, ``[nq]``, to those of a solved task, one of :data:`KITCHEN_TASKS`."""
+        for joint, values in SOLVED_JOINTS[task].items():
+            qpos[self.joint(joint, len(values))] = values
 
 
-def make_kitchen(pixels: PixelOptions, *, max_steps: int = EPISODE_STEPS) -> KitchenPixelEnv:
-    """Build one kitchen; its first picture opens an OpenGL context.
+def make_kitchen(
+    num_envs: int | None = None, *, pixels: PixelOptions, max_steps: int = EPISODE_STEPS
+) -> MuJoCoPoolEnv:
+    """Build kitchens; their first pictures open OpenGL contexts.
+
+    Entries: ``"pixels"``, ``uint8`` of shape ``[3, resolution, resolution]``, and ``"tasks"``,
+    ``bool`` of shape ``[6]``: which of :data:`KITCHEN_TASKS` the present state solves. The reward
+    is the environment's own, the number of its seven tasks solved now.
 
     Args:
-        pixels (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
+        num_envs (int, optional): number of kitchens, or ``None`` (default) for a single one.
 
     Keyword Args:
+        pixels (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
         max_steps (int, optional): length of an episode, which ends by truncation.
             Defaults to 50.
 
     Returns:
         The environment.
     """
+    kitchen = _load()
+    if pixels.quality == "fast":
+        simplify(kitchen.model)
+    task = MuJoCoTask.of(
+        kitchen.model,
+        frame_skip=kitchen.frame_skip,
+        observation=kitchen.observation,
+        reset=kitchen.reset,
+        control=kitchen.control,
+        reward=kitchen.reward,
+        camera=CAMERA,
+    )
+    return MuJoCoPoolEnv(task, num_envs, max_steps=max_steps, pixels=pixels)
+
+
+def _load() -> Kitchen:
     require("gymnasium_robotics", "kitchen")  # Registers its environments.
     gymnasium = require("gymnasium", "kitchen")
-    env = gymnasium.make(
-        "FrankaKitchen-v1",
-        max_episode_steps=max_steps,
-        terminate_on_tasks_completed=False,
-        remove_task_when_completed=False,
-        disable_env_checker=True,
-    )
-    if pixels.quality == "fast":
-        simplify(env.unwrapped.model)
-    return KitchenPixelEnv(env, pixels.renderer(env.unwrapped.model, CAMERA))
+    with closing(gymnasium.make("FrankaKitchen-v1", disable_env_checker=True)) as env:
+        return Kitchen(env.unwrapped)
 
 
 def simplify(model: mujoco.MjModel) -> None:
@@ -157,19 +185,20 @@ def solved_tasks(
     """What the kitchen shows after a reset, with each task solved in turn."""
     if extent is not None:
         raise ValueError(f"the kitchen's goals are tasks, but extent={extent} was given.")
-    solved = []
-    with closing(make_kitchen(pixels)) as env:
+    kitchen = _load()
+    with closing(make_kitchen(num_goals, pixels=pixels)) as env:
         env.set_seed(seed)
-        for task in islice(cycle(KITCHEN_TASKS), num_goals):
-            env.reset()
-            solved.append(TensorDict(env.observe_solved(task)))
-    goals = TensorDict.stack(solved)
+        env.reset()
+        for task, qpos in zip(cycle(KITCHEN_TASKS), env.states.qpos, strict=False):
+            kitchen.solve(task, qpos)
+        goals = env.observe()
     return goals.set("pixels", repeat_frames(goals["pixels"], pixels))
 
 
 register_env(
     "kitchen",
     make_kitchen,
+    make_pool=make_kitchen,
     summary="A robot arm in gymnasium-robotics' kitchen, with six things to move, from above.",
     observes="pixels",
     max_steps=EPISODE_STEPS,

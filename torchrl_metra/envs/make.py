@@ -38,13 +38,14 @@ from torchrl_metra._imports import import_object
 from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.envs.dm_control import suite_entry
 from torchrl_metra.envs.envpool import envpool_entry
-from torchrl_metra.envs.mujoco import gymnasium_entry
+from torchrl_metra.envs.gymnasium import gymnasium_entry
+from torchrl_metra.envs.mujoco import model_entry
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry, Position, find_env, registered_envs
 from torchrl_metra.envs.statistics import NUM_ENVS, constants_of, random_steps, same_random_state
 from torchrl_metra.envs.transforms.position import ReadPosition
 
-Backend = Literal["envpool", "serial", "parallel"]
+Backend = Literal["envpool", "mujoco", "serial", "parallel"]
 Norm = Mapping[str, Any] | Literal[False] | None
 
 # What names of other environments begin with.
@@ -52,6 +53,7 @@ SOURCES: dict[str, Callable[[str, Mapping[str, Any]], EnvEntry]] = {
     "gym": gymnasium_entry,
     "dm_control": suite_entry,
     "envpool": envpool_entry,
+    "mujoco": model_entry,
 }
 
 
@@ -222,7 +224,8 @@ class _Plan:
         source = plan.env if registered is None else registered.make  # A name may be given anew.
         key = (source, plan.entry.max_steps, plan.terminate, repr(plan.options))
         if key not in _MEASURED:
-            with same_random_state(), closing(plan.build(NUM_ENVS, "serial")) as env:
+            backend: Backend = "serial" if plan.entry.make_pool is None else "mujoco"
+            with same_random_state(), closing(plan.build(NUM_ENVS, backend)) as env:
                 observations, truncates = random_steps(env)
             norm = None if observations is None else constants_of(observations)
             _MEASURED[key] = norm, truncates
@@ -240,22 +243,24 @@ class _Plan:
     @property
     def makes_batches(self) -> bool:
         """Whether the environment's function builds a whole batch."""
-        return "num_envs" in _parameters(self.entry.make)
+        return self.entry.make_pool is None and "num_envs" in _parameters(self.entry.make)
 
     def _simulators(self, num_envs: int | None, backend: Backend | None) -> EnvBase:
-        make, make_envpool = self.entry.make, self.entry.make_envpool
+        make = self.entry.make
         if self.makes_batches:
             size = {} if num_envs is None else {"num_envs": num_envs}
             return _build_one(make, {**self._arguments(make), **size})
         if backend is None:
             backend = self._default_backend(num_envs)
-        if backend == "envpool":
-            if make_envpool is None or self.pixels is not None:
+        if backend in ("envpool", "mujoco"):
+            is_envpool = backend == "envpool"
+            make_batch = self.entry.make_envpool if is_envpool else self.entry.make_pool
+            if make_batch is None or (is_envpool and self.pixels is not None):
                 raise ValueError(
-                    f"{self.entry.name!r} does not run on EnvPool, or not with pixels: choose "
-                    "backend 'serial' or 'parallel'."
+                    f"{self.entry.name!r} does not run on backend {backend!r}, or not with pixels: "
+                    "choose 'serial' or 'parallel'."
                 )
-            return make_envpool(num_envs, **self._arguments(make_envpool))
+            return make_batch(num_envs, **self._arguments(make_batch))
         # Episodes that never end apart are converted all at once.
         make_one = partial(_build_one, make, self._arguments(make), floats=self.entry.terminates)
         if num_envs is None:
@@ -263,12 +268,15 @@ class _Plan:
         return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
 
     def _default_backend(self, num_envs: int | None) -> Backend:
-        if self.pixels is None:
-            is_in_envpool = self.entry.make_envpool is not None and num_envs is not None
-            return "envpool" if is_in_envpool and find_spec("envpool") is not None else "serial"
+        is_batch, draws = num_envs is not None, self.pixels is not None
+        has_envpool = self.entry.make_envpool is not None and find_spec("envpool") is not None
+        if has_envpool and is_batch and not draws:
+            return "envpool"
+        if self.entry.make_pool is not None and (is_batch or draws):
+            return "mujoco"
         # Pictures beside the state of a registered task are to look at, and few.
         is_to_look_at = self.env in registered_envs() and self.entry.observes == "state"
-        return "serial" if is_to_look_at else "parallel"
+        return "parallel" if draws and not is_to_look_at else "serial"
 
     def _arguments(self, make: Callable[..., Any] | str) -> dict[str, Any]:
         """What a function is given, of what was asked for."""

@@ -1,190 +1,516 @@
-"""Gymnasium's environments, among them the paper's Ant and HalfCheetah."""
+"""Any MuJoCo model, many at a time: MuJoCo's own threads step them all in one process."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
-import sys
-import tomllib
-import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+import itertools
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
-from torchrl.envs import EnvBase, GymEnv, TransformedEnv
-from torchrl.record import PixelRenderTransform
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
 
+from torchrl_metra._checks import check_integer, check_type
 from torchrl_metra._extras import require
-from torchrl_metra.envs.envpool import EXCLUDES, add_limits, make_envpool
-from torchrl_metra.envs.pixels import PixelOptions
-from torchrl_metra.envs.registry import EnvEntry, register_env
-from torchrl_metra.envs.rendering import Renderer, following_camera
+from torchrl_metra.envs.pixels import Pictures, PixelOptions
+from torchrl_metra.envs.registry import EnvEntry
+from torchrl_metra.envs.rendering import FreeCamera, following_camera
+
+if TYPE_CHECKING:
+    import mujoco
 
 EPISODE_STEPS = 200
 
+# How long a decision lasts if nothing is said, in seconds: as in the paper's tasks.
+DECISION_SECONDS = 0.04
 
-class DrawnGymEnv(GymEnv):
-    """A task of gymnasium whose ``render`` returns pictures of the size that is asked for.
+# By which velocities differ at the start of an episode if nothing is said.
+START_NOISE = 0.01
 
-    Those of MuJoCo are drawn by this package's renderer. It follows the robot, needs no
-    ``MUJOCO_GL`` to be set and draws faster than gymnasium's.
 
-    Args:
-        task_id (str): name in gymnasium.
+class States(NamedTuple):
+    """States of ``N`` simulations, in float64.
 
-    Keyword Args:
-        pixels (PixelOptions): how the pictures look.
-        **options: passed on to :class:`~torchrl.envs.GymEnv`.
+    Attributes:
+        qpos (array): coordinates, ``[N, nq]``.
+        qvel (array): velocities, ``[N, nv]``.
+        act (array): states of the actuators, ``[N, na]``.
+        sensordata (array): what the model's sensors measured, ``[N, nsensordata]``. MuJoCo computes
+            it at the beginning of a substep: after a step it lags one substep behind ``qpos``.
     """
 
-    def __init__(self, task_id: str, *, pixels: PixelOptions, **options: Any) -> None:
-        super().__init__(task_id, render_mode="rgb_array", **options)
-        self._size = (pixels.resolution, pixels.resolution)
-        self._task = self.unwrapped  # gymnasium's
-        self._renderer: Renderer | None = None
-        mujoco = sys.modules.get("mujoco")
-        model = getattr(self._task, "model", None)
-        if mujoco is not None and isinstance(model, mujoco.MjModel):
-            self._renderer = pixels.renderer(model, following_camera(model))
+    qpos: NDArray[np.float64]
+    qvel: NDArray[np.float64]
+    act: NDArray[np.float64]
+    sensordata: NDArray[np.float64]
 
-    def render(self) -> NDArray[np.uint8]:
-        """The present state, ``uint8`` of shape ``[3, resolution, resolution]``."""
-        if self._renderer is not None:
-            picture = self._renderer.render(self._task.data)
-            return np.ascontiguousarray(picture.transpose(2, 0, 1))
-        drawn = torch.as_tensor(self._task.render()).permute(2, 0, 1)[None].float()
-        return interpolate(drawn, self._size, mode="area").round().to(torch.uint8)[0].numpy()
+
+Observation = NDArray[Any] | Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuJoCoTask:
+    """A MuJoCo model, and what makes an environment of it.
+
+    Functions of states are given whole batches, as the arrays of :class:`States`. What they need
+    of ``xpos`` or ``xmat`` they read from sensors, see :func:`add_frame_sensors`.
+
+    Attributes:
+        model (mujoco.MjModel): the model. Sizes and constants are read from it when an
+            environment is built, so change it before.
+        frame_skip (int): number of substeps in a step.
+        observation (callable): ``observation(qpos, qvel, act, sensordata)``, what is observed: an
+            array ``[N, size]``, or several by their entries, such as ``"observation"`` and
+            ``"position"``.
+        reset (callable): ``reset(model, data, random)`` puts ``data``, an ``mujoco.MjData`` just
+            after ``mj_resetData``, where an episode begins; ``random`` is a
+            :class:`numpy.random.Generator`.
+        control (callable): ``control(action, states)``, what actuators are given, ``[N, nu]``,
+            for actions in [-1, 1]. The state is that before the step.
+        reward (callable, optional): ``reward(before, after, control)``, of shape ``[N]``, given the
+            :class:`States` before and after a step. Defaults to ``None``: no reward.
+        terminated (callable, optional): ``terminated(qpos, qvel, act, sensordata)``, which
+            episodes are over, ``[N]``. Defaults to ``None``: none before their time.
+        camera (str, int or FreeCamera): draws pictures.
+
+    Examples:
+        >>> task = MuJoCoTask.of("examples/tripod.xml", frame_skip=5)
+        >>> MuJoCoPoolEnv(task, 2, max_steps=9).rollout(20)["next", "observation"].shape
+        torch.Size([2, 9, 25])
+    """
+
+    model: mujoco.MjModel
+    frame_skip: int
+    observation: Callable[..., Observation]
+    reset: Callable[[mujoco.MjModel, mujoco.MjData, np.random.Generator], None]
+    control: Callable[[NDArray[np.float64], States], NDArray[np.float64]]
+    reward: Callable[[States, States, NDArray[np.float64]], NDArray[Any]] | None = None
+    terminated: Callable[..., NDArray[np.bool_]] | None = None
+    camera: str | int | FreeCamera
+
+    @classmethod
+    def of(
+        cls, model: mujoco.MjModel | str | Path, *, frame_skip: int | None = None, **parts: Any
+    ) -> MuJoCoTask:
+        """A task of a model, with defaults for what is not said.
+
+        Args:
+            model (mujoco.MjModel, str or Path): the model, or the path of an MJCF or URDF file.
+
+        Keyword Args:
+            frame_skip (int, optional): number of substeps in a step. By default a step lasts
+                about 0.04 seconds.
+            **parts: any other attribute. By default ``qpos``, ``qvel`` and ``act`` are observed,
+                and with a free joint, or slide joints named ``"rootx"`` and ``"rooty"``, its x and
+                y are the ``"position"``; episodes begin at the model's first keyframe, or at
+                ``qpos0``, with velocities from N(0, 0.01²); actions are scaled to the actuators'
+                ``ctrlrange``, where they have one; the camera is the first that follows a body,
+                else the first, else one that sees all.
+
+        Raises:
+            ValueError: if MuJoCo cannot read the file, or the model has no actuators.
+        """
+        if isinstance(model, str | Path):
+            model = _load(Path(model))
+        if not model.nu:
+            raise ValueError("the model has no actuators, so there is nothing to act with.")
+        if frame_skip is None:
+            frame_skip = max(1, round(DECISION_SECONDS / model.opt.timestep))
+        check_integer("frame_skip", frame_skip)
+        defaults: dict[str, Any] = {
+            "observation": partial(coordinates, root_coordinates(model)),
+            "reset": start_at_keyframe,
+            "control": partial(scale_to_range, *control_range(model)),
+        }
+        if "camera" not in parts:
+            parts["camera"] = following_camera(model)
+        return cls(model=model, frame_skip=frame_skip, **defaults | parts)
+
+
+class MuJoCoPoolEnv(EnvBase):
+    """A batch of one MuJoCo model that MuJoCo's own thread pool steps (``mujoco.rollout``).
+
+    All in this process, at the speed of the physics. The states of all environments go in, and
+    those after ``frame_skip`` substeps come out; in between Python waits without its global lock.
+    Each environment has random numbers of its own, so an episode depends on the seed and on how
+    many its environment had before, not on the number of threads. An episode goes on from a
+    checkpoint exactly.
+
+    Entries: those of the task, ``float32`` or ``bool``; with ``pixels`` also ``"pixels"``,
+    ``uint8`` of shape ``[3, resolution, resolution]``, drawn in threads of this process.
+    Actions are in [-1, 1]. An action lasts for all substeps. The solver starts each step anew,
+    without the forces of the step before (``qacc_warmstart`` is zero).
+
+    A simulation that diverges ends its own episode, by truncation, with the last good observation,
+    no reward and a warning. The others go on.
+
+    Args:
+        task (MuJoCoTask): what to simulate.
+        num_envs (int, optional): number of simulations, or ``None`` (default) for a single one
+            without a batch dimension.
+
+    Keyword Args:
+        max_steps (int, optional): after how many steps episodes are truncated. Defaults to 200.
+        terminate (bool, optional): whether the task may end an episode before that. Defaults to
+            ``True``.
+        pixels (PixelOptions, optional): how pictures look. Defaults to ``None``: there are none.
+        num_threads (int, optional): of simulation, and of drawing. Defaults to torch's number of
+            threads when the environment is built, at most one for each simulation.
+
+    Raises:
+        ValueError: by a step, if an action is not finite. MuJoCo would take it for zero.
+
+    Examples:
+        >>> env = MuJoCoPoolEnv(MuJoCoTask.of("examples/tripod.xml"), num_envs=4)
+        >>> env.rollout(3)["next", "position"].shape
+        torch.Size([4, 3, 2])
+    """
+
+    #: Episodes go on from a checkpoint, since ``state_dict()`` holds all that an episode is.
+    is_resumable = True
+
+    def __init__(
+        self,
+        task: MuJoCoTask,
+        num_envs: int | None = None,
+        *,
+        max_steps: int | None = EPISODE_STEPS,
+        terminate: bool = True,
+        pixels: PixelOptions | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        check_type("task", task, MuJoCoTask, "a MuJoCoTask; MuJoCoTask.of(model) makes one")
+        for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
+            if value is not None:
+                check_integer(name, value)
+        batch = torch.Size([] if num_envs is None else [num_envs])
+        super().__init__(batch_size=batch, device=torch.device("cpu"))
+        mujoco, rollout = require("mujoco", "mujoco"), require("mujoco.rollout", "mujoco")
+        self.task = task
+        self.max_steps = max_steps
+        self._terminated = task.terminated if terminate else None
+        size, model = batch.numel(), task.model
+        num_threads = min(num_threads or torch.get_num_threads(), size)
+        self._pool = rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
+        self._data = [mujoco.MjData(model) for _ in range(num_threads)]
+        self._models = [model] * size
+        self._pictures: Pictures | None = None
+        if pixels is not None:
+            self._pictures = Pictures(model, pixels, task.camera, num_threads=num_threads)
+        # Time, qpos, qvel, act and what plugins keep. Then what a step needs and gives.
+        self._spec = mujoco.mjtState.mjSTATE_FULLPHYSICS
+        ends = np.cumsum([1, model.nq, model.nv, model.na]).tolist()
+        self._parts = [slice(*part) for part in itertools.pairwise(ends)]
+        self._state = np.zeros((size, mujoco.mj_stateSize(model, self._spec)))
+        self._sensordata = np.zeros((size, model.nsensordata))
+        self._controls = np.zeros((size, task.frame_skip, model.nu))
+        self._rolled = np.zeros((size, task.frame_skip, self._state.shape[1]))
+        self._rolled_sensordata = np.zeros((size, task.frame_skip, model.nsensordata))
+        # Of each simulation: steps since its reset, and episodes that it had.
+        self._steps = np.zeros(size, dtype=np.int64)
+        self._episodes = np.zeros(size, dtype=np.int64)
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0])
+        self._make_specs(batch)
+
+    def _make_specs(self, batch: torch.Size) -> None:
+        specs = {
+            key: Unbounded((*batch, *value.shape[1:]), dtype=value.dtype)
+            for key, value in self._shown(self._state, self._sensordata).items()
+        }
+        if self._pictures is not None:
+            shape = (*batch, *self._pictures.shape)
+            specs["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
+        self.observation_spec = Composite(specs, shape=batch)
+        self.action_spec = Bounded(-1.0, 1.0, shape=(*batch, self.task.model.nu))
+        self.reward_spec = Unbounded(shape=(*batch, 1))
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool)
+        flags = {key: flag.clone() for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, shape=batch)
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads simulate."""
+        return len(self._data)
+
+    @property
+    def states(self) -> States:
+        """The present states, views of the environment's own memory."""
+        return self._split(self._state, self._sensordata)
+
+    def _split(self, state: NDArray[Any], sensordata: NDArray[Any]) -> States:
+        qpos, qvel, act = (state[:, part] for part in self._parts)
+        return States(qpos, qvel, act, sensordata)
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        numbers = np.arange(len(self._state))
+        if tensordict is not None and "_reset" in tensordict:
+            numbers = numbers[tensordict["_reset"].cpu().reshape(-1).numpy()]
+        for number in numbers.tolist():
+            self._begin(number)
+        return self._observe(numbers)
+
+    def observe(self) -> TensorDict:
+        """What the present :attr:`states` show, which may have been changed in place.
+
+        Sensors keep what they measured before.
+        """
+        return self._observe(np.arange(len(self._state)))
+
+    def _observe(self, drawn: NDArray[np.int64]) -> TensorDict:
+        shown = self._shown(self._state, self._sensordata)
+        if self._pictures is not None:
+            # After a reset TorchRL drops what simulations show that go on: they are not drawn.
+            pictures = torch.zeros(len(self._state), *self._pictures.shape, dtype=torch.uint8)
+            pictures[drawn] = self._pictures.draw(self._state[drawn])
+            shown["pixels"] = pictures
+        return self._tensordict(shown)
+
+    def _begin(self, number: int) -> None:
+        """Start an episode."""
+        mujoco = require("mujoco", "mujoco")
+        model, data = self.task.model, self._data[0]
+        random = np.random.default_rng((self._seed, number, self._episodes[number]))
+        mujoco.mj_resetData(model, data)
+        self.task.reset(model, data, random)
+        # Not at 0, to which MuJoCo resets what diverges.
+        data.time = model.opt.timestep
+        mujoco.mj_forward(model, data)
+        mujoco.mj_getState(model, data, self._state[number], self._spec)
+        self._sensordata[number] = data.sensordata
+        self._steps[number] = 0
+        self._episodes[number] += 1
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get("action").detach().cpu().double().numpy()
+        if not np.isfinite(action).all():
+            raise ValueError(f"actions must be finite, got {action.tolist()}.")
+        before = self.states
+        control = self.task.control(action.reshape(len(self._state), -1), before)
+        state, sensordata, diverged = self._simulate(control)
+        after = self._split(state, sensordata)
+        shown = self._shown(state, sensordata)
+        reward = np.zeros(len(state), dtype=np.float32)
+        if self.task.reward is not None:
+            reward += self.task.reward(before, after, control)
+            reward[diverged] = 0.0
+        terminated = np.zeros(len(state), dtype=np.bool_)
+        if self._terminated is not None:
+            terminated |= self._terminated(*after) & ~diverged
+        self._steps += 1
+        truncated = diverged
+        if self.max_steps is not None:
+            truncated = truncated | (self._steps >= self.max_steps)
+        self._state, self._sensordata = state, sensordata
+        if self._pictures is not None:
+            shown["pixels"] = self._pictures.draw(state)
+        flags = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        for key, value in {"reward": reward, **flags}.items():
+            shown[key] = torch.from_numpy(value).unsqueeze(-1)
+        return self._tensordict(shown)
+
+    def _simulate(self, control: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """States and sensors after a step, and which of them are as before: those that diverged."""
+        self._controls[:] = control[:, None]
+        self._pool.rollout(
+            self._models,
+            self._data,
+            self._state,
+            self._controls,
+            nstep=self.task.frame_skip,
+            state=self._rolled,
+            sensordata=self._rolled_sensordata,
+            skip_checks=True,  # Shapes and types are right, and copies would cost.
+        )
+        state, sensordata = self._rolled[:, -1].copy(), self._rolled_sensordata[:, -1].copy()
+        # What diverges MuJoCo resets, time included; after any other warning it stops.
+        timestep = self.task.model.opt.timestep
+        late = state[:, 0] - self._state[:, 0] - self.task.frame_skip * timestep
+        diverged = ~(np.abs(late) < timestep / 2) | ~np.isfinite(state).all(axis=1)
+        if diverged.any():
+            state[diverged], sensordata[diverged] = (
+                self._state[diverged],
+                self._sensordata[diverged],
+            )
+            warnings.warn(
+                f"{diverged.sum()} of {len(state)} simulations diverged: their episodes are "
+                "truncated.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return state, sensordata, diverged
+
+    def _shown(self, state: NDArray[Any], sensordata: NDArray[Any]) -> dict[str, Tensor]:
+        """What the task observes."""
+        observed = self.task.observation(*self._split(state, sensordata))
+        entries = observed if isinstance(observed, Mapping) else {"observation": observed}
+        return {
+            key: torch.from_numpy(value if value.dtype == np.bool_ else value.astype(np.float32))
+            for key, value in entries.items()
+        }
+
+    def _tensordict(self, shown: dict[str, Tensor]) -> TensorDict:
+        if not self.batch_size:
+            shown = {key: value.squeeze(0) for key, value in shown.items()}
+        return TensorDict(shown, batch_size=self.batch_size, device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._seed = seed
+            self._episodes[:] = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """All that an episode is, for :meth:`state_dict`."""
+        names = ("_state", "_sensordata", "_steps", "_episodes")
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
+        return {**arrays, "_seed": self._seed}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`get_extra_state` returned."""
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                value = value.cpu().numpy().copy()
+                if value.shape != getattr(self, name).shape:
+                    raise ValueError(
+                        f"a state of {len(value)} simulations does not fit {len(self._state)} of "
+                        "this model: build the environment as it was."
+                    )
+            setattr(self, name, value)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Free the OpenGL context and close the environment."""
-        if self._renderer is not None:
-            self._renderer.close()
+        """Stop the threads and free the OpenGL contexts."""
+        if not self.is_closed:
+            self._pool.close()
+            if self._pictures is not None:
+                self._pictures.close()
         super().close(raise_if_closed=raise_if_closed)
 
 
-def make_gymnasium(
-    task_id: str,
+# What a task does if nothing is said.
+
+
+def coordinates(root: list[int], qpos: NDArray[Any], *others: NDArray[Any]) -> Observation:
+    """All coordinates, velocities and states of actuators; and where the root is."""
+    qvel, act, _ = others
+    observed = {"observation": np.concatenate([qpos, qvel, act], axis=1)}
+    return {**observed, "position": qpos[:, root]} if root else observed
+
+
+def start_at_keyframe(
+    model: mujoco.MjModel, data: mujoco.MjData, random: np.random.Generator
+) -> None:
+    """The first keyframe, if there is one, with some noise in the velocities."""
+    if model.nkey:
+        require("mujoco", "mujoco").mj_resetDataKeyframe(model, data, 0)
+    data.qvel += START_NOISE * random.standard_normal(model.nv)
+
+
+def scale_to_range(
+    low: NDArray[Any], high: NDArray[Any], action: NDArray[Any], states: States
+) -> NDArray[np.float64]:
+    """From [-1, 1] to the range of each actuator."""
+    return low + (high - low) / 2 * (action + 1)
+
+
+def control_range(model: mujoco.MjModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest control of each actuator, -1 and 1 where it has no limits."""
+    limited = model.actuator_ctrllimited.astype(bool)
+    low, high = np.where(limited[:, None], model.actuator_ctrlrange, [-1.0, 1.0]).T
+    return low.copy(), high.copy()
+
+
+def root_coordinates(model: mujoco.MjModel) -> list[int]:
+    """Which entries of ``qpos`` say where a robot is: x and y, in a planar model x alone."""
+    kinds = require("mujoco", "mujoco").mjtJoint
+    joints = [model.joint(number) for number in range(model.njnt)]
+    free = [int(joint.qposadr[0]) for joint in joints if joint.type[0] == kinds.mjJNT_FREE]
+    if free:
+        return [free[0], free[0] + 1]
+    # The "rooty" of planar robots is a hinge.
+    return [
+        int(joint.qposadr[0])
+        for joint in joints
+        if joint.name in ("rootx", "rooty") and joint.type[0] == kinds.mjJNT_SLIDE
+    ]
+
+
+def add_frame_sensors(
+    spec: mujoco.MjSpec, frames: Mapping[str, str], of: Literal["body", "geom", "site"] = "body"
+) -> None:
+    """Sensors for what a vectorised function would read from ``xpos`` and ``xmat``.
+
+    Args:
+        spec (mujoco.MjSpec): a model before it is compiled, changed in place. They come last, so
+            that its own sensors stay where they are.
+        frames (mapping): of each body by its name, what is measured, by words: ``"pos"`` (3
+            numbers), ``"quat"`` (4), or columns of its rotation matrix: ``"xaxis"``, ``"yaxis"``,
+            ``"zaxis"`` (3 each). The sensors are called ``"NAME/WORD"``, see :func:`measured`.
+        of (str, optional): what the names are names of. Defaults to ``"body"``.
+
+    Examples:
+        >>> import mujoco
+        >>> spec = mujoco.MjSpec.from_file("examples/tripod.xml")
+        >>> add_frame_sensors(spec, {"torso": "pos zaxis"})
+        >>> measured(spec.compile(), "torso/pos", "torso/zaxis")
+        array([0, 1, 2, 3, 4, 5])
+    """
+    mujoco = require("mujoco", "mujoco")
+    objects = {"body": "mjOBJ_XBODY", "geom": "mjOBJ_GEOM", "site": "mjOBJ_SITE"}
+    for name, words in frames.items():
+        for word in words.split():
+            spec.add_sensor(
+                name=f"{name}/{word}",
+                type=getattr(mujoco.mjtSensor, f"mjSENS_FRAME{word.upper()}"),
+                objtype=getattr(mujoco.mjtObj, objects[of]),
+                objname=name,
+            )
+
+
+def measured(model: mujoco.MjModel, *names: str) -> NDArray[np.int64]:
+    """Where in ``sensordata`` the numbers of sensors are, one sensor after the other."""
+    sensors = [model.sensor(name) for name in names]
+    return np.concatenate([sensor.adr[0] + np.arange(sensor.dim[0]) for sensor in sensors])
+
+
+def make_model(
+    path: str,
+    num_envs: int | None = None,
     *,
     pixels: PixelOptions | None = None,
-    max_steps: int | None = None,
-    terminate: bool | None = None,
-    **options: Any,
-) -> EnvBase:
-    """Build one task of gymnasium; see :func:`~torchrl_metra.make_env`."""
-    _gymnasium_spec(task_id)  # A better error where something is not installed.
-    add_limits(options, max_steps, terminate)
-    if pixels is None:
-        return GymEnv(task_id, **options)
-    return TransformedEnv(DrawnGymEnv(task_id, pixels=pixels, **options), PixelRenderTransform())
+    max_steps: int = EPISODE_STEPS,
+    frame_skip: int | None = None,
+) -> MuJoCoPoolEnv:
+    """Build environments of a model's file; see :func:`~torchrl_metra.make_env`."""
+    task = MuJoCoTask.of(path, frame_skip=frame_skip)
+    return MuJoCoPoolEnv(task, num_envs, max_steps=max_steps, pixels=pixels)
 
 
-def gymnasium_entry(task_id: str, options: Mapping[str, Any]) -> EnvEntry:
-    """What is known about a task of gymnasium."""
-    spec = _gymnasium_spec(task_id)
-    make, position = partial(make_gymnasium, task_id), None
-    creator = spec.entry_point
-    if isinstance(creator, str):
-        creator = require("gymnasium.envs.registration", "mujoco").load_env_creator(creator)
-    if EXCLUDES in inspect.signature(creator).parameters and EXCLUDES not in options:
-        make = partial(make, **{EXCLUDES: False})
-        position = tuple(range(_excluded(task_id))) or None
+def model_entry(path: str, options: Mapping[str, Any]) -> EnvEntry:
+    """What is known about a model's file."""
+    make = partial(make_model, path)
     return EnvEntry(
-        name=f"gym:{task_id}", make=make, position=position, max_steps=spec.max_episode_steps
+        name=f"mujoco:{path}",
+        make=make,
+        make_pool=make,
+        # The observation begins with ``qpos``.
+        position=tuple(root_coordinates(_load(Path(path)))) or None,
+        max_steps=EPISODE_STEPS,
+        terminates=False,
     )
 
 
-def _gymnasium_spec(task_id: str) -> Any:
-    gymnasium = require("gymnasium", "mujoco")
-    module, _, name = task_id.rpartition(":")
+def _load(path: Path) -> mujoco.MjModel:
+    mujoco = require("mujoco", "mujoco")
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}.")
     try:
-        if module:  # Registers its tasks when it is imported.
-            importlib.import_module(module)
-        spec = gymnasium.spec(name)
-    except (ImportError, gymnasium.error.Error) as err:
-        raise ValueError(f"gymnasium has no task {task_id!r}: {err}") from err
-    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
-        require("mujoco", "mujoco")
-    return spec
-
-
-@functools.cache
-def _excluded(task_id: str) -> int:
-    """How many coordinates a task leaves out of its observation, if it tells."""
-    env = require("gymnasium", "mujoco").make(task_id, disable_env_checker=True)
-    structure = getattr(env.unwrapped, "observation_structure", {})
-    env.close()
-    return structure.get("skipped_qpos", 0)
-
-
-def make_hurdle_course(
-    *, pixels: PixelOptions | None = None, max_steps: int | None = None, **options: Any
-) -> EnvBase:
-    """Build HalfCheetah with bars that it can hit, 17 to 23 cm above the ground."""
-    require("mujoco", "mujoco")
-    assets = files(require("gymnasium.envs.mujoco", "mujoco")) / "assets"
-    tree = ET.parse(str(assets / "half_cheetah.xml"))
-    world = next(tree.iter("worldbody"))
-    for x in HURDLES:
-        ET.SubElement(
-            world, "geom", type="box", pos=f"{x} 0 0.2", size="0.05 1 0.03", conaffinity="1"
-        )
-    with NamedTemporaryFile(suffix=".xml") as model:
-        tree.write(model)
-        model.flush()
-        options["xml_file"] = model.name
-        return make_gymnasium("HalfCheetah-v5", pixels=pixels, max_steps=max_steps, **options)
-
-
-# The bars of HalfCheetahHurdle, along x.
-HURDLES = (-15.0, -13.0, -9.0, -5.0, -1.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 27.0)
-
-_NORMS = tomllib.loads(Path(__file__).with_name("observation_norm.toml").read_text())
-_WITH_POSITION: dict[str, Any] = {EXCLUDES: False}
-
-register_env(
-    "ant",
-    partial(
-        make_gymnasium,
-        "Ant-v5",
-        terminate=False,
-        include_cfrc_ext_in_observation=False,
-        **_WITH_POSITION,
-    ),
-    make_envpool=partial(
-        make_envpool, "Ant-v5", terminate=False, use_contact_force=False, **_WITH_POSITION
-    ),
-    summary="gymnasium's Ant, observed by coordinates and velocities.",
-    position=(0, 1),
-    observation_norm=_NORMS["ant"],
-    max_steps=EPISODE_STEPS,
-    terminates=False,
-    goal_extent=50.0,
-)
-_CHEETAH: dict[str, Any] = {
-    "position": (0,),
-    "observation_norm": _NORMS["half_cheetah"],
-    "max_steps": EPISODE_STEPS,
-    "terminates": False,
-    "goal_extent": 100.0,
-}
-register_env(
-    "half_cheetah",
-    partial(make_gymnasium, "HalfCheetah-v5", **_WITH_POSITION),
-    make_envpool=partial(make_envpool, "HalfCheetah-v5", **_WITH_POSITION),
-    summary="gymnasium's HalfCheetah, observed by coordinates and velocities.",
-    **_CHEETAH,
-)
-register_env(
-    "hurdle_course",
-    partial(make_hurdle_course, **_WITH_POSITION),
-    summary="HalfCheetah with bars across its way.",
-    **_CHEETAH,
-)
+        return mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as err:
+        raise ValueError(f"MuJoCo cannot read {str(path)!r}: {err}") from err

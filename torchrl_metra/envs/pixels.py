@@ -1,20 +1,18 @@
-"""Simulations that are observed by pictures, or by their own state, and that may diverge."""
+"""Pictures of simulations: how they look, and what draws many of them."""
 
 from __future__ import annotations
 
-import abc
-import warnings
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from tensordict import TensorDictBase
+from numpy.typing import NDArray
 from torch import Tensor
-from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs.gym_like import GymLikeEnv
 
 from torchrl_metra._extras import require
-from torchrl_metra._private import SpecsMixin
 from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
 
 if TYPE_CHECKING:
@@ -44,91 +42,75 @@ class PixelOptions:
         return Renderer(model, self.resolution, self.resolution, camera, quality=self.quality)
 
 
-class SimulationEnv(SpecsMixin, GymLikeEnv):
-    """Makes one of TorchRL's environment wrappers observe its simulation, and never die.
+class Pictures:
+    """Draws states of one model, in threads of this process.
 
-    A mixin for TorchRL's ``DMControlWrapper`` and ``GymWrapper``, before which it stands
-    among the bases. The observation is what :meth:`read_state` returns and, with a renderer,
-    the entry ``"pixels"``, ``uint8`` of shape ``[3, height, width]``, drawn once per step
-    however often the action is repeated. Rewards and actions are ``float32``.
-
-    A simulation that diverges ends its episode by truncation, with the last good observation
-    and no reward, and with a warning: a run of days must not end because of one bad contact.
+    Each thread has a :class:`~torchrl_metra.envs.Renderer` of its own, whose OpenGL context is
+    opened by its first picture.
 
     Args:
-        env: environment for the wrapper.
-        renderer (Renderer, optional): draws the pictures; closed with the environment.
-        **kwargs: passed on to the wrapper.
+        model (mujoco.MjModel): model to draw.
+        options (PixelOptions): how the pictures look; ``frames`` are stacked elsewhere.
+        camera (str, int or FreeCamera): see :class:`~torchrl_metra.envs.Renderer`.
 
-    Raises:
-        ValueError: by a step, if the action is not finite. MuJoCo would take it for zero.
+    Keyword Args:
+        num_threads (int, optional): how many draw side by side. Defaults to 1.
     """
 
-    def __init__(self, env: Any, renderer: Renderer | None, **kwargs: Any) -> None:
-        self.simulator = env
-        self.renderer = renderer
-        self._last_observation: dict[str, Tensor] = {}
-        super().__init__(env=env, **kwargs)
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        options: PixelOptions,
+        camera: str | int | FreeCamera,
+        *,
+        num_threads: int = 1,
+    ) -> None:
+        #: Of one picture.
+        self.shape = (3, options.resolution, options.resolution)
+        self._model, self._options, self._camera = model, options, camera
+        self._num_threads = num_threads
+        # A context belongs to its thread. It is freed when the thread ends, and with it what is
+        # local to it.
+        self._local = threading.local()
+        self._threads: ThreadPoolExecutor | None = None
 
-    @property
-    @abc.abstractmethod
-    def simulation(self) -> mujoco.MjData:
-        """The state that is drawn."""
+    def draw(self, states: NDArray[np.float64]) -> Tensor:
+        """Draw states.
 
-    @abc.abstractmethod
-    def read_state(self, observations: Any) -> dict[str, Tensor]:
-        """What is shown beside pictures, given what the wrapped environment returned."""
+        Args:
+            states (array): of MuJoCo's ``mjSTATE_FULLPHYSICS``, ``[N, size]``.
 
-    def adjust_specs(self) -> None:
-        state = self.read_state(self.full_observation_spec.zero())
-        specs = Composite({key: Unbounded(x.shape, dtype=x.dtype) for key, x in state.items()})
-        if self.renderer is not None:
-            shape = (3, self.renderer.height, self.renderer.width)
-            specs["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8)
-        self.observation_spec = specs
-        self.reward_spec = Unbounded(shape=(1,))
-        self.action_spec = self.full_action_spec["action"].to(torch.float32)
+        Returns:
+            Pictures, ``uint8`` of shape ``[N, 3, resolution, resolution]``.
+        """
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._num_threads, initializer=self._prepare)
+        pictures = np.empty((len(states), *self.shape), dtype=np.uint8)
+        # More parts than threads, so that none waits long for the last.
+        num_parts = 4 * self._num_threads
+        parts = [np.array_split(array, num_parts) for array in (states, pictures)]
+        list(self._threads.map(self._draw, *parts))  # Raises what a thread has raised.
+        return torch.from_numpy(pictures)
 
-    def read_obs(self, observations: Any) -> dict[str, Tensor]:
-        """Observe the simulation in place of what the wrapped environment returned."""
-        if not self._has_diverged():
-            self._last_observation = self.read_state(observations)
-            if self.renderer is not None:
-                self._last_observation["pixels"] = self.draw()
-        return dict(self._last_observation)
+    def _prepare(self) -> None:
+        self._local.renderer = self._options.renderer(self._model, self._camera)
+        self._local.data = require("mujoco", "mujoco").MjData(self._model)
 
-    def draw(self) -> Tensor:
-        """A picture of the present state."""
-        assert self.renderer is not None
-        picture = self.renderer.render(self.simulation)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+    def _draw(self, states: NDArray[np.float64], pictures: NDArray[np.uint8]) -> None:
+        mujoco = require("mujoco", "mujoco")
+        renderer, data = self._local.renderer, self._local.data
+        for state, picture in zip(states, pictures, strict=True):
+            mujoco.mj_setState(self._model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+            # What is drawn depends on these only, not on contacts and forces.
+            for update in ("kinematics", "comPos", "camlight", "flex", "tendon"):
+                getattr(mujoco, f"mj_{update}")(self._model, data)
+            renderer.render_into(picture.transpose(1, 2, 0), data)
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"]
-        if not action.isfinite().all():
-            raise ValueError(f"actions must be finite, got {action.tolist()}.")
-        out = super()._step(tensordict)
-        if self._has_diverged():
-            warnings.warn(
-                "The simulation diverged: its episode is truncated.", RuntimeWarning, stacklevel=2
-            )
-            for key in ("truncated", "done"):
-                out[key] = torch.ones_like(out[key])
-            out["reward"] = torch.zeros_like(out["reward"])
-        return out
-
-    def _has_diverged(self) -> bool:
-        kinds = require("mujoco", "mujoco").mjtWarning
-        # MuJoCo counts these since the last reset, and repairs the state by resetting it.
-        counts = self.simulation.warning
-        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
-        return any(counts[int(kind)].number for kind in bad)
-
-    def close(self, *, raise_if_closed: bool = True) -> None:
-        """Free the OpenGL context and close the wrapped environment."""
-        if self.renderer is not None:
-            self.renderer.close()
-        super().close(raise_if_closed=raise_if_closed)
+    def close(self) -> None:
+        """End the threads, which frees their OpenGL contexts. Drawing again opens new ones."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._threads = None
 
 
 def repeat_frames(frames: Tensor, options: PixelOptions) -> Tensor:

@@ -40,6 +40,9 @@ class EnvEntry:
             units of the position.
         transform (callable, optional): builds a transform that is appended last, such as one
             that makes a task of the environment.
+        make_pool (callable, optional): builds a batch of the same environment on MuJoCo's
+            threads, see :class:`~torchrl_metra.envs.MuJoCoPoolEnv`, given ``num_envs`` and what
+            ``make`` is given.
         make_envpool (callable, optional): builds a batch of the same environment in EnvPool,
             given ``num_envs`` and what ``make`` is given.
     """
@@ -55,6 +58,7 @@ class EnvEntry:
     goals: Callable[..., TensorDictBase] | None = None
     goal_extent: float | None = None
     transform: Callable[[], Transform] | None = None
+    make_pool: Callable[..., EnvBase] | None = None
     make_envpool: Callable[..., EnvBase] | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import functools
 import importlib
 import os
 import sys
+import threading
 import weakref
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -34,6 +35,9 @@ _REMEDIES: dict[str, str] = {
     "cgl": "needs macOS",
 }
 _CANDIDATES = ("cgl",) if sys.platform == "darwin" else ("egl", "osmesa", "glfw")
+
+# Libraries are loaded by the first context: threads open theirs one after the other.
+_OPENING = threading.Lock()
 
 # As many as MuJoCo's own renderer has room for; their number costs no time.
 _MAX_GEOMS = 10_000
@@ -92,9 +96,9 @@ class Renderer:
         RuntimeError: by :meth:`render`, if no backend works; names what to install.
 
     .. note:: Mesa, which draws where there is no GPU, starts a thread per core for each
-        process. Pictures of this size are drawn no faster by that, and worker processes
-        get into each other's way, so the first context sets ``LP_NUM_THREADS=1`` unless
-        that variable is set already.
+        process. Pictures of this size are drawn no faster by that, and renderers get into
+        each other's way, so the first context sets ``LP_NUM_THREADS=0`` unless that variable
+        is set already: each draws in the thread that asks for a picture.
 
     Examples:
         >>> import mujoco
@@ -123,6 +127,7 @@ class Renderer:
         self.camera = camera if isinstance(camera, FreeCamera) else model.camera(camera).id
         self.quality = quality
         self.backend = backend
+        self._raw = np.empty((height, width, 3), dtype=np.uint8)
         # The OpenGL context, MuJoCo's own, the scene, and what frees the first two.
         self._opened: tuple[Any, mujoco.MjrContext, mujoco.MjvScene, weakref.finalize] | None = None
 
@@ -140,9 +145,21 @@ class Renderer:
         Returns:
             The picture, a new ``uint8`` array of shape ``[height, width, 3]``, top row first.
         """
+        picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        self.render_into(picture, data)
+        return picture
+
+    def render_into(self, picture: NDArray[np.uint8], data: mujoco.MjData) -> None:
+        """Draw into an array, which may be a view such as ``pictures[3].transpose(1, 2, 0)``.
+
+        Args:
+            picture (array): ``uint8`` of shape ``[height, width, 3]``.
+            data (mujoco.MjData): see :meth:`render`.
+        """
         mujoco = require("mujoco", "mujoco")
         if self._opened is None:
-            self._opened = self._open()
+            with _OPENING:
+                self._opened = self._open()
         gl, context, scene, _ = self._opened
         # Another renderer may have drawn in the meantime.
         gl.make_current()
@@ -151,11 +168,10 @@ class Renderer:
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self.model, data, option, None, camera, everything, scene)
         window = mujoco.MjrRect(0, 0, self.width, self.height)
-        picture = np.empty((self.height, self.width, 3), dtype=np.uint8)
         mujoco.mjr_render(window, scene, context)
-        mujoco.mjr_readPixels(picture, None, window, context)
+        mujoco.mjr_readPixels(self._raw, None, window, context)
         # OpenGL's first row is the bottom one.
-        return np.ascontiguousarray(picture[::-1])
+        picture[:] = self._raw[::-1]
 
     def close(self) -> None:
         """Free the OpenGL context, if there is one. Drawing again opens a new one."""
@@ -245,7 +261,7 @@ def following_camera(model: mujoco.MjModel) -> int | FreeCamera:
 
 def _open_gl(width: int, height: int, backend: GLBackend | None) -> Any:
     """Create an OpenGL context with the asked backend, or the first that works."""
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     requested = backend or os.environ.get("MUJOCO_GL", "").lower()
     names = (requested,) if requested else _CANDIDATES
     failures = []

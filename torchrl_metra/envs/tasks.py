@@ -11,7 +11,7 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs import Transform
 
 from torchrl_metra._private import AutoResetMixin
-from torchrl_metra.envs.mujoco import HURDLES
+from torchrl_metra.envs.gymnasium import HURDLES
 from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.transforms.primer import where_reset
 
