@@ -1,81 +1,134 @@
 """Environment steps per second with the policy in the loop.
 
-The yardstick of one collector is bare simulation: the same number of environments on the same
-backend with random actions, without TorchRL, policy or transforms. The yardstick of several
-worker processes is one collector, in the same run.
+The yardstick of MuJoCo's threads is bare ``mujoco.rollout``: as many simulations of the same model
+with random controls, without TorchRL, policy or transforms; that of a faster path, the slower one;
+that of several worker processes, one collector. All of a line in the same run.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import gymnasium
+import mujoco
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from measuring import Result, compare, in_turns, seconds_per_call
+from mujoco import rollout
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import EnvBase
 
-from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
+from torchrl_metra import MuJoCoPoolEnv, SkillPrimer, UnitSphere, make_env, make_sac_networks
 from torchrl_metra._extras import require
+from torchrl_metra.envs import rendering_available
+from torchrl_metra.modules import make_pixel_sac_networks
 
 ROUNDS = 5
-EPISODE_STEPS = 200
-# What bare simulators are given: a name, options of gymnasium, options of EnvPool.
-X = {"exclude_current_positions_from_observation": False}
-ALIVE = {"terminate_when_unhealthy": False}
-TASKS = {
-    "ant": (
-        "Ant-v5",
-        {**X, **ALIVE, "include_cfrc_ext_in_observation": False},
-        {**X, **ALIVE, "use_contact_force": False},
-    ),
-    "half_cheetah": ("HalfCheetah-v5", X, X),
-}
-Task = tuple[str, dict[str, Any], dict[str, Any]]
-# EnvPool spreads the cost of Python over many environments. The other backends are measured with 8
-# environments, as many as the authors use.
-NUM_ENVS = {
-    ("ant", "envpool"): 200,
-    ("half_cheetah", "envpool"): 800,
-    ("ant", "serial"): 8,
-    ("half_cheetah", "serial"): 8,
-    ("ant", "parallel"): 2,
-    ("half_cheetah", "parallel"): 2,
-}
 # The workers together have as many environments as the single collector.
 WORKERS, NUM_WORKER_ENVS, FRAMES_PER_BATCH = 2, 16, 800
 WORKER_ROUNDS, SECONDS = 3, 3.0
+PIXEL_ENVS = 32
 
 
-def measure(task: str, backend: str, width: int = 256) -> list[Result]:
-    """One task on one backend."""
+def measure_pool(task: str, num_envs: int) -> list[Result]:
+    """MuJoCo's threads with a policy of 2×256, beside bare simulation."""
     torch.set_num_threads(2)
-    num_envs = NUM_ENVS[task, backend]
-    collector = make_collector(task, backend, num_envs, width)
-    batches = iter(collector)
-    env, step = SIMULATORS[backend](TASKS[task], num_envs)
-    functions = {"ours": lambda: next(batches), "bare": step}
-    try:
-        seconds = in_turns(functions, ROUNDS, warm_up=2)
-    finally:
+    collector = make_collector(task, "mujoco", num_envs)
+    functions = {"ours": partial(next, iter(collector)), "bare": bare_rollout(task, num_envs)}
+    frames = {"ours": collector.requested_frames_per_batch, "bare": num_envs}
+    rates = rates_of(functions, frames)
+    collector.shutdown()
+    return [compare(f"collection/{task}/{num_envs}", "frames/s", rates["ours"], rates["bare"])]
+
+
+def measure_backends(task: str, num_envs: int, backend: str) -> list[Result]:
+    """MuJoCo's threads beside another backend, with the same policy."""
+    torch.set_num_threads(2)
+    collectors = {name: make_collector(task, name, num_envs) for name in ("mujoco", backend)}
+    functions = {name: partial(next, iter(one)) for name, one in collectors.items()}
+    frames = {name: one.requested_frames_per_batch for name, one in collectors.items()}
+    rates = rates_of(functions, frames)
+    for collector in collectors.values():
         collector.shutdown()
-        env.close()
-    frames = collector.requested_frames_per_batch
-    rates = {
-        "ours": [frames / value for value in seconds["ours"]],
-        "bare": [num_envs / value for value in seconds["bare"]],
-    }
-    suffix = "best" if backend == "envpool" and width == 256 else f"{backend}_{width}"
-    return [compare(f"collection/{task}/{suffix}", "frames/s", rates["ours"], rates["bare"])]
+    name = f"collection/{task.partition(':')[2] or task}/over_{backend}_{num_envs}"
+    return [compare(name, "frames/s", rates["mujoco"], rates[backend])]
 
 
-def make_collector(task: str, backend: str, num_envs: int, width: int) -> Collector:
+def measure_pixels(task: str) -> list[Result]:
+    """Pictures of 64×64 in this process, and the memory that 32 environments add."""
+    if not rendering_available():
+        return []
+    torch.set_num_threads(2)
+    before = resident_mebibytes()
+    env = make_env(task, PIXEL_ENVS).append_transform(SkillPrimer(UnitSphere(2)))
+    env.rollout(3)
+    added = resident_mebibytes() - before
+    actor = make_pixel_sac_networks(
+        env.observation_spec["pixels"].shape[-3:],
+        env.action_spec,
+        UnitSphere(2),
+        num_cells=[256, 256],
+        channels=8,
+    ).actor
+    frames = 8 * PIXEL_ENVS
+    collector = Collector(env, actor, frames_per_batch=frames, total_frames=-1)
+    seconds = in_turns({"ours": partial(next, iter(collector))}, ROUNDS, warm_up=2)["ours"]
+    collector.shutdown()
+    rate = frames / float(np.median(seconds))
+    return [
+        Result(f"collection/{task}/pixels_{PIXEL_ENVS}", "frames/s", rate),
+        Result(f"memory/{task}/pixels_{PIXEL_ENVS}", "MiB added", added),
+    ]
+
+
+def rates_of(
+    functions: dict[str, Callable[[], object]], frames: dict[str, int]
+) -> dict[str, list[float]]:
+    """Frames per second of each function, round by round."""
+    seconds = in_turns(functions, ROUNDS, warm_up=2)
+    return {name: [frames[name] / value for value in seconds[name]] for name in functions}
+
+
+def bare_rollout(task: str, num_envs: int) -> Callable[[], object]:
+    """One step of ``mujoco.rollout``, with random controls, from the starts of episodes."""
+    env = make_pool_env(task, num_envs)
+    env.reset()
+    model, steps = env.task.model, env.task.frame_skip
+    kind, size = mujoco.mjtState.mjSTATE_FULLPHYSICS, num_envs
+    data = [mujoco.MjData(model) for _ in range(env.num_threads)]
+    pool = rollout.Rollout(nthread=env.num_threads)
+    states = np.zeros((size, mujoco.mj_stateSize(model, kind)))
+    for state, qpos, qvel in zip(states, env.states.qpos, env.states.qvel, strict=True):
+        data[0].qpos[:], data[0].qvel[:] = qpos, qvel
+        mujoco.mj_getState(model, data[0], state, kind)
+    low, high = model.actuator_ctrlrange.T
+    generator = np.random.default_rng(0)
+
+    def step() -> None:
+        controls = generator.uniform(low, high, (size, 1, model.nu)).repeat(steps, axis=1)
+        rolled, _ = pool.rollout(model, data, states, controls)
+        states[:] = rolled[:, -1]
+
+    return step
+
+
+def resident_mebibytes() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def make_pool_env(task: str, num_envs: int) -> MuJoCoPoolEnv:
+    """Simulations on MuJoCo's threads, without transforms."""
+    return make_env(task, num_envs, backend="mujoco", normalize=False).base_env
+
+
+def make_collector(task: str, backend: str, num_envs: int, width: int = 256) -> Collector:
     """A stock collector with METRA's policy."""
     env = make_skill_env(task, backend, num_envs)
     return Collector(
@@ -84,6 +137,7 @@ def make_collector(task: str, backend: str, num_envs: int, width: int) -> Collec
         frames_per_batch=8 * num_envs,
         total_frames=-1,
         track_traj_ids=False,
+        auto_register_policy_transforms=False,  # As a run does: the policy has no memory.
     )
 
 
@@ -153,32 +207,4 @@ WORKER_COLLECTORS: dict[str, Callable[..., BaseCollector]] = {
     "multi_sync": MultiSyncCollector,
     "multi_async": MultiAsyncCollector,
     "ray": make_ray_collector,
-}
-
-
-def simulate_envpool(task: Task, num_envs: int) -> tuple[Any, Callable[[], object]]:
-    """EnvPool alone."""
-    env = require("envpool", "envpool").make_gymnasium(
-        task[0], num_envs=num_envs, max_episode_steps=EPISODE_STEPS, **task[2]
-    )
-    env.reset()
-    low, high = env.action_space.low, env.action_space.high
-    generator = np.random.default_rng(0)
-    return env, lambda: env.step(generator.uniform(low, high, (num_envs, len(low))))
-
-
-def simulate_gymnasium(
-    task: Task, num_envs: int, *, kind: type[VectorEnv]
-) -> tuple[Any, Callable[[], object]]:
-    """Gymnasium's own vector environments."""
-    options = {"max_episode_steps": EPISODE_STEPS, **task[1]}
-    env = kind([partial(gymnasium.make, task[0], **options)] * num_envs)
-    env.reset()
-    return env, lambda: env.step(env.action_space.sample())
-
-
-SIMULATORS = {
-    "envpool": simulate_envpool,
-    "serial": partial(simulate_gymnasium, kind=SyncVectorEnv),
-    "parallel": partial(simulate_gymnasium, kind=AsyncVectorEnv),
 }

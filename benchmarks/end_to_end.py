@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from bare_loop import BareLoop, Sizes
-from measuring import Result, seconds_per_call
+from measuring import Result, compare, seconds_per_call
 
 from torchrl_metra import make_metra
 
@@ -56,18 +56,34 @@ def measure(switches: str, device: str = "cpu") -> list[Result]:
     ]
 
 
+def measure_backends() -> list[Result]:
+    """The preset ``laptop`` of Ant on MuJoCo's threads, against EnvPool, in turns."""
+    torch.set_num_threads(2)
+    rates: dict[str, list[float]] = {"mujoco": [], "envpool": []}
+    for _ in range(2):
+        for backend, found in rates.items():
+            stamps = run("ant", preset="laptop", autocast="bfloat16", compile=True, backend=backend)
+            rounds = [end - start for start, end in pairwise(stamps[FILLING + WARM_UP :])]
+            found.append(FRAMES_PER_ROUND / statistics.median(rounds))
+    return [compare("end_to_end/ant/laptop_over_envpool", "frames/s", *rates.values())]
+
+
 def train(switches: str, device: str) -> list[float]:
     """Train as the paper does, without evaluation; returns the time after each round."""
+    options = (SWITCHES if device == "cpu" else CUDA_SWITCHES)[switches]
+    return run("ant", num_envs=200, device=device, **options)
+
+
+def run(env: str, **settings: Any) -> list[float]:
+    """The time after each round of a short run."""
     stamps: list[float] = []
     with TemporaryDirectory() as output:
         trainer = make_metra(
-            "ant",
-            num_envs=200,
+            env,
             total_frames=FRAMES_PER_ROUND * (FILLING + WARM_UP + ROUNDS + 1),
-            device=device,
             output=output,
             progress_bar=False,
-            **(SWITCHES if device == "cpu" else CUDA_SWITCHES)[switches],
+            **settings,
         )
         trainer.register_op("post_steps", lambda: stamps.append(time.perf_counter()))
         trainer.train()

@@ -31,17 +31,22 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
         "learner": [("measure", width, threads) for threads in (2, 1) for width in WIDTHS]
         + [("measure_relabeling", 256, switch) for switch in ("compiled", "best")],
         "collection": [
-            ("measure", task, backend, width)
-            for task in ("half_cheetah", "ant")
-            for backend, width in (
-                ("envpool", 256),
-                ("envpool", 1024),
-                ("serial", 256),
-                ("parallel", 256),
-            )
+            ("measure_pool", task, num_envs)
+            for task in ("ant", "half_cheetah", "quadruped_state", "humanoid_state")
+            for num_envs in (64, 512, 1024)
         ]
+        + [
+            ("measure_backends", "gym:Walker2d-v5", 64, "serial"),
+            ("measure_backends", "dm_control:walker-walk", 64, "serial"),
+            ("measure_backends", "ant", 64, "envpool"),
+            ("measure_backends", "ant", 200, "envpool"),
+            ("measure_backends", "half_cheetah", 64, "envpool"),
+            ("measure_backends", "half_cheetah", 800, "envpool"),
+        ]
+        + [("measure_pixels", task) for task in ("quadruped", "humanoid", "kitchen")]
         + [("measure_workers", "ant", kind) for kind in ("multi_sync", "multi_async", "ray")],
-        "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")],
+        "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")]
+        + [("measure_backends",)],
         "replay": [("measure",), ("measure_pixels",)],
         "rendering": [("measure", task) for task in ("quadruped", "humanoid", "kitchen")],
         "pixel_learner": [

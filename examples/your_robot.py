@@ -2,18 +2,18 @@
 
     python examples/your_robot.py
 
-What you learn: any environment of gymnasium or TorchRL will do. METRA needs a function that builds
-one, a time limit and, to count what skills cover, where the robot is. It takes a minute or two.
+What you learn: a MuJoCo model, and what is observed of it, are all that METRA needs; the model of a
+file needs no script at all, `metra train env=mujoco:robot.xml`. It takes a minute.
 Needs ``pip install 'torchrl-metra[run,mujoco]'``.
 """
 
 import argparse
 
-import gymnasium
 import mujoco
 import numpy as np
 
-from torchrl_metra import SkillPrimer, make_env, make_metra
+from torchrl_metra import MuJoCoPoolEnv, MuJoCoTask, SkillPrimer, make_env, make_metra
+from torchrl_metra.envs import add_frame_sensors, measured
 from torchrl_metra.evaluation import coverage, rollout_skills
 
 CAR = """
@@ -21,7 +21,7 @@ CAR = """
   <option timestep="0.02"/>
   <worldbody>
     <geom type="plane" size="50 50 1"/>
-    <body pos="0 0 0.1">
+    <body name="car" pos="0 0 0.1">
       <freejoint/>
       <geom type="box" size="0.2 0.12 0.04" mass="2"/>
       <geom type="sphere" size="0.05" pos="-0.15 0 -0.05" condim="1" priority="1"/>
@@ -40,39 +40,26 @@ CAR = """
 """
 
 
-class Car(gymnasium.Env):
-    """Two wheels with a motor each. There is no reward."""
+def make_cars(num_envs=None, max_steps=100):
+    """Cars with a motor for each of two wheels, all stepped at once."""
+    spec = mujoco.MjSpec.from_string(CAR)
+    add_frame_sensors(spec, {"car": "xaxis"})
+    model = spec.compile()
+    heading = measured(model, "car/xaxis")[:2]
 
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,))
-
-    def __init__(self):
-        self.model = mujoco.MjModel.from_xml_string(CAR)
-        self.data = mujoco.MjData(self.model)
-
-    def observe(self):
+    def observation(qpos, qvel, act, sensordata):
         """Where it is, where it heads, how fast it moves, turns and its wheels turn."""
-        heading = self.data.xmat[1].reshape(3, 3)[:2, 0]
-        parts = [self.data.qpos[:2], heading, self.data.qvel[:2], self.data.qvel[5:8]]
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate([qpos[:, :2], sensordata[:, heading], qvel[:, [0, 1, 5, 6, 7]]], 1)
 
-    def reset(self, seed=None, options=None):
-        super().reset(seed=seed)
-        mujoco.mj_resetData(self.model, self.data)
-        mujoco.mj_forward(self.model, self.data)
-        return self.observe(), {}
-
-    def step(self, action):
-        self.data.ctrl[:] = action
-        mujoco.mj_step(self.model, self.data, 5)
-        return self.observe(), 0.0, False, False, {}
+    task = MuJoCoTask.of(model, frame_skip=5, observation=observation)
+    return MuJoCoPoolEnv(task, num_envs, max_steps=max_steps)
 
 
 def main(total_frames=48_000):
     """Train, and count the cells of 1 m that 16 skills visit before and after."""
-    episodes = {"max_steps": 100, "position": [0, 1]}  # entries of the observation
+    cars = {"max_steps": 100, "position": [0, 1]}  # entries of the observation
     trainer = make_metra(
-        {"name": Car, **episodes},
+        {"name": make_cars, **cars},
         preset="laptop",
         num_cells=[64, 64],
         total_frames=total_frames,
@@ -80,7 +67,7 @@ def main(total_frames=48_000):
     )
     policy = trainer.skill_policy
     # The same constants normalize the observations that training has measured.
-    env = make_env(Car, 16, **episodes, normalize=policy.observation_norm)
+    env = make_env(make_cars, 16, **cars, normalize=policy.observation_norm)
     env.append_transform(SkillPrimer(policy.prior))
 
     def count():

@@ -99,7 +99,7 @@ SMALL = {
 
 
 def start(output: Path, **settings: Any) -> Any:
-    """Begin a run of the point; returns its process."""
+    """Begin a run, of the point unless ``env`` is given; returns its process."""
     process = multiprocessing.Process(target=_run, args=[output, settings])
     process.start()
     return process
@@ -113,7 +113,8 @@ def printed(output: Path) -> str:
 def _run(output: Path, settings: dict[str, Any]) -> None:
     sys.stdout = output.with_suffix(".out").open("w")
     torch.set_num_threads(1)
-    train(make_settings("point", output=str(output), **SMALL | settings))
+    env = settings.pop("env", "point")
+    train(make_settings(env, output=str(output), **SMALL | settings))
 
 
 def results(output: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from torchrl_metra import (
     register_env,
     sample_goals,
 )
-from torchrl_metra._transforms import transforms_of
+from torchrl_metra._transforms import base_of, transforms_of
 from torchrl_metra.envs import (
     DrawPoint,
     ReadPosition,
@@ -260,9 +260,8 @@ class TestGymnasium:
         env = make_env("gym:Walker2d-v5", 2, normalize=False)
         rollout = env.rollout(3)
         assert rollout["observation"].shape == (2, 3, 18)
-        x = [one.unwrapped.data.qpos[0] for one in env.base_env._envs]
-        position = rollout["next", "position"][:, -1]
-        torch.testing.assert_close(position, torch.tensor(x).float().unsqueeze(-1))
+        x = torch.from_numpy(env.base_env.states.qpos[:, :1]).float()
+        torch.testing.assert_close(rollout["next", "position"][:, -1], x)
         own = make_env(
             "gym:Walker2d-v5",
             normalize=False,
@@ -369,18 +368,42 @@ class TestSuite:
         with pytest.raises(ValueError, match="give max_steps=200"):
             make_env("dm_control:lqr-lqr_2_1", normalize=False)
 
-    @needs_renderer
-    def test_pictures_tell_the_position(self) -> None:
+    def test_a_diverging_simulation_is_truncated(self) -> None:
+        """Of a task that stays with the suite."""
         pytest.importorskip("dm_control")
-        env = make_env("dm_control:walker-run", pixels=SMALL, normalize=False)
+        env = make_env("dm_control:reacher-easy", 2, max_steps=20, normalize=False)
+        first = env.reset()
+        base_of(env.base_env._envs[1]).simulator.physics.data.qvel[0] = np.nan
+        with pytest.warns(RuntimeWarning, match="diverged"):
+            data, following = env.step_and_maybe_reset(env.rand_action(first.clone()))
+        ended = data["next"]
+        assert ended["truncated"].flatten().tolist() == [False, True]
+        assert ended["done"].flatten().tolist() == [False, True]
+        assert not ended["terminated"].any()
+        assert ended["reward"][1] == 0
+        assert ended["observation"][1].equal(first["observation"][1])
+        rollout = env.rollout(5, auto_reset=False, tensordict=following)
+        assert rollout["next", "observation"].isfinite().all()
+        assert not rollout["next", "done"].any()
+
+    @needs_renderer
+    @pytest.mark.parametrize("backend", ["mujoco", "serial"])
+    def test_pictures_tell_the_position(self, backend: Literal["mujoco", "serial"]) -> None:
+        pytest.importorskip("dm_control")
+        env = make_env("dm_control:walker-run", backend=backend, pixels=SMALL, normalize=False)
         check_env_specs(env)
         start = env.reset()
         assert start["pixels"].shape == (6, 32, 32)
         assert start["observation"].shape == (25,)
-        suite = env.base_env
-        suite._env.physics.named.data.qpos["rootx"] = 8.0
-        suite._env.physics.forward()
-        there = suite.draw().float()
+        base = env.base_env
+        if backend == "mujoco":
+            base.states.qpos[0, base.task.model.joint("rootx").qposadr[0]] = 8.0
+            there = base.observe()["pixels"].float()
+        else:
+            physics = base.simulator.physics
+            physics.named.data.qpos["rootx"] = 8.0
+            physics.forward()
+            there = base.read_obs(base.simulator.task.get_observation(physics))["pixels"].float()
         assert (there - start["pixels"][3:].float()).abs()[:, -4:].max() > 20
         env.close()
 

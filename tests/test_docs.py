@@ -69,6 +69,8 @@ def test_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    # As in a clone, but with a place to write.
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     names = vars(main)
     try:

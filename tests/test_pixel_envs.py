@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,28 +12,30 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_metra.envs import KITCHEN_TASKS, PixelOptions, make_env, rendering_available
-from torchrl_metra.envs.dm_control import LOCOMOTION, LocomotionPixelEnv, make_locomotion
-from torchrl_metra.envs.kitchen import KitchenPixelEnv, make_kitchen
+from torchrl_metra.envs.kitchen import make_kitchen
+from torchrl_metra.envs.locomotion import make_locomotion
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
 
 needs_renderer = pytest.mark.skipif(
     not rendering_available(), reason="no OpenGL backend of MuJoCo works here"
 )
 SMALL = PixelOptions(resolution=16)
+ROBOTS = ["quadruped", "humanoid"]
 
 
-def robot(name: str, options: PixelOptions = SMALL, max_steps: int = 4) -> LocomotionPixelEnv:
+def robot(name: str, options: PixelOptions = SMALL, max_steps: int = 4) -> MuJoCoPoolEnv:
     pytest.importorskip("dm_control")
-    return make_locomotion(LOCOMOTION[name], options, max_steps=max_steps)
+    return make_locomotion(name, pixels=options, max_steps=max_steps)
 
 
 def stacked(num_envs: int | None, frames: int = 3, max_steps: int = 4) -> EnvBase:
     pytest.importorskip("dm_control")
     pixels = PixelOptions(resolution=16, frames=frames)
-    return make_env("quadruped", num_envs, backend="serial", pixels=pixels, max_steps=max_steps)
+    return make_env("quadruped", num_envs, pixels=pixels, max_steps=max_steps)
 
 
-@pytest.fixture(scope="module", params=list(LOCOMOTION))
-def scene(request: pytest.FixtureRequest) -> Iterator[LocomotionPixelEnv]:
+@pytest.fixture(scope="module", params=ROBOTS)
+def scene(request: pytest.FixtureRequest) -> Iterator[MuJoCoPoolEnv]:
     env = robot(request.param, PixelOptions())
     env.set_seed(0)
     env.reset()
@@ -40,10 +43,16 @@ def scene(request: pytest.FixtureRequest) -> Iterator[LocomotionPixelEnv]:
     env.close()
 
 
+def frame_at(env: MuJoCoPoolEnv, x: float, y: float) -> Tensor:
+    """What the camera shows if the robot stands elsewhere."""
+    env.states.qpos[0, :2] = x, y
+    return env.observe()["pixels"]
+
+
 @pytest.fixture(scope="module")
-def kitchen() -> Iterator[KitchenPixelEnv]:
+def kitchen() -> Iterator[MuJoCoPoolEnv]:
     pytest.importorskip("gymnasium_robotics")
-    env = make_kitchen(PixelOptions(), max_steps=3)
+    env = make_kitchen(pixels=PixelOptions(), max_steps=3)
     yield env
     env.close()
 
@@ -62,10 +71,10 @@ def robot_mask(picture: Tensor) -> Tensor:
 
 @needs_renderer
 class TestLocomotion:
-    def test_each_meter_along_x_and_y_shows(self, scene: LocomotionPixelEnv) -> None:
+    def test_each_meter_along_x_and_y_shows(self, scene: MuJoCoPoolEnv) -> None:
         places = (-10.0, -9.0, -1.0, 0.0, 1.0, 9.0, 10.0)
         colors = torch.stack(
-            [torch.stack([floor_color(scene.frame_at(x, y)) for y in places]) for x in places]
+            [torch.stack([floor_color(frame_at(scene, x, y)) for y in places]) for x in places]
         )
         red, green, _ = colors.unbind(-1)
         meters = torch.tensor(places).diff()
@@ -74,19 +83,14 @@ class TestLocomotion:
         assert (green.diff(dim=0) > 3 * meters[:, None]).all()
         assert (red.diff(dim=1) < -3 * meters).all()
 
-    def test_frame_at_changes_nothing(self, scene: LocomotionPixelEnv) -> None:
-        here = scene.reset()
-        scene.frame_at(5.0, 5.0)
-        x, y = here["position"].tolist()
-        assert scene.frame_at(x, y).equal(here["pixels"])
-
-    def test_fast_pictures_show_what_full_ones_do(self, scene: LocomotionPixelEnv) -> None:
-        name = {"Move": "quadruped", "Humanoid": "humanoid"}[type(scene._env.task).__name__]
+    def test_fast_pictures_show_what_full_ones_do(self, scene: MuJoCoPoolEnv) -> None:
+        name = "quadruped" if scene.task.model.na else "humanoid"
         full = robot(name, PixelOptions(quality="full"))
         frames = []
         for env in (scene, full):
             env.set_seed(3)
-            frames.append(env.frame_at(2.0, 1.0))
+            env.reset()
+            frames.append(frame_at(env, 2.0, 1.0))
         full.close()
         difference = (frames[0].int() - frames[1].int()).abs().float().mean()
         assert 0 < difference < 25
@@ -94,42 +98,45 @@ class TestLocomotion:
         assert masks[0].sum() > 40
         assert (masks[0] & masks[1]).sum() > 0.6 * (masks[0] | masks[1]).sum()
 
-    def test_nothing_is_drawn_beyond_the_floor(self, scene: LocomotionPixelEnv) -> None:
-        inside, outside = (floor_color(scene.frame_at(place, place)) for place in (0.0, 40.0))
+    def test_nothing_is_drawn_beyond_the_floor(self, scene: MuJoCoPoolEnv) -> None:
+        inside, outside = (floor_color(frame_at(scene, place, place)) for place in (0.0, 40.0))
         assert (inside - outside).abs().max() > 30
-        assert floor_color(scene.frame_at(60.0, 60.0)).sub(outside).abs().max() < 10
+        assert floor_color(frame_at(scene, 60.0, 60.0)).sub(outside).abs().max() < 10
 
-    @pytest.mark.parametrize("name", list(LOCOMOTION))
+    @pytest.mark.parametrize("name", ROBOTS)
     def test_a_step_is_two_of_the_suite_and_position_the_torso(self, name: str) -> None:
         env = robot(name)
         env.reset()
-        before = env._env.physics.time()
-        env._env.physics.data.qpos[:2] = 3.0, -2.0
+        env.states.qpos[0, :2] = 3.0, -2.0
         position = env.rand_step()["next", "position"]
         assert position.dtype == torch.float32
         torch.testing.assert_close(position, torch.tensor([3.0, -2.0]), atol=0.3, rtol=0)
-        elapsed = env._env.physics.time() - before
-        assert elapsed == pytest.approx(2 * env._env.control_timestep())
+        seconds = env.task.frame_skip * env.task.model.opt.timestep
+        assert seconds == pytest.approx({"quadruped": 0.04, "humanoid": 0.05}[name])
         env.close()
 
     @pytest.mark.parametrize("name", ["quadruped", "quadruped_goal"])
     def test_quadruped_starts_upright(self, name: str) -> None:
         pytest.importorskip("dm_control")
+        mujoco = pytest.importorskip("mujoco")
         env = make_env(name, pixels=SMALL)
-        physics = env.base_env._env.physics
+        base = env.base_env
+        model, data = base.task.model, mujoco.MjData(base.task.model)
         starts = []
         for seed in (0, 0, 1):
             env.set_seed(seed)
             for _ in range(10):
                 env.reset()
-                starts.append(physics.data.qpos.copy())
-                assert physics.torso_upright() > 0.99
-                assert not physics.data.ncon
-                assert not physics.data.qvel.any()
-                # A centimetre lower its feet would touch the floor.
-                physics.data.qpos[2] -= 0.01
-                physics.forward()
-                assert physics.data.ncon
+                starts.append(base.states.qpos[0].copy())
+                data.qpos[:] = starts[-1]
+                mujoco.mj_forward(model, data)
+                assert data.body("torso").xmat[8] > 0.99
+                assert not data.ncon
+                assert not base.states.qvel.any()
+                # A centimeter lower its feet would touch the floor.
+                data.qpos[2] -= 0.01
+                mujoco.mj_forward(model, data)
+                assert data.ncon
         first, same, other = np.split(np.array(starts), 3)
         np.testing.assert_array_equal(first, same)
         assert len(np.unique(np.concatenate([first, other])[:, 3:7], axis=0)) == 20
@@ -138,8 +145,7 @@ class TestLocomotion:
     def test_a_diverging_simulation_is_truncated(self) -> None:
         env = stacked(2, max_steps=20)
         first = env.reset()
-        broken = env.base_env._envs[1]
-        broken._env.physics.data.qvel[0] = np.nan
+        env.base_env.states.qvel[1, 0] = np.nan
         with pytest.warns(RuntimeWarning, match="diverged"):
             data, following = env.step_and_maybe_reset(env.rand_action(first.clone()))
         ended = data["next"]
@@ -200,13 +206,14 @@ class TestStackedFrames:
         assert following[:, :6].equal(reset["pixels"][:, 3:])
         env.close()
 
-    def test_close_frees_contexts(self) -> None:
+    def test_closing_ends_the_threads_that_draw(self) -> None:
+        before = set(threading.enumerate())
         env = stacked(2)
         env.reset()
-        renderers = [one.renderer for one in env.base_env._envs]
-        assert all(renderer.is_open for renderer in renderers)
+        drawing = set(threading.enumerate()) - before
+        assert len(drawing) == env.base_env.num_threads
         env.close()
-        assert not any(renderer.is_open for renderer in renderers)
+        assert not any(thread.is_alive() for thread in drawing)
 
 
 @needs_renderer
@@ -239,44 +246,42 @@ class TestKitchen:
     )
     def test_each_joint_solves_its_task_alone(
         self,
-        kitchen: KitchenPixelEnv,
+        kitchen: MuJoCoPoolEnv,
         task: str,
         joint: str,
         solved: list[float],
         unsolved: list[float],
     ) -> None:
         kitchen.reset()
-        data = kitchen._env.unwrapped.data
-        data.joint(joint).qpos[: len(unsolved)] = unsolved
-        assert not kitchen.read_state()["tasks"].any()
-        data.joint(joint).qpos[: len(solved)] = solved
-        assert kitchen.read_state()["tasks"].tolist() == [name == task for name in KITCHEN_TASKS]
+        start = kitchen.task.model.joint(joint).qposadr[0]
+        place = kitchen.states.qpos[0, start : start + len(solved)]
+        place[:] = unsolved
+        assert not kitchen.observe()["tasks"].any()
+        place[:] = solved
+        assert kitchen.observe()["tasks"].tolist() == [name == task for name in KITCHEN_TASKS]
 
-    def test_pictures_show_the_tasks(self, kitchen: KitchenPixelEnv) -> None:
-        mujoco = pytest.importorskip("mujoco")
+    def test_pictures_show_the_tasks(self, kitchen: MuJoCoPoolEnv) -> None:
         before = kitchen.reset()["pixels"].int()
-        simulator = kitchen._env.unwrapped
-        simulator.data.joint("kettle").qpos[:2] = -0.23, 0.75
-        mujoco.mj_forward(simulator.model, simulator.data)
-        after = kitchen.read_obs(None)["pixels"].int()
+        start = kitchen.task.model.joint("kettle").qposadr[0]
+        kitchen.states.qpos[0, start : start + 2] = -0.23, 0.75
+        after = kitchen.observe()["pixels"].int()
         assert ((after - before).abs().amax(0) > 30).sum() > 40
 
-    def test_fast_pictures_show_what_full_ones_do(self, kitchen: KitchenPixelEnv) -> None:
-        full = make_kitchen(PixelOptions(quality="full"))
+    def test_fast_pictures_show_what_full_ones_do(self, kitchen: MuJoCoPoolEnv) -> None:
+        full = make_kitchen(pixels=PixelOptions(quality="full"))
         pictures = [env.reset()["pixels"].int() for env in (kitchen, full)]
         full.close()
         difference = (pictures[0] - pictures[1]).abs().float().mean()
         assert 0 < difference < 20
 
-    def test_simplifying_leaves_the_simulation(self, kitchen: KitchenPixelEnv) -> None:
-        full = make_kitchen(PixelOptions(quality="full", resolution=4))
+    def test_simplifying_leaves_the_simulation(self, kitchen: MuJoCoPoolEnv) -> None:
+        full = make_kitchen(pixels=PixelOptions(quality="full", resolution=4))
         states = []
         for env in (kitchen, full):
-            env.set_seed(0)
-            simulator = env._env.unwrapped
+            start = env.reset()
             for _ in range(2):
-                simulator.step(np.ones(9))
-            states.append(simulator.data.qpos.copy())
+                start = env.step(start.set("action", torch.ones(9)))["next"]
+            states.append(env.states.qpos.copy())
         full.close()
         np.testing.assert_array_equal(*states)
 
@@ -287,11 +292,13 @@ class TestMakeEnv:
         pytest.importorskip("dm_control")
         pixels = PixelOptions(resolution=16, frames=2)
         frames, processes = [], len(multiprocessing.active_children())
-        for backend in ("serial", "parallel"):
+        for backend in ("serial", "parallel", None):
             env = make_env("quadruped", 2, backend=backend, pixels=pixels)
             env.set_seed(0)
             torch.manual_seed(0)
             frames.append(env.rollout(3)["next", "pixels"])
+            started = len(multiprocessing.active_children()) - processes
+            assert started == (2 if backend == "parallel" else 0)
             env.close()
         assert frames[0].shape == (2, 3, 6, 16, 16)
         assert frames[0].equal(frames[1])

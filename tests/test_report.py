@@ -132,7 +132,7 @@ def test_episodes_of_different_lengths_are_evened_out() -> None:
 class TestCommand:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
-        pytest.importorskip("envpool")
+        pytest.importorskip("mujoco")
         env = make_env("half_cheetah", 2)
         networks = make_sac_networks(18, env.action_spec, PRIOR, num_cells=[16])
         policy = SkillPolicy.from_networks(networks, PRIOR, env, env_name="half_cheetah")
@@ -145,7 +145,7 @@ class TestCommand:
         def draw_nothing(*arguments: object) -> None:
             raise RuntimeError("no OpenGL here")
 
-        monkeypatch.setattr("torchrl_metra.envs.rendering.Renderer.render", draw_nothing)
+        monkeypatch.setattr("torchrl_metra.envs.rendering.Renderer.render_into", draw_nothing)
         main([str(run), "--episodes", "4", "--goals", "3"])
         report = json.loads((run / "report" / "report.json").read_text())
         assert report["episodes"] == 4

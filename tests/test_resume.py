@@ -12,14 +12,13 @@ import runs
 pytest.importorskip("matplotlib")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def uninterrupted(folder: Path, env: str) -> tuple[Path, float]:
     """A run from its first to its last frame, and the seconds until its first checkpoint."""
-    output = tmp_path_factory.mktemp("uninterrupted")
+    output = folder / "uninterrupted"
     # The first one waits until everything is imported.
-    runs.start(tmp_path_factory.mktemp("first"), total_frames=400).join()
+    runs.start(folder / "first", env=env, total_frames=400).join()
     start = time.monotonic()
-    process = runs.start(output)
+    process = runs.start(output, env=env)
     while process.is_alive() and not _checkpoints(output):
         time.sleep(0.01)
     seconds = time.monotonic() - start
@@ -39,25 +38,31 @@ def _assert_equal(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_at_twenty_random_moments_ends_like_an_uninterrupted_one(
-    uninterrupted: tuple[Path, float], tmp_path: Path
+@pytest.mark.parametrize(
+    ("env", "kills"), [("point", 20), ("mujoco:examples/inchworm.xml", 8)], ids=["point", "mujoco"]
+)
+def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
+    env: str, kills: int, tmp_path: Path
 ) -> None:
-    expected, until_checkpoint = uninterrupted
+    if env != "point":
+        pytest.importorskip("mujoco")
+    expected, until_checkpoint = uninterrupted(tmp_path, env)
     moments, seen = random.Random(0), set()
-    for _ in range(20):
-        process = runs.start(tmp_path, resume="auto")
+    output = tmp_path / "killed"
+    for _ in range(kills):
+        process = runs.start(output, env=env, resume="auto")
         process.join(moments.uniform(0, 1.3 * until_checkpoint))
         process.kill()
         process.join()
-        seen |= set(_checkpoints(tmp_path))
+        seen |= set(_checkpoints(output))
         if process.exitcode == 0:  # through before its time: the machine got faster meanwhile
             break
         assert process.exitcode == -signal.SIGKILL
     assert len(seen) > 1, "it should have been killed here and there along the run"
-    process = runs.start(tmp_path, resume="auto")
+    process = runs.start(output, env=env, resume="auto")
     process.join()
     assert process.exitcode == 0
-    _assert_equal(tmp_path, expected)
+    _assert_equal(output, expected)
 
 
 def run(output: Path, **settings: Any) -> str:

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 
 from torchrl_metra.envs import PixelOptions
-from torchrl_metra.envs.dm_control import LOCOMOTION, make_locomotion
 from torchrl_metra.envs.kitchen import make_kitchen
+from torchrl_metra.envs.locomotion import make_locomotion
 
+ROBOTS = ("quadruped", "humanoid")
 LOOKS = (
     PixelOptions(resolution=64, quality="fast"),
     PixelOptions(resolution=256, quality="full"),
@@ -24,20 +25,23 @@ TARGET = Path(__file__).with_suffix(".png")
 
 def robot_frames(name: str, look: PixelOptions) -> list[Tensor]:
     """The robot after a few seconds without torque, at each of the places."""
-    env = make_locomotion(LOCOMOTION[name], look)
+    env = make_locomotion(name, pixels=look)
     env.set_seed(1)
     data = env.reset()
     for _ in range(50):
         data["action"] = env.action_spec.zero()
         data = env.step_mdp(env.step(data))
-    frames = [env.frame_at(x, y) for x, y in PLACES]
+    frames = []
+    for place in PLACES:
+        env.states.qpos[0, :2] = place
+        frames.append(env.observe()["pixels"])
     env.close()
     return frames
 
 
 def kitchen_frame(look: PixelOptions) -> Tensor:
     """The kitchen at reset."""
-    env = make_kitchen(look)
+    env = make_kitchen(pixels=look)
     frame = env.reset()["pixels"]
     env.close()
     return frame
@@ -48,7 +52,7 @@ def main() -> None:
     figure, axes = plt.subplots(3, 8, figsize=(14, 6.2), layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
-    for row, name in enumerate(LOCOMOTION):
+    for row, name in enumerate(ROBOTS):
         for side, look in enumerate(LOOKS):
             for column, frame in enumerate(robot_frames(name, look)):
                 axis = axes[row, 4 * side + column]

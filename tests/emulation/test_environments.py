@@ -44,9 +44,10 @@ KINDS = [
     ("point_goal", None),
     ("ant", "envpool"),
     ("half_cheetah", "serial"),
+    ("half_cheetah", "mujoco"),
     ("ant_multi_goals", "envpool"),
-    ("half_cheetah_hurdle", "serial"),
-    ("quadruped", "serial"),
+    ("half_cheetah_hurdle", "mujoco"),
+    ("quadruped", None),
 ]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -74,12 +73,15 @@ def make_env(
 
     ``env`` is one of these:
 
-    - the name of a registered one, see :func:`~torchrl_metra.registered_envs`. The paper's are
-      observed by their state (``"point"``, ``"windy_point"``, ``"ant"``, ``"half_cheetah"``), or
+    - the name of a registered one, see :func:`~torchrl_metra.registered_envs`. They are
+      observed by their state (``"point"``, ``"windy_point"``, ``"ant"``, ``"half_cheetah"``,
+      ``"quadruped_state"``, ``"humanoid_state"``, ``"dog_state"``, ``"fish_state"``), or
       by pixels (``"quadruped"``, ``"humanoid"``, ``"kitchen"``, ``"point_pixels"``), or are tasks
       to use skills for (``"point_goal"``, ``"ant_multi_goals"``, ``"half_cheetah_goal"``,
       ``"half_cheetah_hurdle"``, ``"quadruped_goal"``, ``"humanoid_goal"``), which add
       ``"to_goal"`` and replace the reward, see :class:`~torchrl_metra.envs.ReachGoals`;
+    - ``"mujoco:path/to/robot.xml"``, a MuJoCo model of yours, see
+      :meth:`~torchrl_metra.MuJoCoTask.of`; ``options`` may have ``frame_skip``;
     - ``"gym:Walker2d-v5"``, any environment of gymnasium; ``"dm_control:walker-run"``, domain and
       task of DeepMind's control suite; ``"envpool:Ant-v5"``;
     - ``"package.module:function"``, a function of yours, of an installed package or a file in
@@ -101,10 +103,11 @@ def make_env(
             (default) builds a single one without a batch dimension.
 
     Keyword Args:
-        backend (str, optional): what steps the environments: ``"serial"`` (this process),
-            ``"parallel"`` (a process each) or, for Ant and HalfCheetah, ``"envpool"``
-            (C++ threads). Defaults to EnvPool where it serves and is installed, else to
-            ``"serial"``; with pictures and ``num_envs`` to ``"parallel"``.
+        backend (str, optional): what steps the environments: ``"mujoco"`` (MuJoCo's own threads,
+            see :class:`~torchrl_metra.MuJoCoPoolEnv`), ``"serial"`` (one after the other),
+            ``"parallel"`` (a process each) or, for Ant and HalfCheetah, ``"envpool"`` (EnvPool's
+            threads). Defaults to ``"mujoco"`` where it serves, for batches and for pictures;
+            else to ``"serial"``, and for pictures to ``"parallel"``.
         device (torch.device, optional): device of the tensors.
         pixels (PixelOptions, optional): resolution, number of frames and quality of the
             pictures of a pixel task, which default to three frames of 64 x 64. With it, others
@@ -143,7 +146,7 @@ def make_env(
         >>> env.rollout(3)["position"].shape
         torch.Size([2, 3, 1])
 
-        Pixel tasks need OpenGL and draw in their worker processes:
+        Pixel tasks need OpenGL and draw in threads of this process:
 
         >>> env = make_env("kitchen", 4, pixels=PixelOptions(resolution=128))  # doctest: +SKIP
         >>> env.reset()["pixels"].shape  # doctest: +SKIP
@@ -268,11 +271,8 @@ class _Plan:
         return (SerialEnv if backend == "serial" else ParallelEnv)(num_envs, make_one)
 
     def _default_backend(self, num_envs: int | None) -> Backend:
-        is_batch, draws = num_envs is not None, self.pixels is not None
-        has_envpool = self.entry.make_envpool is not None and find_spec("envpool") is not None
-        if has_envpool and is_batch and not draws:
-            return "envpool"
-        if self.entry.make_pool is not None and (is_batch or draws):
+        draws = self.pixels is not None
+        if self.entry.make_pool is not None and (num_envs is not None or draws):
             return "mujoco"
         # Pictures beside the state of a registered task are to look at, and few.
         is_to_look_at = self.env in registered_envs() and self.entry.observes == "state"

@@ -386,10 +386,9 @@ class MuJoCoPoolEnv(EnvBase):
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Stop the threads and free the OpenGL contexts."""
-        if not self.is_closed:
-            self._pool.close()
-            if self._pictures is not None:
-                self._pictures.close()
+        self._pool.close()
+        if self._pictures is not None:
+            self._pictures.close()
         super().close(raise_if_closed=raise_if_closed)
 
 

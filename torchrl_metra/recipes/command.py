@@ -49,6 +49,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
         _print_table((name, entry.summary) for name, entry in registered_envs().items())
         print(
             "\nAny other one:\n"
+            "  mujoco:robot.xml        a MuJoCo model\n"
             "  gym:Walker2d-v5         a task of gymnasium\n"
             "  dm_control:walker-run   a task of DeepMind's control suite\n"
             "  envpool:Ant-v5          a task of EnvPool, in C++ threads\n"

@@ -29,8 +29,8 @@ class EnvSettings:
     """The environment, see :func:`~torchrl_metra.make_env`.
 
     Attributes:
-        name: a name that `metra envs` lists, gym:ID, dm_control:DOMAIN-TASK, envpool:ID, or
-            package.module:function; in Python the function itself, too
+        name: a name that `metra envs` lists, mujoco:FILE, gym:ID, dm_control:DOMAIN-TASK,
+            envpool:ID, or package.module:function; in Python the function itself, too
         max_steps: steps after which an episode is truncated; null: as the environment has it
         terminate: false: episodes end by truncation only; null: as the environment has it
         position: where the body is, for coverage: indices of the observation, or
@@ -199,7 +199,7 @@ class Settings:
         progress_bar: show one
         resume: auto: go on from the newest checkpoint in output, if any; or its path
         num_envs: environments side by side, in each worker
-        backend: envpool | serial | parallel; null: the fastest there is
+        backend: mujoco | serial | parallel | envpool; null: the fastest there is
         collection_timeout: seconds without a batch after which a worker counts as hanging; null:
             for ever
         num_cells: widths of the hidden layers of all networks
@@ -328,7 +328,7 @@ class TaskSettings:
         progress_bar: show one
         resume: auto: go on from the newest checkpoint in output, if any; or its path
         num_envs: environments side by side
-        backend: envpool | serial | parallel; null: the fastest there is
+        backend: mujoco | serial | parallel | envpool; null: the fastest there is
         total_frames: environment steps, those within a skill each counted
         evaluation_interval: environment steps between two evaluations
         evaluation_episodes: side by side, always from the same starts

@@ -97,17 +97,24 @@ def _run(
         skill_policy.save(output / "skill_policy.pt")
 
     skills = prior.evaluation_skills(settings.evaluation_episodes)
-    interval = settings.evaluation_interval
-    hook = SkillEvaluation(env, policy, skills, interval, measure=measure, callback=on_evaluation)
+    hook = SkillEvaluation(
+        env,
+        policy,
+        skills,
+        settings.evaluation_interval,
+        measure=measure,
+        callback=on_evaluation,
+        seed=settings.seed + 1_000,
+    )
     hook.register(trainer)
     trainer.register_module("coverage_curve", curve)
     if not records.resume_run(trainer, settings):
-        on_evaluation(0, evaluation.rollout_skills(env, policy, skills))
+        on_evaluation(0, hook.roll_out())
     with records.stop_on_signal(trainer):
         trainer.train()
 
     # Counted are skills as they are drawn; an even grid is for the eye.
-    rollouts = evaluation.rollout_skills(env, policy, skills)
+    rollouts = hook.roll_out()
     on_evaluation(trainer.collected_frames, rollouts)
     metrics = measure(rollouts)
     skills = prior.grid(settings.evaluation_episodes)

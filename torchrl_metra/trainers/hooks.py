@@ -251,6 +251,8 @@ class SkillEvaluation(TrainerHookBase):
             :func:`~torchrl_metra.evaluation.measure_skills`.
         callback (Callable, optional): called with the number of frames and the
             rollouts, to draw or to save them.
+        seed (int, optional): of ``env`` in each evaluation, so that all of them begin in the same
+            states, those of a run that goes on, too. Defaults to ``None``: in others.
 
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
@@ -280,10 +282,12 @@ class SkillEvaluation(TrainerHookBase):
         max_steps: int | None = None,
         measure: Callable[[TensorDictBase], dict[str, float]] | None = None,
         callback: Callable[[int, TensorDictBase], None] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.env = env
         self.policy = policy
         self.skills = skills
+        self.seed = seed
         self.interval = interval
         self.max_steps = max_steps
         self.measure = measure or _policy_coverage
@@ -295,7 +299,7 @@ class SkillEvaluation(TrainerHookBase):
         if frames < self._next:
             return None
         self._next = frames + self.interval
-        rollouts = rollout_skills(self.env, self.policy, self.skills, max_steps=self.max_steps)
+        rollouts = self.roll_out()
         if self.callback is not None:
             self.callback(frames, rollouts)
         if isinstance(self.env, TransformedEnv):
@@ -307,6 +311,12 @@ class SkillEvaluation(TrainerHookBase):
             # All of the numbers would be too many for the bar.
             show_numbers(self._trainer, {"policy_coverage": results["policy_coverage"]})
         return results
+
+    def roll_out(self) -> TensorDictBase:
+        """One episode for each skill."""
+        if self.seed is not None:
+            self.env.set_seed(self.seed)
+        return rollout_skills(self.env, self.policy, self.skills, max_steps=self.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next}
