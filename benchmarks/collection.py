@@ -29,6 +29,8 @@ from torchrl_metra.envs import rendering_available
 from torchrl_metra.modules import make_pixel_sac_networks
 
 ROUNDS = 5
+# From so many environments on, the policy is evaluated by two threads; a run always takes one.
+MANY_ENVS = 512
 # The workers together have as many environments as the single collector.
 WORKERS, NUM_WORKER_ENVS, FRAMES_PER_BATCH = 2, 16, 800
 WORKER_ROUNDS, SECONDS = 3, 3.0
@@ -40,6 +42,7 @@ def measure_pool(task: str, num_envs: int) -> list[Result]:
     torch.set_num_threads(2)
     collector = make_collector(task, "mujoco", num_envs)
     functions = {"ours": partial(next, iter(collector)), "bare": bare_rollout(task, num_envs)}
+    torch.set_num_threads(1 + (num_envs >= MANY_ENVS))
     frames = {"ours": collector.requested_frames_per_batch, "bare": num_envs}
     rates = rates_of(functions, frames)
     collector.shutdown()
@@ -51,6 +54,7 @@ def measure_backends(task: str, num_envs: int, backend: str) -> list[Result]:
     torch.set_num_threads(2)
     collectors = {name: make_collector(task, name, num_envs) for name in ("mujoco", backend)}
     functions = {name: partial(next, iter(one)) for name, one in collectors.items()}
+    torch.set_num_threads(1)
     frames = {name: one.requested_frames_per_batch for name, one in collectors.items()}
     rates = rates_of(functions, frames)
     for collector in collectors.values():
@@ -77,6 +81,7 @@ def measure_pixels(task: str) -> list[Result]:
     ).actor
     frames = 8 * PIXEL_ENVS
     collector = Collector(env, actor, frames_per_batch=frames, total_frames=-1)
+    torch.set_num_threads(1)
     seconds = in_turns({"ours": partial(next, iter(collector))}, ROUNDS, warm_up=2)["ours"]
     collector.shutdown()
     rate = frames / float(np.median(seconds))
