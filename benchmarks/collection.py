@@ -23,9 +23,17 @@ from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import EnvBase
 
-from torchrl_metra import MuJoCoPoolEnv, SkillPrimer, UnitSphere, make_env, make_sac_networks
+from torchrl_metra import (
+    MuJoCoPoolEnv,
+    PixelOptions,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
 from torchrl_metra._extras import require
 from torchrl_metra.envs import rendering_available
+from torchrl_metra.envs.pixels import Pictures
 from torchrl_metra.modules import make_pixel_sac_networks
 
 ROUNDS = 5
@@ -38,16 +46,36 @@ PIXEL_ENVS = 32
 STEPS_PER_BATCH = 25  # as the preset laptop of Ant has
 
 
-def measure_pool(task: str, num_envs: int) -> list[Result]:
-    """MuJoCo's threads with a policy of 2×256, beside bare simulation."""
-    torch.set_num_threads(2)
-    collector = make_collector(task, "mujoco", num_envs)
+def measure_pool(task: str, num_envs: int, device: str = "cpu") -> list[Result]:
+    """MuJoCo's threads with a policy of 2×256 on a device, beside bare simulation."""
+    if device == "cpu":
+        torch.set_num_threads(2)
+    collector = make_collector(task, "mujoco", num_envs, device=device)
     functions = {"ours": partial(next, iter(collector)), "bare": bare_rollout(task, num_envs)}
     torch.set_num_threads(1 + (num_envs >= MANY_ENVS))
+    where = "" if device == "cpu" else f"{device}/"
     frames = {"ours": collector.requested_frames_per_batch, "bare": num_envs}
     rates = rates_of(functions, frames)
     collector.shutdown()
-    return [compare(f"collection/{task}/{num_envs}", "frames/s", rates["ours"], rates["bare"])]
+    name = f"collection/{where}{task}/{num_envs}"
+    return [compare(name, "frames/s", rates["ours"], rates["bare"])]
+
+
+def measure_drawing(task: str, num_envs: int = 64) -> list[Result]:
+    """Pictures of 64×64 per second, and of one thread for comparison."""
+    if not rendering_available():
+        return []
+    env = make_env(task, num_envs, pixels=PixelOptions(), normalize=False).base_env
+    env.reset()
+    drawn = {
+        "ours": env._pictures,
+        "one": Pictures(env.task.model, PixelOptions(), env.task.camera),
+    }
+    functions = {name: partial(one.draw, env._state) for name, one in drawn.items()}
+    rates = rates_of(functions, dict.fromkeys(functions, num_envs))
+    for one in drawn.values():
+        one.close()
+    return [compare(f"drawing/{task}/over_one_thread", "pictures/s", rates["ours"], rates["one"])]
 
 
 def measure_backends(task: str, num_envs: int, backend: str) -> list[Result]:
@@ -134,12 +162,14 @@ def make_pool_env(task: str, num_envs: int) -> MuJoCoPoolEnv:
     return make_env(task, num_envs, backend="mujoco", normalize=False).base_env
 
 
-def make_collector(task: str, backend: str, num_envs: int, width: int = 256) -> Collector:
+def make_collector(
+    task: str, backend: str, num_envs: int, width: int = 256, device: str = "cpu"
+) -> Collector:
     """A stock collector with METRA's policy."""
-    env = make_skill_env(task, backend, num_envs)
+    env = make_skill_env(task, backend, num_envs).to(device)
     return Collector(
         env,
-        make_policy(env, width),
+        make_policy(env, width).to(device),
         frames_per_batch=STEPS_PER_BATCH * num_envs,
         total_frames=-1,
         track_traj_ids=False,

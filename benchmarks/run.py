@@ -43,6 +43,7 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
             ("measure_backends", "half_cheetah", 64, "envpool"),
             ("measure_backends", "half_cheetah", 800, "envpool"),
         ]
+        + [("measure_drawing", task) for task in ("ant", "quadruped")]
         + [("measure_pixels", task) for task in ("quadruped", "humanoid", "kitchen")]
         + [("measure_workers", "ant", kind) for kind in ("multi_sync", "multi_async", "ray")],
         "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")]
@@ -56,6 +57,12 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
         ],
     }
     if has_cuda:
+        calls["collection_cuda"] = [
+            ("measure_pool", task, num_envs, "cuda")
+            for task in ("ant", "half_cheetah")
+            for num_envs in (64, 512, 4096)
+        ] + [("measure_drawing", "ant")]
+        calls["end_to_end_cuda"] = [("measure_laptop", "cuda")]
         calls["learner"] += [("measure_cuda", width) for width in WIDTHS]
         calls["end_to_end"] += [("measure", switches, "cuda") for switches in ("fp32", "best")]
         calls["replay"] += [("measure_pixels", 100_000, "cuda")]
@@ -71,7 +78,8 @@ def run(module: str, function: str, *args: Any) -> list[Result]:
     """One measurement, in this process."""
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
-    return getattr(importlib.import_module(module), function)(*args)
+    found = importlib.import_module(module.removesuffix("_cuda"))
+    return getattr(found, function)(*args)
 
 
 def in_own_process(*call: Any) -> list[Result]:

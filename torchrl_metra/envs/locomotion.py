@@ -101,6 +101,10 @@ class Robot:
         """What a task of states observes."""
         raise NotImplementedError
 
+    def place(self, qpos: Array) -> Array:
+        """Where it is, for evaluation: x and y, in meters."""
+        return qpos[:, :2]
+
     #: ``reward(before, after, control)``, the suite's ``run``; ``None``: there is none.
     reward: Callable[[States, States, Array], Array] | None = None
 
@@ -200,11 +204,15 @@ class Dog(Robot):
 class Fish(Robot):
     """Five servos of tail and fins; 27 entries.
 
-    The suite's target, to which it is seen from the mouth, stays where the model has it.
+    The suite's target, to which it is seen from the mouth, stays where the model has it. It is
+    small and swims in all directions: its place is x, y and z, in centimeters.
     """
 
     frames: ClassVar = {"torso": "zaxis"}
     geom_frames: ClassVar = {"mouth": "pos xaxis yaxis zaxis", "target": "pos"}
+
+    def place(self, qpos: Array) -> Array:
+        return 100 * qpos[:, :3]
 
     def observation(self, qpos: Array, qvel: Array, act: Array, sensordata: Array) -> Array:
         upright = self.read(sensordata, "torso/zaxis")[:, 2:]
@@ -262,9 +270,9 @@ def make_locomotion(
 
     Entries: with ``shows_state`` ``"observation"``, ``float32``, see :class:`Robot`; with
     ``pixels`` ``"pixels"``, ``uint8`` of shape ``[3, resolution, resolution]``, from a camera that
-    follows the robot over a floor that tells the place; and ``"position"``, ``float32`` of shape
-    ``[2]``: x and y of the torso in meters. The reward is the suite's at the end of a step, that
-    of dog and fish zero.
+    follows the robot over a floor that tells the place; and ``"position"``, ``float32``: x and y
+    of the torso in meters, of a fish x, y and z in centimeters. The reward is the suite's at the
+    end of a step, that of dog and fish zero.
 
     Args:
         name (str): of :data:`LOCOMOTION`.
@@ -294,7 +302,7 @@ def make_locomotion(
     robot = known.robot(model)
 
     def observation(*states: Array) -> dict[str, Array]:
-        shown = {"position": states[0][:, :2]}
+        shown = {"position": robot.place(states[0])}
         return {"observation": robot.observation(*states), **shown} if shows_state else shown
 
     camera = {} if known.camera is None else {"camera": known.camera}
@@ -328,7 +336,8 @@ def pictures_of_places(
     )
 
 
-_EXTENTS = {"quadruped": 15.0, "humanoid": 10.0, "dog": 10.0, "fish": 0.3}
+# How far goals lie, in meters; for the fish there are none.
+_EXTENTS = {"quadruped": 15.0, "humanoid": 10.0, "dog": 10.0, "fish": None}
 for _name, _extent in _EXTENTS.items():
     _known: dict[str, Any] = {
         "max_steps": EPISODE_STEPS,
@@ -341,7 +350,7 @@ for _name, _extent in _EXTENTS.items():
         _make,
         make_pool=_make,
         summary=f"The control suite's {_name}, observed by its state.",
-        position=(0, 1),
+        position=None if _extent is None else (0, 1),
         **_known,
     )
     if _name in ("quadruped", "humanoid"):

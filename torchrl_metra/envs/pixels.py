@@ -46,7 +46,7 @@ class Pictures:
     """Draws states of one model, in threads of this process.
 
     Each thread has a :class:`~torchrl_metra.envs.Renderer` of its own, whose OpenGL context is
-    opened by its first picture.
+    opened by its first picture. A GPU draws for one thread only: for several it is slower.
 
     Args:
         model (mujoco.MjModel): model to draw.
@@ -54,7 +54,7 @@ class Pictures:
         camera (str, int or FreeCamera): see :class:`~torchrl_metra.envs.Renderer`.
 
     Keyword Args:
-        num_threads (int, optional): how many draw side by side. Defaults to 1.
+        num_threads (int, optional): how many draw side by side where the CPU draws. Defaults to 1.
     """
 
     def __init__(
@@ -83,14 +83,23 @@ class Pictures:
         Returns:
             Pictures, ``uint8`` of shape ``[N, 3, resolution, resolution]``.
         """
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._num_threads, initializer=self._prepare)
         pictures = np.empty((len(states), *self.shape), dtype=np.uint8)
+        if not len(states):
+            return torch.from_numpy(pictures)
+        if self._threads is None:
+            self._threads = self._start(states[0])
         # More parts than threads, so that none waits long for the last.
         num_parts = 4 * self._num_threads
         parts = [np.array_split(array, num_parts) for array in (states, pictures)]
         list(self._threads.map(self._draw, *parts))  # Raises what a thread has raised.
         return torch.from_numpy(pictures)
+
+    def _start(self, state: NDArray[np.float64]) -> ThreadPoolExecutor:
+        one = ThreadPoolExecutor(1, initializer=self._prepare)
+        if self._num_threads == 1 or not one.submit(self._draws_on_cpu, state).result():
+            return one
+        one.shutdown()
+        return ThreadPoolExecutor(self._num_threads, initializer=self._prepare)
 
     def _prepare(self) -> None:
         self._local.renderer = self._options.renderer(self._model, self._camera)
@@ -105,6 +114,10 @@ class Pictures:
             for update in ("kinematics", "comPos", "camlight", "flex", "tendon"):
                 getattr(mujoco, f"mj_{update}")(self._model, data)
             renderer.render_into(picture.transpose(1, 2, 0), data)
+
+    def _draws_on_cpu(self, state: NDArray[np.float64]) -> bool:
+        self._draw(state[None], np.empty((1, *self.shape), dtype=np.uint8))
+        return self._local.renderer.is_software
 
     def close(self) -> None:
         """End the threads, which frees their OpenGL contexts. Drawing again opens new ones."""

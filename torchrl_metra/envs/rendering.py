@@ -39,6 +39,9 @@ _CANDIDATES = ("cgl",) if sys.platform == "darwin" else ("egl", "osmesa", "glfw"
 # Libraries are loaded by the first context: threads open theirs one after the other.
 _OPENING = threading.Lock()
 
+# What OpenGL is asked for the name of what draws.
+_GL_RENDERER = 0x1F01
+
 # As many as MuJoCo's own renderer has room for; their number costs no time.
 _MAX_GEOMS = 10_000
 
@@ -135,6 +138,12 @@ class Renderer:
     def is_open(self) -> bool:
         """Whether an OpenGL context is held."""
         return self._opened is not None
+
+    @property
+    def is_software(self) -> bool:
+        """Whether the open context draws on the CPU, as far as its library tells."""
+        name = require("OpenGL.GL", "mujoco").glGetString(_GL_RENDERER) or b""
+        return any(library in name for library in (b"llvmpipe", b"softpipe", b"swrast"))
 
     def render(self, data: mujoco.MjData) -> NDArray[np.uint8]:
         """Draw the model in a state.
