@@ -97,6 +97,7 @@ class Pictures:
     def _start(self, state: NDArray[np.float64]) -> ThreadPoolExecutor:
         one = ThreadPoolExecutor(1, initializer=self._prepare)
         if self._num_threads == 1 or not one.submit(self._draws_on_cpu, state).result():
+            self._num_threads = 1
             return one
         one.shutdown()
         return ThreadPoolExecutor(self._num_threads, initializer=self._prepare)
