@@ -14,7 +14,8 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_metra.envs import KITCHEN_TASKS, PixelOptions, make_env, rendering_available
 from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.locomotion import make_locomotion
-from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask
+from torchrl_metra.envs.rendering import Renderer
 
 needs_renderer = pytest.mark.skipif(
     not rendering_available(), reason="no OpenGL backend of MuJoCo works here"
@@ -211,9 +212,28 @@ class TestStackedFrames:
         env = stacked(2)
         env.reset()
         drawing = set(threading.enumerate()) - before
-        assert len(drawing) == env.base_env.num_threads
+        assert drawing
         env.close()
         assert not any(thread.is_alive() for thread in drawing)
+
+
+@needs_renderer
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_threads_share_the_drawing_where_the_cpu_draws(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Renderer, "is_software", on_cpu)
+    task = MuJoCoTask.of("examples/tripod.xml")
+    drawn, before = [], set(threading.enumerate())
+    for num_threads in (1, 3):
+        env = MuJoCoPoolEnv(task, 7, pixels=SMALL, num_threads=num_threads)
+        env.reset()
+        env.states.qpos[:, 8] = np.linspace(-1, 1, 7)
+        drawn.append(env.observe()["pixels"])
+        assert len(set(threading.enumerate()) - before) == (num_threads if on_cpu else 1)
+        env.close()
+    assert drawn[0].equal(drawn[1])
+    assert len(drawn[0].flatten(1).unique(dim=0)) == 7
 
 
 @needs_renderer
