@@ -33,7 +33,6 @@ from torchrl_metra import (
 )
 from torchrl_metra._extras import require
 from torchrl_metra.envs import rendering_available
-from torchrl_metra.envs.pixels import Pictures
 from torchrl_metra.modules import make_pixel_sac_networks
 
 ROUNDS = 5
@@ -65,16 +64,14 @@ def measure_drawing(task: str, num_envs: int = 64) -> list[Result]:
     """Pictures of 64×64 per second, and of one thread for comparison."""
     if not rendering_available():
         return []
-    env = make_env(task, num_envs, pixels=PixelOptions(), normalize=False).base_env
-    env.reset()
-    drawn = {
-        "ours": env._pictures,
-        "one": Pictures(env.task.model, PixelOptions(), env.task.camera),
-    }
-    functions = {name: partial(one.draw, env._state) for name, one in drawn.items()}
+    task_of = make_pool_env(task, 1).task
+    torch.set_num_threads(2)
+    functions: dict[str, Callable[[], object]] = {}
+    for name, threads in (("ours", None), ("one", 1)):
+        env = MuJoCoPoolEnv(task_of, num_envs, pixels=PixelOptions(), num_threads=threads)
+        env.reset()
+        functions[name] = env.observe
     rates = rates_of(functions, dict.fromkeys(functions, num_envs))
-    for one in drawn.values():
-        one.close()
     return [compare(f"drawing/{task}/over_one_thread", "pictures/s", rates["ours"], rates["one"])]
 
 

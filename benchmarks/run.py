@@ -43,7 +43,7 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
             ("measure_backends", "half_cheetah", 64, "envpool"),
             ("measure_backends", "half_cheetah", 800, "envpool"),
         ]
-        + [("measure_drawing", task) for task in ("ant", "quadruped")]
+        + [("measure_drawing", task) for task in ("ant", "quadruped_state")]
         + [("measure_pixels", task) for task in ("quadruped", "humanoid", "kitchen")]
         + [("measure_workers", "ant", kind) for kind in ("multi_sync", "multi_async", "ray")],
         "end_to_end": [("measure", switches) for switches in ("fp32", "best", "best_asynchronous")]

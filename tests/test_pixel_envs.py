@@ -14,7 +14,8 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_metra.envs import KITCHEN_TASKS, PixelOptions, make_env, rendering_available
 from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.locomotion import make_locomotion
-from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask
 from torchrl_metra.envs.rendering import Renderer
 
 needs_renderer = pytest.mark.skipif(

@@ -5,13 +5,8 @@ from torchrl_metra.envs.goals import sample_goals
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS
 from torchrl_metra.envs.locomotion import LOCOMOTION
 from torchrl_metra.envs.make import make_env
-from torchrl_metra.envs.mujoco import (
-    MuJoCoPoolEnv,
-    MuJoCoTask,
-    States,
-    add_frame_sensors,
-    measured,
-)
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, States, add_frame_sensors, measured
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
 from torchrl_metra.envs.registry import EnvEntry, find_env, register_env, registered_envs

@@ -19,7 +19,8 @@ from torchrl.envs import DMControlWrapper
 
 from torchrl_metra._extras import require
 from torchrl_metra._private import SpecsMixin, suite_step_limit
-from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask, States, root_coordinates
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, States, root_coordinates
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry
 from torchrl_metra.envs.rendering import Renderer, following_camera
@@ -38,9 +39,8 @@ class SuiteEnv(SpecsMixin, DMControlWrapper):
     warning. Rewards and actions are ``float32``.
 
     Entries: ``"observation"``, ``float32``: where the root of a robot is in the plane, which the
-    suite leaves out (:func:`~torchrl_metra.envs.mujoco.root_coordinates`), then the suite's own
-    observations; and with a renderer ``"pixels"``, ``uint8`` of shape ``[3, height, width]``. Build
-    it by :func:`make_suite`.
+    suite leaves out, then the suite's own observations; and with a renderer ``"pixels"``, ``uint8``
+    of shape ``[3, height, width]``. Build it by :func:`make_suite`.
 
     Args:
         env (dm_control.rl.control.Environment): the task.

@@ -25,7 +25,8 @@ from torchrl.record import PixelRenderTransform
 
 from torchrl_metra._extras import require
 from torchrl_metra.envs.envpool import EXCLUDES, add_limits, make_envpool
-from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask, States
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, States
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.registry import EnvEntry, register_env
 from torchrl_metra.envs.rendering import Renderer, following_camera

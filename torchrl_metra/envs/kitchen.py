@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
 from torchrl_metra._extras import require
-from torchrl_metra.envs.mujoco import MuJoCoPoolEnv, MuJoCoTask, States
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, States
 from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
 from torchrl_metra.envs.registry import register_env
 from torchrl_metra.envs.rendering import FreeCamera

@@ -14,13 +14,8 @@ from tensordict import TensorDict
 
 from torchrl_metra._extras import require
 from torchrl_metra.envs.dm_control import SuiteTask, load, recolour_floor
-from torchrl_metra.envs.mujoco import (
-    MuJoCoPoolEnv,
-    MuJoCoTask,
-    States,
-    add_frame_sensors,
-    measured,
-)
+from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, States, add_frame_sensors, measured
 from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
 from torchrl_metra.envs.places import draw_positions
 from torchrl_metra.envs.registry import register_env
@@ -70,7 +65,7 @@ class Robot:
         model (mujoco.MjModel): the robot, with the sensors of :attr:`frames`.
     """
 
-    #: Of bodies, what :func:`~torchrl_metra.envs.mujoco.add_frame_sensors` measures.
+    #: Of bodies, what :func:`~torchrl_metra.envs.add_frame_sensors` measures.
     frames: ClassVar[dict[str, str]] = {}
     #: The same, of geoms.
     geom_frames: ClassVar[dict[str, str]] = {}
