@@ -55,7 +55,7 @@ intersphinx_mapping = {
 }
 # What has no page, and words that docstrings use for types.
 nitpick_ignore_regex = [
-    ("py:class", r"optional|path|sequence|mapping|collection|callable|.* to .*"),
+    ("py:class", r"optional|array|path|sequence|mapping|collection|callable|.* to .*"),
     (
         "py:.*",
         r"(.*\.)?(OptimizationStepper|SoftUpdate|TargetNetUpdater|EpisodePrimer|make_fx|register_op)",

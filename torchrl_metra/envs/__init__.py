@@ -1,12 +1,12 @@
 """Environments of the paper and the transforms that bring skills to any environment."""
 
+from torchrl_metra.envs import locomotion as locomotion  # Registers its robots.
 from torchrl_metra.envs.envpool import EnvPoolEnv
 from torchrl_metra.envs.goals import sample_goals
 from torchrl_metra.envs.kitchen import KITCHEN_TASKS
-from torchrl_metra.envs.locomotion import LOCOMOTION
 from torchrl_metra.envs.make import make_env
 from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
-from torchrl_metra.envs.mujoco_task import MuJoCoTask, States, add_frame_sensors, measured
+from torchrl_metra.envs.mujoco_task import MuJoCoTask, add_frame_sensors, measured
 from torchrl_metra.envs.pixels import PixelOptions
 from torchrl_metra.envs.point import DrawPoint, PointEnv, WindyPointEnv
 from torchrl_metra.envs.registry import EnvEntry, find_env, register_env, registered_envs
@@ -23,7 +23,6 @@ from torchrl_metra.envs.transforms import (
 
 __all__ = [
     "KITCHEN_TASKS",
-    "LOCOMOTION",
     "DrawPoint",
     "EnvEntry",
     "EnvPoolEnv",
@@ -40,7 +39,6 @@ __all__ = [
     "Renderer",
     "SkillAction",
     "SkillPrimer",
-    "States",
     "WindyPointEnv",
     "add_frame_sensors",
     "find_env",

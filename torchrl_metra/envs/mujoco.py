@@ -258,7 +258,7 @@ class MuJoCoPoolEnv(EnvBase):
             self._episodes[:] = 0
 
     def get_extra_state(self) -> dict[str, Any]:
-        """All that an episode is, for :meth:`state_dict`."""
+        """All that an episode is, for ``state_dict()``."""
         names = ("_state", "_sensordata", "_steps", "_episodes")
         arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in names}
         return {**arrays, "_seed": self._seed}

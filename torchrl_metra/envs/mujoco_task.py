@@ -49,8 +49,9 @@ Observation = NDArray[Any] | Mapping[str, NDArray[Any]]
 class MuJoCoTask:
     """A MuJoCo model, and what makes an environment of it.
 
-    Functions of states are given whole batches, as the arrays of :class:`States`. What they need
-    of ``xpos`` or ``xmat`` they read from sensors, see :func:`add_frame_sensors`.
+    Functions of states are given whole batches, as arrays in float64; ``States`` is a named tuple
+    of ``qpos``, ``qvel``, ``act`` and ``sensordata``. What they need of ``xpos`` or ``xmat`` they
+    read from sensors, see :func:`add_frame_sensors`.
 
     Attributes:
         model (mujoco.MjModel): the model. Sizes and constants are read from it when an
@@ -65,7 +66,7 @@ class MuJoCoTask:
         control (callable): ``control(action, states)``, what actuators are given, ``[N, nu]``,
             for actions in [-1, 1]. The state is that before the step.
         reward (callable, optional): ``reward(before, after, control)``, of shape ``[N]``, given the
-            :class:`States` before and after a step. Defaults to ``None``: no reward.
+            ``States`` before and after a step. Defaults to ``None``: no reward.
         terminated (callable, optional): ``terminated(qpos, qvel, act, sensordata)``, which
             episodes are over, ``[N]``. Defaults to ``None``: none before their time.
         camera (str, int or FreeCamera): draws pictures.
