@@ -80,9 +80,12 @@ class SuiteEnv(SpecsMixin, DMControlWrapper):
                 self._last_observation["pixels"] = torch.from_numpy(picture.transpose(2, 0, 1))
         return dict(self._last_observation)
 
+    @functools.cached_property
+    def _root(self) -> list[int]:
+        return root_coordinates(self.simulator.physics.model.ptr)
+
     def _read_state(self, observations: Any) -> Tensor:
-        physics = self.simulator.physics
-        root = physics.data.qpos[root_coordinates(physics.model.ptr)]
+        root = self.simulator.physics.data.qpos[self._root]
         state = np.concatenate([root, *map(np.ravel, observations.values())])
         return torch.as_tensor(state, dtype=torch.float32)
 
@@ -132,6 +135,11 @@ class SuiteTask:
         self.model: mujoco.MjModel = env.physics.model.ptr
         self.frame_skip = round(env.control_timestep() / env.physics.timestep())
         self._root = root_coordinates(self.model)
+        # Looked up once: they are needed for each state.
+        self._step1 = require("mujoco", "dm-control").mj_step1
+        data = self._data = env.physics.data.ptr
+        self._parts = data.qpos, data.qvel, data.act, data.sensordata
+        self._control = data.ctrl
 
     @property
     def is_poolable(self) -> bool:
@@ -177,8 +185,8 @@ class SuiteTask:
         for row in zip(*states, strict=True):
             self._show(row)
             parts = self.task.get_observation(self.physics).values()
-            observed.append(np.concatenate([row[0][self._root], *map(np.ravel, parts)]))
-        return np.stack(observed)
+            observed.append(np.concatenate([np.ravel(part) for part in parts]))
+        return np.concatenate([states[0][:, self._root], np.stack(observed)], axis=1)
 
     def reward(self, before: States, after: States, control: NDArray[Any]) -> NDArray[Any]:
         rewards = []
@@ -188,10 +196,10 @@ class SuiteTask:
         return np.array(rewards)
 
     def _show(self, state: Any, control: NDArray[Any] | float = 0.0) -> None:
-        data = self.physics.data.ptr
-        data.qpos[:], data.qvel[:], data.act[:], data.sensordata[:] = state
-        data.ctrl[:] = control
-        require("mujoco", "mujoco").mj_step1(self.model, data)
+        for part, values in zip(self._parts, state, strict=True):
+            part[:] = values
+        self._control[:] = control
+        self._step1(self.model, self._data)
 
 
 def _bytes_of(model: mujoco.MjModel) -> bytes:
