@@ -287,6 +287,25 @@ class TestSkillPrimer:
         assert skills[0].equal(skills[1])
         assert not skills[0].equal(skills[2])
 
+    def test_skills_that_change_within_an_episode(self) -> None:
+        env = TransformedEnv(PointEnv(50), SkillPrimer(UnitSphere(2), switch=0.1))
+        check_env_specs(env)
+        rollout = env.rollout(200)
+        before, after = rollout["skill"], rollout["next", "skill"]
+        assert before[:, 1:].equal(after[:, :-1]), "an action is for the skill that it read"
+        changes = (before != after).any(-1).float()
+        assert abs(float(changes.mean()) - 0.1) < 0.01
+        torch.testing.assert_close(after.norm(dim=-1), torch.ones(50, 200))
+
+    def test_a_skill_that_changes_at_each_step_or_never(self) -> None:
+        for switch, share in ((1, 1.0), (0, 0.0)):
+            env = TransformedEnv(PointEnv(4), SkillPrimer(UnitSphere(2), switch=switch))
+            rollout = env.rollout(20)
+            changed = (rollout["skill"] != rollout["next", "skill"]).any(-1)
+            assert float(changed.float().mean()) == share
+        with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+            SkillPrimer(UnitSphere(2), switch=1.5)
+
     def test_refuses_replay_buffers(self) -> None:
         buffer = ReplayBuffer(storage=LazyTensorStorage(10), batch_size=2)
         buffer.append_transform(SkillPrimer(OneHot(3)))

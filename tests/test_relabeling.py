@@ -30,6 +30,7 @@ from torchrl_metra import (
     SkillPrimer,
     SkillPrior,
     StandardNormal,
+    UnitBall,
     UnitSphere,
     make_env,
     make_metra,
@@ -121,7 +122,9 @@ def test_one_hot_skills_by_hand() -> None:
     assert relabel.episode_mass.shape == (3,)
 
 
-@pytest.mark.parametrize("prior", [UnitSphere(1), UnitSphere(3), StandardNormal(2), OneHot(5)])
+@pytest.mark.parametrize(
+    "prior", [UnitSphere(1), UnitSphere(3), UnitBall(2), StandardNormal(2), OneHot(5)]
+)
 def test_every_prior(prior: SkillPrior) -> None:
     relabel = RelabelSkills(nn.Linear(2, prior.dim), prior)
     batch = with_episodes(make_batch(prior, 64))
@@ -132,6 +135,15 @@ def test_every_prior(prior: SkillPrior) -> None:
     torch.testing.assert_close(masses.sum(-1), torch.ones(2))
     assert (relabel.prior_mass > 0).all()
     assert relabel.probability(prior.sample([7, 3])).shape == (7, 3)
+
+
+def test_turned_skills_keep_their_speed() -> None:
+    """φ learns where episodes went, whatever their speed; the policy is asked for the same speed."""
+    batch = with_episodes(make_batch(UnitBall(2), 64))
+    out = RelabelSkills(nn.Linear(2, 2), UnitBall(2), rarity=0.0)(batch.clone())
+    assert not out["skill"].equal(batch["skill"])
+    torch.testing.assert_close(out["skill"].norm(dim=-1), batch["skill"].norm(dim=-1))
+    torch.testing.assert_close(out["episode_skill"].norm(dim=-1), torch.ones(64))
 
 
 def test_all_skills_or_none_are_kept() -> None:

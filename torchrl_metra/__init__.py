@@ -6,6 +6,7 @@ from torchrl_metra.data import (
     OneHot,
     SkillPrior,
     StandardNormal,
+    UnitBall,
     UnitSphere,
 )
 from torchrl_metra.envs import (
@@ -97,6 +98,7 @@ __all__ = [
     "SkillPrior",
     "StandardNormal",
     "SuccessorFeatureSACLoss",
+    "UnitBall",
     "UnitSphere",
     "VerifiedCheckpoint",
     "make_env",

@@ -2,7 +2,7 @@
 
 from torchrl_metra.data.episodes import EpisodeStorage
 from torchrl_metra.data.frames import FrameStackStorage
-from torchrl_metra.data.skills import OneHot, SkillPrior, StandardNormal, UnitSphere
+from torchrl_metra.data.skills import OneHot, SkillPrior, StandardNormal, UnitBall, UnitSphere
 
 __all__ = [
     "EpisodeStorage",
@@ -10,5 +10,6 @@ __all__ = [
     "OneHot",
     "SkillPrior",
     "StandardNormal",
+    "UnitBall",
     "UnitSphere",
 ]

@@ -95,6 +95,22 @@ class SkillPrior(abc.ABC):
         """
         return skill
 
+    def reward(self, step: Tensor, skill: Tensor) -> Tensor:
+        """What a step of φ is worth to a skill, ``(φ(s') - φ(s))ᵀ z`` (Equation 7).
+
+        Args:
+            step (Tensor): ``φ(s') - φ(s)``, of shape ``[*B, D]``.
+            skill (Tensor): of shape ``[*B, D]``.
+
+        Returns:
+            The reward, of shape ``[*B]``.
+        """
+        return (step * self.center(skill)).sum(dim=-1)
+
+    def redirect(self, skill: Tensor, displacement: Tensor) -> Tensor:
+        """The skill, turned so that it moves φ along a displacement, both of shape ``[*B, D]``."""
+        return self.skill_along(displacement)
+
     @abc.abstractmethod
     def skill_along(self, displacement: Tensor) -> Tensor:
         """The skill that moves φ along a displacement (Section 4.2).
@@ -204,6 +220,70 @@ class UnitSphere(SkillPrior):
         largest = displacement.abs().amax(dim=-1, keepdim=True)
         scaled = displacement / torch.where(largest > 0, largest, 1.0)
         return torch.nn.functional.normalize(scaled, dim=-1).clamp(-1.0, 1.0)
+
+
+class UnitBall(UnitSphere):
+    r"""Directions that have a speed: skills in the unit ball of ``R^D``, where zero stands still.
+
+    A robot that only knows how to run cannot stay at a goal. Here a skill of length
+    :math:`\ell` asks for steps of :math:`\ell / (1 - \ell)` in latent space. Its reward
+
+    .. math::
+        r = (\phi(s') - \phi(s))^\top z - \tfrac12 (1 - \|z\|) \|\phi(s') - \phi(s)\|^2
+
+    is largest for the step :math:`z / (1 - \|z\|)`. At length one it is METRA's, and there is no
+    limit but the temporal constraint's. Half of the skills have this length, which are those that
+    :meth:`grid` and :meth:`evaluation_skills` return; the lengths of the others are uniform.
+
+    The way to a goal is :math:`z = \delta / (\|\delta\| + c)`, with
+    :math:`\delta = \phi(g) - \phi(s)`: full speed from far away, and nearby the step
+    :math:`\delta / c` that arrives after some :math:`c` steps, 10.
+
+    Skills with a speed have to learn to brake, so let them change within an episode, by
+    ``SkillPrimer(prior, switch=0.01)``.
+
+    Args:
+        dim (int): dimension ``D`` of the surrounding space.
+
+    Examples:
+        >>> prior = UnitBall(2)
+        >>> bool((prior.sample([100]).norm(dim=-1) <= 1.0).all())
+        True
+        >>> prior.skill_along(torch.tensor([[30.0, 0.0], [0.0, 0.0]]))
+        tensor([[0.7500, 0.0000],
+                [0.0000, 0.0000]])
+        >>> prior.reward(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]))
+        tensor(0.5000)
+    """
+
+    arrival_steps: ClassVar[float] = 10.0
+
+    def sample(
+        self,
+        batch_size: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        direction = super().sample(batch_size, generator=generator, device=device)
+        length = 2 * torch.rand(*batch_size, 1, generator=generator, device=device)
+        return direction * length.clamp_(max=1.0)
+
+    def evaluation_skills(self, num_skills: int = 48, *, seed: int = 0) -> Tensor:
+        return UnitSphere(self.dim).evaluation_skills(num_skills, seed=seed)
+
+    def reward(self, step: Tensor, skill: Tensor) -> Tensor:
+        missing = 1.0 - skill.norm(dim=-1).clamp(max=1.0)
+        return super().reward(step, skill) - missing * step.square().sum(dim=-1) / 2
+
+    def redirect(self, skill: Tensor, displacement: Tensor) -> Tensor:
+        return super().skill_along(displacement) * skill.norm(dim=-1, keepdim=True)
+
+    def skill_along(self, displacement: Tensor) -> Tensor:
+        """The displacement's direction, at the speed that arrives after ``arrival_steps``."""
+        length = displacement.norm(dim=-1, keepdim=True)
+        speed = torch.where(length.isinf(), 1.0, length / (length + self.arrival_steps))
+        return super().skill_along(displacement) * speed
 
 
 class StandardNormal(SkillPrior):

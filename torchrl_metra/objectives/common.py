@@ -226,8 +226,7 @@ class EncoderLoss(SkillLoss):
 
     def reward(self, tensordict: TensorDictBase) -> Tensor:
         latent, next_latent = self.encode_pair(tensordict)
-        skill = self.prior.center(self.skill(tensordict))
-        return ((next_latent - latent) * skill).sum(dim=-1, keepdim=True)
+        return self.prior.reward(next_latent - latent, self.skill(tensordict)).unsqueeze(-1)
 
     def rewards(self, step: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """How far latent steps go along skills, ``[*B]``: along the policy's, and along φ's.
@@ -236,10 +235,9 @@ class EncoderLoss(SkillLoss):
         """
         skill = self.skill(tensordict)
         episode_skill = tensordict.get(self.tensor_keys.episode_skill, default=None)
-        reward = (step * self.prior.center(skill)).sum(dim=-1)
-        if episode_skill is None:
-            return reward, reward
-        return reward, (step * self.prior.center(episode_skill)).sum(dim=-1)
+        reward = self.prior.reward(step, skill)
+        along = skill if episode_skill is None else episode_skill
+        return reward, (step * self.prior.center(along)).sum(dim=-1)
 
     def encode_pair(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """φ(s) and φ(s') of each transition, of shape ``[*B, D]``, in one call of the encoder."""

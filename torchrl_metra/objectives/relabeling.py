@@ -128,12 +128,12 @@ class RelabelSkills(Transform):
         half = len(tensordict) // 2
         first, last = self._encode(tensordict["first"], tensordict["last"])
         here, ahead = self._encode(tensordict[:half], tensordict["ahead"][:half])
-        episode_skill = self.prior.skill_along(last - first)
+        episode_skill = self.prior.redirect(self.anchors[:1], last - first)
         displacement = torch.cat([ahead - here, (last - first)[half:]])
         self.episode_mass.lerp_(self._mass(episode_skill), 0.01)
         rolled = tensordict[self.skill_key]
         is_kept = (self.probability(rolled) < self.rarity) | (displacement == 0).all(dim=-1)
-        skill = self.prior.skill_along(displacement).to(rolled.dtype)
+        skill = self.prior.redirect(rolled, displacement).to(rolled.dtype)
         skill = torch.where(is_kept.unsqueeze(-1), rolled, skill)
         tensordict.set(self.skill_key, skill)
         tensordict.set(unravel_key(("next", self.skill_key)), skill)

@@ -54,7 +54,7 @@ def pixels_of(skills: SkillPolicy) -> PixelOptions | None:
 def make_skill_env(settings: Settings, num_envs: int, seed: int) -> TransformedEnv:
     """The environment of a run, with a skill for every episode."""
     env = build_env(settings, num_envs)
-    env.append_transform(SkillPrimer(make_prior(settings)))
+    env.append_transform(SkillPrimer(make_prior(settings), switch=settings.skill.switch))
     env.set_seed(seed)
     return env
 

@@ -52,12 +52,14 @@ class SkillSettings:
     """The distribution of the skills.
 
     Attributes:
-        kind: UnitSphere | StandardNormal | OneHot
+        kind: UnitSphere | UnitBall | StandardNormal | OneHot
         dim: size of a skill, and of the latent space
+        switch: probability, at each step, of a new skill within the episode
     """
 
     kind: str = "UnitSphere"
     dim: int = 2
+    switch: float = 0.0
 
 
 @dataclass

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_metra.data import SkillPrior
-from torchrl_metra.envs.transforms.primer import EpisodePrimer
+from torchrl_metra.envs.transforms.primer import EpisodePrimer, where_reset
 
 
 class SkillPrimer(EpisodePrimer):
@@ -23,6 +24,8 @@ class SkillPrimer(EpisodePrimer):
         prior (SkillPrior): distribution of the skills.
 
     Keyword Args:
+        switch (float, optional): the probability, at each step, that the skill changes within the
+            episode, as it does on the way to goals. Defaults to 0.
         skill_key (NestedKey, optional): entry to write. Defaults to ``"skill"``.
         reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
 
@@ -47,12 +50,27 @@ class SkillPrimer(EpisodePrimer):
         self,
         prior: SkillPrior,
         *,
+        switch: float = 0.0,
         skill_key: NestedKey = "skill",
         reset_key: NestedKey | None = None,
     ) -> None:
         super().__init__(skill_key, prior.spec, reset_key=reset_key)
+        if not 0 <= switch <= 1:
+            raise ValueError(f"switch must be a probability between 0 and 1, got {switch}.")
         self.prior = prior
+        self.switch = switch
         self.skill_key = skill_key
+
+    def _step(
+        self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
+    ) -> TensorDictBase:
+        following = super()._step(tensordict, next_tensordict)
+        if self.switch == 0:
+            return following
+        shape, device = tensordict.batch_size, tensordict.device
+        is_new = torch.rand(shape, device=device) < self.switch
+        skill = where_reset(is_new, self.draw(shape, device), following.get(self.key))
+        return following.set(self.key, skill)
 
     def draw(self, batch_size: torch.Size, device: torch.device | None) -> Tensor:
         """Skills of the prior."""

@@ -68,6 +68,7 @@ CONFIGURED = {
     ("optimizer", PlainConfig): {"metra": "make_metra_optimizers"},
     ("pixels", PlainConfig): {"options": "PixelOptions"},
     ("skill_prior", PlainConfig): {
+        "unit_ball": "UnitBall",
         "unit_sphere": "UnitSphere",
         "standard_normal": "StandardNormal",
         "one_hot": "OneHot",
