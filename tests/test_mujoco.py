@@ -255,6 +255,20 @@ class TestEpisodes:
         stays = make_env("gym:Hopper-v5", 4, normalize=False, terminate=False).rollout(200)
         assert not stays["next", "done"].any()
 
+    def test_a_quadruped_that_falls_ends_its_episode_if_asked_to(self) -> None:
+        env, usual = pool("quadruped_state", 2, terminate=True), pool("quadruped_state", 2)
+        turned = np.array([np.cos(0.7), np.sin(0.7), 0.0, 0.0])  # 80 degrees about x
+        for one in (env, usual):
+            start = one.reset()
+            one.states.qpos[0, 3:7] = turned
+            start["action"] = torch.zeros(2, 12)
+            ended = one.step(start)["next"]
+            falls = [one is env, False]
+            assert ended["terminated"].flatten().tolist() == falls
+            assert ended["done"].flatten().tolist() == falls
+        with pytest.raises(ValueError, match="humanoid lies on the ground"):
+            pool("humanoid_state", 2, terminate=True)
+
     def test_a_task_of_ones_own(self) -> None:
         def observation(qpos: Any, qvel: Any, act: Any, sensordata: Any) -> dict[str, Any]:
             return {"height": qpos[:, 2:3], "upright": sensordata[:, upright][:, 2:] > 0.9}

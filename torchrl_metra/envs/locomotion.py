@@ -69,6 +69,8 @@ class Robot:
     frames: ClassVar[dict[str, str]] = {}
     #: The same, of geoms.
     geom_frames: ClassVar[dict[str, str]] = {}
+    #: Of ``(qpos, qvel, act, sensordata)``: which robots lie where they do not get up from.
+    fallen: Callable[..., NDArray[np.bool_]] | None = None
 
     def __init__(self, model: mujoco.MjModel) -> None:
         is_hinge = model.jnt_type == require("mujoco", "dm-control").mjtJoint.mjJNT_HINGE
@@ -120,6 +122,10 @@ class Quadruped(Robot):
         return np.concatenate(
             [qpos[:, :3], *egocentric, velocity, upright, imu, force_torque], axis=1
         )
+
+    def fallen(self, qpos: Array, qvel: Array, act: Array, sensordata: Array) -> NDArray[np.bool_]:
+        """Whether the torso is tilted by more than 72 degrees."""
+        return self.read(sensordata, "torso/zaxis")[:, 2] < 0.3
 
     def reward(self, before: States, after: States, control: Array) -> Array:
         tolerance = require("dm_control.utils.rewards", "dm-control").tolerance
@@ -259,6 +265,7 @@ def make_locomotion(
     *,
     pixels: PixelOptions | None = None,
     max_steps: int = EPISODE_STEPS,
+    terminate: bool = False,
     shows_state: bool = False,
 ) -> MuJoCoPoolEnv:
     """Build robots of the control suite; an action lasts for two of its steps.
@@ -277,12 +284,19 @@ def make_locomotion(
         pixels (PixelOptions, optional): how the pictures look; ``frames`` are stacked elsewhere.
         max_steps (int, optional): length of an episode, which ends by truncation.
             Defaults to 200.
+        terminate (bool, optional): whether a Quadruped's fall ends its episode.
+            Defaults to ``False``, as in the paper.
         shows_state (bool, optional): whether the state is observed. Defaults to ``False``.
 
     Returns:
         The environment.
+
+    Raises:
+        ValueError: if it is to end by a fall, of which nothing is known.
     """
     known = LOCOMOTION[name]
+    if terminate and known.robot.fallen is None:
+        raise ValueError(f"{name} lies on the ground from the start: no fall ends its episodes.")
     suite = SuiteTask(load(known.task, {}))
     module = require(f"dm_control.suite.{name}", "dm-control")
     xml, assets = known.xml(module)
@@ -307,6 +321,7 @@ def make_locomotion(
         observation=observation,
         reset=known.start or suite.reset,
         reward=robot.reward,
+        terminated=robot.fallen if terminate else None,
         **camera,
     )
     return MuJoCoPoolEnv(task, num_envs, max_steps=max_steps, pixels=pixels)

@@ -32,7 +32,8 @@ class EnvSettings:
         name: a name that `metra envs` lists, mujoco:FILE, gym:ID, dm_control:DOMAIN-TASK,
             envpool:ID, or package.module:function; in Python the function itself, too
         max_steps: steps after which an episode is truncated; null: as the environment has it
-        terminate: false: episodes end by truncation only; null: as the environment has it
+        terminate: true: falls end episodes, of the robots that tell; false: only truncation does;
+            null: as the environment has it
         position: where the body is, for coverage: indices of the observation, or
             package.module:function of states; null: as the environment has it
         normalize: false: leave observations as they are; null: by constants, measured if need be

@@ -61,9 +61,7 @@ class SkillPrimer(EpisodePrimer):
         self.switch = switch
         self.skill_key = skill_key
 
-    def _step(
-        self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
-    ) -> TensorDictBase:
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         following = super()._step(tensordict, next_tensordict)
         if self.switch == 0:
             return following
