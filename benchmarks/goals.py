@@ -105,6 +105,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Measure what the command line names; print the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("policies", nargs="*", metavar="FILE.pt")
     files = parser.parse_args().policies

@@ -21,6 +21,7 @@ from torchrl_metra import (
     OneHot,
     SkillPrior,
     SuccessorFeatureSACLoss,
+    UnitBall,
     UnitSphere,
     make_metra_optimizers,
     make_pixel_sac_networks,
@@ -305,3 +306,8 @@ def test_pixel_critics() -> None:
     out = loss(batch)
     (out["loss_qvalue"] + out["loss_actor"]).backward()
     assert all(p.grad.abs().sum() > 0 for p in loss.qvalue_network_params.parameters())
+
+
+def test_skills_with_a_speed_are_refused() -> None:
+    with pytest.raises(ValueError, match="UnitBall is not linear"):
+        CSFLoss(nn.Linear(2, 2), UnitBall(2))

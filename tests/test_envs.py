@@ -303,7 +303,7 @@ class TestSkillPrimer:
             rollout = env.rollout(20)
             changed = (rollout["skill"] != rollout["next", "skill"]).any(-1)
             assert float(changed.float().mean()) == share
-        with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+        with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
             SkillPrimer(UnitSphere(2), switch=1.5)
 
     def test_refuses_replay_buffers(self) -> None:

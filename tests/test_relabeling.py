@@ -138,7 +138,7 @@ def test_every_prior(prior: SkillPrior) -> None:
 
 
 def test_turned_skills_keep_their_speed() -> None:
-    """φ learns where episodes went, whatever their speed; the policy is asked for the same speed."""
+    """φ learns where episodes went, and the policy is asked for the same speed."""
     batch = with_episodes(make_batch(UnitBall(2), 64))
     out = RelabelSkills(nn.Linear(2, 2), UnitBall(2), rarity=0.0)(batch.clone())
     assert not out["skill"].equal(batch["skill"])

@@ -101,7 +101,8 @@ def test_half_of_the_ball_is_at_full_speed() -> None:
     length = UnitBall(3).sample([20_000]).norm(dim=-1)
     assert abs(float((length > 0.999).float().mean()) - 0.5) < 0.02
     slow = length[length < 0.999]
-    assert abs(float(slow.mean()) - 0.5) < 0.02 and abs(float(slow.var()) - 1 / 12) < 0.01
+    assert abs(float(slow.mean()) - 0.5) < 0.02
+    assert abs(float(slow.var()) - 1 / 12) < 0.01
 
 
 @pytest.mark.parametrize("length", [0.0, 0.3, 0.5, 0.8])
@@ -132,13 +133,22 @@ def test_the_ball_arrives() -> None:
         place = place + step / step.norm().clamp(min=1.0)
         lengths.append(float(skill.norm()))
     assert (goal - place).norm() < 0.05
-    assert lengths[0] > 0.85 and lengths[-1] < 0.01
+    assert lengths[0] > 0.85
+    assert lengths[-1] < 0.01
+
+
+def test_a_vector_stands_for_a_skill_of_its_length_at_most_one() -> None:
+    vectors = torch.tensor([[0.3, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    torch.testing.assert_close(
+        UnitBall(2).as_skill(vectors), torch.tensor([[0.3, 0.0], [0.0, 0.0], [0.6, 0.8]])
+    )
+    assert UnitSphere(2).as_skill(vectors).equal(UnitSphere(2).skill_along(vectors))
 
 
 def test_far_and_missing_displacements_of_the_ball() -> None:
     displacement = torch.tensor([[1e30, 0.0], [0.0, 0.0], [float("nan"), 0.0]])
     skills = UnitBall(2).skill_along(displacement)
-    assert skills[0].tolist() == [1.0, 0.0] and skills[1].tolist() == [0.0, 0.0]
+    assert skills[:2].tolist() == [[1.0, 0.0], [0.0, 0.0]]
     assert skills[2].isnan().any()
 
 

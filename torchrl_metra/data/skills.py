@@ -125,6 +125,10 @@ class SkillPrior(abc.ABC):
             Skills of the same shape; NaN where the displacement is not finite.
         """
 
+    def as_skill(self, vector: Tensor) -> Tensor:
+        """The skill that a vector stands for, such as a high-level policy's action, ``[*B, D]``."""
+        return self.skill_along(vector)
+
     def toward(self, displacement: Tensor) -> Tensor:
         """The name of :meth:`skill_along` in version 0.1."""
         return self.skill_along(displacement)
@@ -278,6 +282,9 @@ class UnitBall(UnitSphere):
 
     def redirect(self, skill: Tensor, displacement: Tensor) -> Tensor:
         return super().skill_along(displacement) * skill.norm(dim=-1, keepdim=True)
+
+    def as_skill(self, vector: Tensor) -> Tensor:
+        return vector / vector.norm(dim=-1, keepdim=True).clamp(min=1.0)
 
     def skill_along(self, displacement: Tensor) -> Tensor:
         """The displacement's direction, at the speed that arrives after ``arrival_steps``."""

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_metra.data import SkillPrior
+from torchrl_metra.data import SkillPrior, UnitBall
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import pairwise_products
 
@@ -43,6 +43,9 @@ class CSFLoss(EncoderLoss):
         negative_weight (float, optional): :math:`\xi > 0`. Defaults to 5.0.
         reduction (str, optional): ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
+    Raises:
+        ValueError: if skills have a speed, as those of :class:`~torchrl_metra.UnitBall`.
+
     The output holds ``loss_encoder`` and, detached, ``intrinsic_reward`` and ``latent_step``
     (:math:`\|\phi(s') - \phi(s)\|_2`).
 
@@ -70,6 +73,11 @@ class CSFLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
+        if isinstance(prior, UnitBall):
+            raise ValueError(
+                "CSF's critics predict sums of latent steps, and the reward of a UnitBall is not "
+                "linear in them: use UnitSphere."
+            )
         self.num_negatives = num_negatives
         self.negative_weight = negative_weight
         self.cumulant_size = prior.dim

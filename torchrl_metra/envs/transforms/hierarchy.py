@@ -27,9 +27,9 @@ class SkillAction(Transform):
     there, with the observation and the reward of its last step, while others of the batch
     go on. Discounts then count skills, not steps: so do the frames of a collector.
 
-    The action has the prior's spec, or that of a box if it has no bounds. Of a continuous
-    skill only the direction counts: :meth:`~torchrl_metra.SkillPrior.skill_along` brings it to
-    the length of the prior's skills. The skill policy reads the entries it was trained on;
+    The action has the prior's spec, or that of a box if it has no bounds.
+    :meth:`~torchrl_metra.SkillPrior.as_skill` makes a skill of it: of one on the sphere only the
+    direction counts. The skill policy reads the entries it was trained on;
     the high-level policy is free to read more. The entry ``"inner_steps"``, ``int64`` of
     shape ``[*B, 1]``, is the number of steps that the action took.
 
@@ -80,7 +80,7 @@ class SkillAction(Transform):
         return tensordict_reset.set("inner_steps", steps)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        skill = self.prior.skill_along(self.prior.validate(tensordict.get("action").float()))
+        skill = self.prior.as_skill(self.prior.validate(tensordict.get("action").float()))
         return self._act(tensordict.set("skill", skill))
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
