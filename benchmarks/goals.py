@@ -26,6 +26,8 @@ from torchrl_metra import (
     GoalReachingPolicy,
     SkillPolicy,
     SkillPrimer,
+    UnitBall,
+    UnitSphere,
     make_env,
     sample_goals,
 )
@@ -34,6 +36,7 @@ from torchrl_metra.evaluation import goal_metrics, rollout_goals
 RECORD = Path(__file__).parent / "results" / "goals.json"
 GOALS = 50
 EXTENT = 20.0  # meters
+WAYS = ("skills", "made shorter", "with a stop")
 NEAR = 1.0  # meters within which the hand-coded stop takes the hands off
 SHORTER = 10.0  # latent distance below which skills are made shorter
 
@@ -72,14 +75,17 @@ def measure(path: str) -> dict[str, Any]:
     """How a policy's skills reach goals, alone and with the stop."""
     policy = SkillPolicy.load(path)
     options = policy.env_options or {}
-    goals = sample_goals(str(policy.env_name), GOALS, extent=EXTENT, seed=0)
+    goals = sample_goals(
+        str(policy.env_name), GOALS, extent=EXTENT, seed=0, env_options=policy.env_options
+    )
     env: EnvBase = make_env(str(policy.env_name), GOALS, **options)
     env = env.append_transform(Compose(SkillPrimer(policy.prior), GoalPrimer(goals)))
     ways = {
         "skills": policy.reach_goals(),
-        "made shorter": Shorter(policy.actor, policy.encoder, policy.prior),
         "with a stop": Stop(policy.reach_goals()),
     }
+    if isinstance(policy.prior, UnitSphere) and not isinstance(policy.prior, UnitBall):
+        ways["made shorter"] = Shorter(policy.actor, policy.encoder, policy.prior)
     result: dict[str, Any] = {"file": path, "env": policy.env_name, "prior": repr(policy.prior)}
     with closing(env):
         for name, module in ways.items():
@@ -96,7 +102,7 @@ def show(results: list[dict[str, Any]]) -> None:
     print("|---|---|---|---|---|---|")
     for result in results:
         name = Path(result["file"]).with_suffix("")
-        for way in ("skills", "made shorter", "with a stop"):
+        for way in (way for way in WAYS if way in result):
             row = result[way]
             print(
                 f"| {name.parent.name}/{name.name} | {way} | {row['hit_3']:.2f} "

@@ -248,6 +248,7 @@ def arguments(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "SuccessorFeatureSACLossConfig": {
             "actor": vectors.actor, "critics": vectors.critics, "prior": prior,
         },
+        "UnitBallConfig": {"dim": 3},
         "UnitSphereConfig": {"dim": 3},
     }  # fmt: skip
 

@@ -309,5 +309,8 @@ def test_pixel_critics() -> None:
 
 
 def test_skills_with_a_speed_are_refused() -> None:
-    with pytest.raises(ValueError, match="UnitBall is not linear"):
+    with pytest.raises(ValueError, match=r"UnitBall\(2\) pays"):
         CSFLoss(nn.Linear(2, 2), UnitBall(2))
+    networks = make_csf(UnitSphere(2)).networks
+    with pytest.raises(ValueError, match=r"UnitBall\(2\) pays"):
+        SuccessorFeatureSACLoss(networks.actor, networks.critics, UnitBall(2))

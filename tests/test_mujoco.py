@@ -266,7 +266,7 @@ class TestEpisodes:
             falls = [one is env, False]
             assert ended["terminated"].flatten().tolist() == falls
             assert ended["done"].flatten().tolist() == falls
-        with pytest.raises(ValueError, match="humanoid lies on the ground"):
+        with pytest.raises(ValueError, match="humanoid it is not known"):
             pool("humanoid_state", 2, terminate=True)
 
     def test_a_task_of_ones_own(self) -> None:

@@ -161,20 +161,21 @@ def leaves(settings: Any, prefix: str = "") -> Any:
 
 
 def test_the_papers_settings() -> None:
+    circle = {"kind": "UnitSphere", "switch": 0.0}
     assert preset_values("quadruped", "paper")["skill"] == {"kind": "UnitSphere", "dim": 4}
     settings = make_settings("half_cheetah")
-    assert dataclasses.asdict(settings.skill) == {"kind": "OneHot", "dim": 16}
+    assert dataclasses.asdict(settings.skill) == {"kind": "OneHot", "dim": 16, "switch": 0.0}
     assert settings.num_cells == [1024, 1024]
     assert settings.learning_rate == {"lr": 1e-4}
     assert dataclasses.astuple(settings.metra) == ("rms", 1e-3, 30.0)
-    assert dataclasses.asdict(make_settings("ant").skill) == {"kind": "UnitSphere", "dim": 2}
+    assert dataclasses.asdict(make_settings("ant").skill) == {**circle, "dim": 2}
     for name, dim in (("quadruped", 4), ("humanoid", 2)):
         settings = make_settings(name)
-        assert dataclasses.asdict(settings.skill) == {"kind": "UnitSphere", "dim": dim}
+        assert dataclasses.asdict(settings.skill) == {**circle, "dim": dim}
         assert (settings.updates_per_step, settings.frames_per_batch) == (200 / 1_600, 1_600)
         assert settings.buffer_size == 300_000
     settings = make_settings("kitchen")
-    assert dataclasses.asdict(settings.skill) == {"kind": "OneHot", "dim": 24}
+    assert dataclasses.asdict(settings.skill) == {"kind": "OneHot", "dim": 24, "switch": 0.0}
     assert (settings.updates_per_step, settings.frames_per_batch) == (100 / 400, 400)
     assert dataclasses.astuple(settings.sac) == (0.01, True, -0.5)
     assert settings.buffer_size == 100_000

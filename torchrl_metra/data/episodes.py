@@ -37,7 +37,8 @@ class EpisodeStorage(SelfSamplingStorage):
 
     Episodes are found by comparing states, so nothing depends on trajectory ids. A
     transition continues another one that is not done if its states equal, bit by bit, the next
-    states of the other; and so do their skills, if there are any.
+    states of the other; and so do their skills, if there are any: where a skill changes within
+    an episode, each part with one skill counts as an episode here.
     Transitions may come from any number of environments, in whole or in partial episodes,
     flattened as collectors' batches are by ``reshape(-1)``. Environments with equal states
     and equal skills at the same time cannot be told apart.

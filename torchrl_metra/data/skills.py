@@ -107,6 +107,11 @@ class SkillPrior(abc.ABC):
         """
         return (step * self.center(skill)).sum(dim=-1)
 
+    @property
+    def has_own_reward(self) -> bool:
+        """Whether :meth:`reward` is another one, which is not linear in the step."""
+        return type(self).reward is not SkillPrior.reward
+
     def redirect(self, skill: Tensor, displacement: Tensor) -> Tensor:
         """The skill, turned so that it moves φ along a displacement, both of shape ``[*B, D]``."""
         return self.skill_along(displacement)
@@ -226,6 +231,10 @@ class UnitSphere(SkillPrior):
         return torch.nn.functional.normalize(scaled, dim=-1).clamp(-1.0, 1.0)
 
 
+# In latent steps: the distance from a goal at which a UnitBall's skill has half its full length.
+_APPROACH = 10.0
+
+
 class UnitBall(UnitSphere):
     r"""Directions that have a speed: skills in the unit ball of ``R^D``, where zero stands still.
 
@@ -239,12 +248,13 @@ class UnitBall(UnitSphere):
     limit but the temporal constraint's. Half of the skills have this length, which are those that
     :meth:`grid` and :meth:`evaluation_skills` return; the lengths of the others are uniform.
 
-    The way to a goal is :math:`z = \delta / (\|\delta\| + c)`, with
-    :math:`\delta = \phi(g) - \phi(s)`: full speed from far away, and nearby the step
-    :math:`\delta / c` that arrives after some :math:`c` steps, 10.
+    The way to a goal is :math:`z = \delta / (\|\delta\| + 10)`, with
+    :math:`\delta = \phi(g) - \phi(s)`: full speed from far away, and nearby a tenth of the way in
+    each step. That is for latent steps of about one, as the temporal constraint has them.
 
     Skills with a speed have to learn to brake, so let them change within an episode, by
-    ``SkillPrimer(prior, switch=0.01)``.
+    ``SkillPrimer(prior, switch=0.01)``. Do not let falls end episodes: for a slow skill, a robot
+    that has fallen pays best.
 
     Args:
         dim (int): dimension ``D`` of the surrounding space.
@@ -259,8 +269,6 @@ class UnitBall(UnitSphere):
         >>> prior.reward(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]))
         tensor(0.5000)
     """
-
-    arrival_steps: ClassVar[float] = 10.0
 
     def sample(
         self,
@@ -284,12 +292,13 @@ class UnitBall(UnitSphere):
         return super().skill_along(displacement) * skill.norm(dim=-1, keepdim=True)
 
     def as_skill(self, vector: Tensor) -> Tensor:
-        return vector / vector.norm(dim=-1, keepdim=True).clamp(min=1.0)
+        is_longer = vector.norm(dim=-1, keepdim=True) > 1
+        return torch.where(is_longer, super().skill_along(vector), vector)
 
     def skill_along(self, displacement: Tensor) -> Tensor:
-        """The displacement's direction, at the speed that arrives after ``arrival_steps``."""
+        """The displacement's direction, slower the nearer: a tenth of the way in each step."""
         length = displacement.norm(dim=-1, keepdim=True)
-        speed = torch.where(length.isinf(), 1.0, length / (length + self.arrival_steps))
+        speed = torch.where(length.isinf(), 1.0, length / (length + _APPROACH))
         return super().skill_along(displacement) * speed
 
 

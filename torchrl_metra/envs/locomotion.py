@@ -296,7 +296,7 @@ def make_locomotion(
     """
     known = LOCOMOTION[name]
     if terminate and known.robot.fallen is None:
-        raise ValueError(f"{name} lies on the ground from the start: no fall ends its episodes.")
+        raise ValueError(f"of {name} it is not known when it has fallen: leave out terminate.")
     suite = SuiteTask(load(known.task, {}))
     module = require(f"dm_control.suite.{name}", "dm-control")
     xml, assets = known.xml(module)

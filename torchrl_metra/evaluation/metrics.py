@@ -56,7 +56,8 @@ def skill_accuracy(displacement: Tensor, skills: Tensor, prior: SkillPrior) -> f
         hits = recovered.argmax(-1) == skills.argmax(-1)
     else:
         candidates = skills.unique(dim=0)
-        nearest = torch.cdist(recovered, candidates).argmin(-1)
+        directions = torch.nn.functional.normalize(candidates, dim=-1)
+        nearest = (recovered @ directions.T).argmax(-1)
         hits = (candidates[nearest] == skills).all(-1)
     return round(float(hits.float().mean()), 6)
 

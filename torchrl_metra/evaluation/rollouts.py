@@ -48,6 +48,9 @@ def rollout_skills(
         under ``"skill"``, and where the environment has them. All of it is on the
         environment's device, that of simulators on the CPU.
 
+    Raises:
+        ValueError: if the environment has no skills, or changes them within episodes.
+
     Examples:
         >>> from torchrl_metra import SkillPrimer, UnitSphere, make_env, make_sac_networks
         >>> prior = UnitSphere(2)
@@ -58,7 +61,13 @@ def rollout_skills(
     """
     key: NestedKey = "skill"
     for part in transforms_of(env):
-        key = part.skill_key if isinstance(part, SkillPrimer) else key
+        if isinstance(part, SkillPrimer):
+            key = part.skill_key
+            if part.switch > 0:
+                raise ValueError(
+                    "an episode is to follow one skill, but this environment's SkillPrimer has "
+                    f"switch={part.switch:g}: evaluate in one without."
+                )
     if key not in env.observation_spec.keys(True):
         raise ValueError(
             f"the environment has no entry {key!r} for skills: append a SkillPrimer to it. One "

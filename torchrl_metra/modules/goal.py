@@ -16,8 +16,9 @@ class GoalReachingPolicy(TensorDictModuleBase):
     """Reaches goals without further training: the skill points from φ(s) to φ(g) (Section 4.2).
 
     The skill is ``prior.skill_along(φ(g) - φ(s))``: for continuous skills the direction of the
-    goal in latent space, for discrete ones the entry along which the goal is farthest. The
-    goal is what φ reads, below ``"goal"``; :class:`~torchrl_metra.GoalPrimer` brings it into
+    goal in latent space, of a :class:`~torchrl_metra.UnitBall` the slower the nearer, for discrete
+    ones the entry along which the goal is farthest. The goal is what φ reads, below ``"goal"``;
+    :class:`~torchrl_metra.GoalPrimer` brings it into
     an environment. No gradient flows through the skill.
 
     Args:

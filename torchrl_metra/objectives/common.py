@@ -229,7 +229,7 @@ class EncoderLoss(SkillLoss):
         return self.prior.reward(next_latent - latent, self.skill(tensordict)).unsqueeze(-1)
 
     def rewards(self, step: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """How far latent steps go along skills, ``[*B]``: along the policy's, and along φ's.
+        """What latent steps pay the policy's skills, and how far they go along φ's, ``[*B]``.
 
         They differ where skills are relabeled: then φ is trained with those of episodes.
         """

@@ -9,9 +9,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_metra.data import SkillPrior, UnitBall
+from torchrl_metra.data import SkillPrior
 from torchrl_metra.objectives.common import EncoderLoss
 from torchrl_metra.objectives.functional import pairwise_products
+from torchrl_metra.objectives.successor import check_linear
 
 
 class CSFLoss(EncoderLoss):
@@ -73,11 +74,7 @@ class CSFLoss(EncoderLoss):
         reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> None:
         super().__init__(encoder, prior, reduction=reduction)
-        if isinstance(prior, UnitBall):
-            raise ValueError(
-                "CSF's critics predict sums of latent steps, and the reward of a UnitBall is not "
-                "linear in them: use UnitSphere."
-            )
+        check_linear(prior)
         self.num_negatives = num_negatives
         self.negative_weight = negative_weight
         self.cumulant_size = prior.dim

@@ -128,7 +128,8 @@ class RelabelSkills(Transform):
         half = len(tensordict) // 2
         first, last = self._encode(tensordict["first"], tensordict["last"])
         here, ahead = self._encode(tensordict[:half], tensordict["ahead"][:half])
-        episode_skill = self.prior.redirect(self.anchors[:1], last - first)
+        # φ learns directions, at full speed where skills have one.
+        episode_skill = self.prior.redirect(self.anchors[:1].expand_as(last), last - first)
         displacement = torch.cat([ahead - here, (last - first)[half:]])
         self.episode_mass.lerp_(self._mass(episode_skill), 0.01)
         rolled = tensordict[self.skill_key]

@@ -84,6 +84,7 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
                 f"critics must map to the {prior.dim} dimensions of {prior!r}, but map to "
                 f"{last.out_features}: build them with value_size={prior.dim}."
             )
+        check_linear(prior)
         self.prior = prior
         self.cumulant_size = prior.dim
 
@@ -134,3 +135,12 @@ class SuccessorFeatureSACLoss(BatchedSACLoss):
         loss = reduce_loss(self, loss.mean(dim=-1).sum(dim=0), tensordict)
         error = (features - target).detach().abs().mean(dim=-1)
         return loss, {"td_error": error.amax(dim=0)}
+
+
+def check_linear(prior: SkillPrior) -> None:
+    """Successor features are sums of latent steps: a reward must be linear in these."""
+    if prior.has_own_reward:
+        raise ValueError(
+            f"critics that predict sums of latent steps do not know what {prior!r} pays, which is "
+            "not linear in a step: use UnitSphere."
+        )

@@ -186,8 +186,9 @@ def _make_world(
     """The environment with skills, and the settings with what was given or measured."""
     parts = [] if env is None else transforms_of(env)
     primers = [part for part in parts if isinstance(part, SkillPrimer)]
-    if primers and prior is None:
-        prior = primers[-1].prior
+    if primers:
+        prior = primers[-1].prior if prior is None else prior
+        settings = replace(settings, skill=replace(settings.skill, switch=primers[-1].switch))
     if prior is not None:
         settings = replace(settings, skill=update(settings.skill, prior.to_config(), "skill."))
     # Environments draw from it, in workers too: for some objectives, normal skills.
@@ -197,7 +198,9 @@ def _make_world(
     if env is None:
         env = collect.make_skill_env(settings, settings.num_envs, settings.seed)
         return collect.with_constants(settings, env), env, prior
-    return settings, env if primers else env.append_transform(SkillPrimer(prior)), prior
+    if not primers:
+        env = env.append_transform(SkillPrimer(prior, switch=settings.skill.switch))
+    return settings, env, prior
 
 
 def make_settings(env: Any = None, **settings: Any) -> Settings:

@@ -181,8 +181,13 @@ def find_objective(settings: Settings) -> Objective:
 def make_prior(settings: Settings) -> SkillPrior:
     """The run's skills; DIAYN, DADS and CIC draw continuous ones from a normal distribution."""
     prior = SkillPrior.from_config(vars(settings.skill))
-    if find_objective(settings).draws_normal and isinstance(prior, UnitSphere):
-        return StandardNormal(prior.dim)
+    if find_objective(settings).draws_normal:
+        if prior.has_own_reward:
+            raise ValueError(
+                f"objective={settings.objective} does not pay what {prior!r} asks for."
+            )
+        if isinstance(prior, UnitSphere):
+            return StandardNormal(prior.dim)
     return prior
 
 

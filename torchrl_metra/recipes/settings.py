@@ -424,7 +424,7 @@ def update(settings: _Settings, values: Any, prefix: str = "") -> _Settings:
 
     Examples:
         >>> update(Settings(), {"skill": {"dim": 3}, "num_envs": 4}).skill
-        SkillSettings(kind='UnitSphere', dim=3)
+        SkillSettings(kind='UnitSphere', dim=3, switch=0.0)
         >>> update(Settings(), {"num_env": 4})
         Traceback (most recent call last):
         ValueError: unknown setting 'num_env': did you mean 'num_envs'?
@@ -459,7 +459,7 @@ def describe(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
     Examples:
         >>> next(describe(SkillSettings(), "skill."))
-        ('skill.kind', 'UnitSphere', 'UnitSphere | StandardNormal | OneHot')
+        ('skill.kind', 'UnitSphere', 'UnitSphere | UnitBall | StandardNormal | OneHot')
     """
     docstrings = "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in type(settings).__mro__)
     found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", docstrings, re.MULTILINE)

@@ -54,7 +54,12 @@ def train(settings: Settings) -> dict[str, Any]:
         skill_policy = trainer.skill_policy
         assert skill_policy is not None
         env_options = skill_policy.env_options or {}
-        same = replace(settings, env=EnvSettings(settings.env.name, **env_options))
+        same = replace(
+            settings,
+            env=EnvSettings(settings.env.name, **env_options),
+            # An evaluation follows each skill to the end.
+            skill=replace(settings.skill, switch=0.0),
+        )
         num_envs = settings.evaluation_num_envs or settings.evaluation_episodes
         env = make_skill_env(same, num_envs, settings.seed + 1_000)
     try:

@@ -112,7 +112,7 @@ FAILURES = {
             or (see.time >= 5 and see.bound > 0 and see.most("skill_alignment", 2) < 0.1)
         ),
         "φ moves, but not along the skills: the policy does not follow them. See that policy and "
-        "critics read the skill, and that one skill lasts for an episode.",
+        "critics read the skill, and that an action is for the skill that it read.",
         "all-skills-are-the-same-skills-ignored",
         # Whatever else is wrong may end in this.
         is_consequence=True,
@@ -192,7 +192,7 @@ class Diagnosis(TrainerHookBase):
         if isinstance(skill_loss, METRALoss) and skill_loss.distance is None:
             self.bound = math.sqrt(prior.dim) if skill_loss.constraint_norm == "rms" else 1.0
         # The reward for a latent step of 1 if φ knew one direction only.
-        self.line = _mean_along_a_line(prior)
+        self.line = math.nan if prior.has_own_reward else _mean_along_a_line(prior)
         # Whether skills are directions, which φ should tell apart.
         self.has_directions = not isinstance(prior, OneHot) and prior.dim > 1
         self.learning_rate = learning_rate

@@ -183,7 +183,7 @@ class METRATrainer(Trainer):
         if shared_encoder is not None:
             self._policy = TensorDictSequential(shared_encoder, self._policy)
             features = shared_encoder.out_keys
-        # Rewards and features are made anew for each batch, and a skill is the same at both ends.
+        # Rewards and features are made anew for each batch, and critics take skills as kept.
         skill, reward = skill_loss.tensor_keys.skill, loss_module.tensor_keys.reward
         made_anew = [*features, *(("next", key) for key in (*features, skill, reward))]
         self._replay_keys = read_keys(skill_loss, loss_module) - {*map(unravel_key, made_anew)}

@@ -264,7 +264,7 @@ def add_reward(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModul
     skill_key = skill_loss.tensor_keys.skill
     with torch.no_grad():
         batch.set(("next", sac_loss.tensor_keys.reward), skill_loss.cumulant(batch))
-    # A skill lasts for the whole episode: no need to store it twice.
+    # Critics value a skill as if it were kept, also where an episode changes it.
     batch.set(("next", skill_key), batch.get(skill_key))
 
 

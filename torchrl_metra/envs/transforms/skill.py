@@ -12,7 +12,7 @@ from torchrl_metra.envs.transforms.primer import EpisodePrimer, where_reset
 
 
 class SkillPrimer(EpisodePrimer):
-    """Draws a skill at reset and carries it through the episode.
+    """Draws a skill at reset and, unless it is to change, carries it through the episode.
 
     Every environment of a batch has its own skill, redrawn only where that
     environment is reset, by TorchRL, by a ``"_reset"`` mask of yours or by itself. Draws come
@@ -25,7 +25,9 @@ class SkillPrimer(EpisodePrimer):
 
     Keyword Args:
         switch (float, optional): the probability, at each step, that the skill changes within the
-            episode, as it does on the way to goals. Defaults to 0.
+            episode, as it does on the way to goals. An action is for the skill that it read, and
+            ``("next", "skill")`` is the one that follows. METRA's trainer values a skill as if it
+            were kept; in a loop of your own, copy ``"skill"`` there. Defaults to 0.
         skill_key (NestedKey, optional): entry to write. Defaults to ``"skill"``.
         reset_key (NestedKey, optional): see :class:`~torchrl.envs.TensorDictPrimer`.
 
