@@ -11,7 +11,15 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs import SerialEnv, TransformedEnv
 
-from torchrl_metra import LSDLoss, OneHot, PointEnv, SkillPrimer, UnitSphere, make_env
+from torchrl_metra import (
+    LSDLoss,
+    OneHot,
+    PointEnv,
+    SkillPrimer,
+    UnitSphere,
+    make_env,
+    make_sac_networks,
+)
 from torchrl_metra.evaluation import (
     CoverageCounter,
     coverage,
@@ -372,3 +380,11 @@ class TestWriteVideo:
         write_video(pixels, tmp_path / "first.gif")
         write_video(pixels.permute(0, 1, 3, 4, 2), tmp_path / "last.gif")
         assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "last.gif").read_bytes()
+
+
+def test_an_episode_follows_one_skill() -> None:
+    prior = UnitSphere(2)
+    env = make_env("point", num_envs=4).append_transform(SkillPrimer(prior, switch=0.1))
+    networks = make_sac_networks(2, env.action_spec, prior, num_cells=[16])
+    with pytest.raises(ValueError, match=r"follow one skill, but .* switch=0\.1"):
+        rollout_skills(env, networks.actor, prior.grid(4))

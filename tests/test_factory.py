@@ -22,12 +22,14 @@ from torchrl_metra import (
     SkillPolicy,
     SkillPrimer,
     StandardNormal,
+    UnitBall,
     UnitSphere,
     make_env,
     make_metra,
     make_sac_networks,
 )
 from torchrl_metra._transforms import transforms_of
+from torchrl_metra.recipes import make_settings, train
 from torchrl_metra.recipes.settings import EnvSettings
 
 PRIOR = UnitSphere(2)
@@ -125,6 +127,28 @@ def test_environments_draw_the_skills_that_the_objective_models() -> None:
     assert isinstance(trainer.skill_loss.prior, StandardNormal)
     trainer.train()
     assert trainer.replay_buffer[:]["skill"].norm(dim=-1).std() > 0.1
+
+
+def test_skills_change_in_training_and_not_in_evaluation(tmp_path: Path) -> None:
+    def switches(trainer: METRATrainer) -> list[float]:
+        parts = transforms_of(trainer.collector.env)
+        return [part.switch for part in parts if isinstance(part, SkillPrimer)]
+
+    skill = {"kind": "UnitBall", "switch": 0.25}
+    assert switches(make(skill=skill)) == [0.25]
+    assert switches(make(PointEnv(4, max_steps=20), skill=skill)) == [0.25]
+    given = PointEnv(4).append_transform(SkillPrimer(UnitBall(2), switch=0.5))
+    assert switches(make(given)) == [0.5]
+
+    # rollout_skills would refuse an environment that changes skills.
+    output = str(tmp_path)
+    train(make_settings("point", **SMALL, skill=skill, evaluation_episodes=3, output=output))
+
+
+@pytest.mark.parametrize("objective", ["diayn", "csf"])
+def test_objectives_that_cannot_pay_for_a_speed_say_so(objective: str) -> None:
+    with pytest.raises(ValueError, match=r"UnitBall\(2\)"):
+        make(skill={"kind": "UnitBall"}, objective=objective)
 
 
 class Scaled(LSDLoss):
