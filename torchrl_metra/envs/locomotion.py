@@ -102,6 +102,11 @@ class Robot:
         """Where it is, for evaluation: x and y, in meters."""
         return qpos[:, :2]
 
+    def heading(self, qpos: Array) -> Array:
+        """Where the x axis of the root points in the plane, ``[N, 2]``."""
+        w, x, y, z = qpos[:, 3:7].T
+        return np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z)], axis=1)
+
     #: ``reward(before, after, control)``, the suite's ``run``; ``None``: there is none.
     reward: Callable[[States, States, Array], Array] | None = None
 
@@ -266,6 +271,7 @@ def make_locomotion(
     pixels: PixelOptions | None = None,
     max_steps: int = EPISODE_STEPS,
     terminate: bool = False,
+    heading: bool = False,
     shows_state: bool = False,
 ) -> MuJoCoPoolEnv:
     """Build robots of the control suite; an action lasts for two of its steps.
@@ -286,6 +292,8 @@ def make_locomotion(
             Defaults to 200.
         terminate (bool, optional): whether a Quadruped's fall ends its episode.
             Defaults to ``False``, as in the paper.
+        heading (bool, optional): whether the state ends by where the torso's x axis points in the
+            plane, two entries that the suite leaves out. Defaults to ``False``.
         shows_state (bool, optional): whether the state is observed. Defaults to ``False``.
 
     Returns:
@@ -312,7 +320,11 @@ def make_locomotion(
 
     def observation(*states: Array) -> dict[str, Array]:
         shown = {"position": robot.place(states[0])}
-        return {"observation": robot.observation(*states), **shown} if shows_state else shown
+        if shows_state:
+            state = robot.observation(*states)
+            parts = [state, robot.heading(states[0])] if heading else [state]
+            shown["observation"] = np.concatenate(parts, axis=1)
+        return shown
 
     camera = {} if known.camera is None else {"camera": known.camera}
     task = MuJoCoTask.of(
