@@ -269,6 +269,15 @@ class TestEpisodes:
         with pytest.raises(ValueError, match="humanoid it is not known"):
             pool("humanoid_state", 2, terminate=True)
 
+    def test_heading(self) -> None:
+        env = pool("quadruped_state", 3, options={"heading": True})
+        env.reset()
+        half = np.array([0.0, np.pi / 4, -np.pi / 2])  # of the angle to the left
+        for i, (cos, sin) in enumerate(zip(np.cos(half), np.sin(half), strict=True)):
+            env.states.qpos[i, 3:7] = cos, 0, 0, sin
+        expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        torch.testing.assert_close(env.observe()["observation"][:, 81:].float(), expected)
+
     def test_a_task_of_ones_own(self) -> None:
         def observation(qpos: Any, qvel: Any, act: Any, sensordata: Any) -> dict[str, Any]:
             return {"height": qpos[:, 2:3], "upright": sensordata[:, upright][:, 2:] > 0.9}

@@ -160,6 +160,12 @@ def leaves(settings: Any, prefix: str = "") -> Any:
             yield f"{prefix}{name}", repr(value)
 
 
+def test_options_of_the_environment_on_the_command_line() -> None:
+    typed = ["env=gym:Ant-v5", "env.options={exclude_current_positions_from_observation:false}"]
+    options = {"exclude_current_positions_from_observation": False}
+    assert compose("train", typed).env.options == options
+
+
 def test_the_papers_settings() -> None:
     circle = {"kind": "UnitSphere", "switch": 0.0}
     assert preset_values("quadruped", "paper")["skill"] == {"kind": "UnitSphere", "dim": 4}

@@ -97,9 +97,9 @@ def test_sphere_has_unit_length_and_no_preferred_direction(dim: int) -> None:
     torch.testing.assert_close(UnitSphere(dim).grid(10).norm(dim=-1), torch.ones(10))
 
 
-def test_half_of_the_ball_is_at_full_speed() -> None:
+def test_three_quarters_of_the_ball_are_at_full_speed() -> None:
     length = UnitBall(3).sample([20_000]).norm(dim=-1)
-    assert abs(float((length > 0.999).float().mean()) - 0.5) < 0.02
+    assert abs(float((length > 0.999).float().mean()) - 0.75) < 0.02
     slow = length[length < 0.999]
     assert abs(float(slow.mean()) - 0.5) < 0.02
     assert abs(float(slow.var()) - 1 / 12) < 0.01

@@ -245,15 +245,15 @@ class UnitBall(UnitSphere):
         r = (\phi(s') - \phi(s))^\top z - \tfrac12 (1 - \|z\|) \|\phi(s') - \phi(s)\|^2
 
     is largest for the step :math:`z / (1 - \|z\|)`. At length one it is METRA's, and there is no
-    limit but the temporal constraint's. Half of the skills have this length, which are those that
-    :meth:`grid` and :meth:`evaluation_skills` return; the lengths of the others are uniform.
+    limit but the temporal constraint's. Three quarters of the skills have this length, as all of
+    :meth:`grid` and :meth:`evaluation_skills` have; the lengths of the others are uniform.
 
     The way to a goal is :math:`z = \delta / (\|\delta\| + 10)`, with
     :math:`\delta = \phi(g) - \phi(s)`: full speed from far away, and nearby a tenth of the way in
     each step. That is for latent steps of about one, as the temporal constraint has them.
 
     Skills with a speed have to learn to brake, so let them change within an episode, by
-    ``SkillPrimer(prior, switch=0.01)``. Do not let falls end episodes: for a slow skill, a robot
+    ``SkillPrimer(prior, switch=0.005)``. Do not let falls end episodes: for a slow skill, a robot
     that has fallen pays best.
 
     Args:
@@ -278,7 +278,7 @@ class UnitBall(UnitSphere):
         device: torch.device | str | None = None,
     ) -> Tensor:
         direction = super().sample(batch_size, generator=generator, device=device)
-        length = 2 * torch.rand(*batch_size, 1, generator=generator, device=device)
+        length = 4 * torch.rand(*batch_size, 1, generator=generator, device=device)
         return direction * length.clamp_(max=1.0)
 
     def evaluation_skills(self, num_skills: int = 48, *, seed: int = 0) -> Tensor:

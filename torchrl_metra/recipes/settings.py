@@ -37,7 +37,7 @@ class EnvSettings:
         position: where the body is, for coverage: indices of the observation, or
             package.module:function of states; null: as the environment has it
         normalize: false: leave observations as they are; null: by constants, measured if need be
-        options: passed on to what builds the environment
+        options: a mapping that is passed on to what builds the environment; null: none
     """
 
     name: Any = None
@@ -45,7 +45,8 @@ class EnvSettings:
     terminate: bool | None = None
     position: Any = None
     normalize: Any = None
-    options: dict[str, Any] = field(default_factory=dict)
+    # Not an empty mapping, into which Hydra would let no new names.
+    options: Any = None
 
 
 @dataclass
