@@ -7,7 +7,8 @@ them, and draws ``NAME_coverage.png`` beside them. Reads
 ``benchmarks/results/TASK/NAME_seedN.csv``, as ``metra downstream`` and
 ``metra finetune`` write them, and draws ``returns.png`` beside them. Reads
 ``benchmarks/results/objectives_*.json``, as ``metra summarize --save`` writes them, and draws
-``objectives.png`` with a panel per environment.
+``objectives.png`` with a panel per environment. Puts the runs of a robot beside the ends of
+published curves, in ``beside_published.png``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ RESULTS = Path(__file__).parent / "results"
 COLORS = {
     name: f"C{index}"
     for index, name in enumerate(("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd"))
+}
+
+
+# What GenDa's paper prints of robots observed by their states: environment steps, and cells
+# after them (METRA and CSF as read off its figure).
+PUBLISHED = {
+    "quadruped": (5e6, {"METRA": 822, "CSF": 757, "GenDa": 1794}),
+    "humanoid": (10e6, {"METRA": 940, "CSF": 532, "GenDa": 2192}),
 }
 
 
@@ -88,8 +97,28 @@ def draw_objectives(files: Sequence[Path], picture: Path) -> None:
     figure.savefig(picture, dpi=150)
 
 
+def draw_beside_published(picture: Path) -> None:
+    """Runs from states, and where the published curves end, in a panel per robot."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, robot in zip(figure.subplots(1, len(PUBLISHED)), PUBLISHED, strict=True):
+        steps, cells = PUBLISHED[robot]
+        for name, label in (("metra", "METRA"), ("csf", "CSF"), ("genda", "GenDa")):
+            for path in sorted(RESULTS.glob(f"{robot}_{name}_seed*.csv")):
+                seed = path.stem.rpartition("_seed")[2]
+                text = f"{label}, here, seed {seed}"
+                axes.plot(*read_curve(path).T, color=COLORS.get(name, "C8"), label=text)
+            color = COLORS.get(name, "C8")
+            axes.plot(steps, cells[label], "*", ms=12, color=color, label=f"{label}, published end")
+        axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=robot)
+        axes.set(xlim=(0, 1.05 * steps), ylim=(0, None))
+        axes.grid(alpha=0.2)
+        axes.legend(fontsize="small", loc="upper left")
+    figure.savefig(picture, dpi=120)
+
+
 def main() -> None:
     """Draw every group and every task."""
+    draw_beside_published(RESULTS / "beside_published.png")
     draw_objectives(sorted(RESULTS.glob("objectives_*.json")), RESULTS / "objectives.png")
     for folder in sorted({path.parent for path in RESULTS.glob("*/*_seed*.csv")}):
         draw_returns(folder)
