@@ -29,7 +29,9 @@ RESULTS = Path(__file__).parent / "results"
 # The same color for an objective in every panel.
 COLORS = {
     name: f"C{index}"
-    for index, name in enumerate(("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd"))
+    for index, name in enumerate(
+        ("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd", "genda")
+    )
 }
 
 
@@ -106,8 +108,8 @@ def draw_beside_published(picture: Path) -> None:
             for path in sorted(RESULTS.glob(f"{robot}_{name}_seed*.csv")):
                 seed = path.stem.rpartition("_seed")[2]
                 text = f"{label}, here, seed {seed}"
-                axes.plot(*read_curve(path).T, color=COLORS.get(name, "C8"), label=text)
-            color = COLORS.get(name, "C8")
+                axes.plot(*read_curve(path).T, color=COLORS[name], label=text)
+            color = COLORS[name]
             axes.plot(steps, cells[label], "*", ms=12, color=color, label=f"{label}, published end")
         axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=robot)
         axes.set(xlim=(0, 1.05 * steps), ylim=(0, None))
