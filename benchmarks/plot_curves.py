@@ -27,12 +27,8 @@ from torchrl_metra.evaluation import plot_coverage
 
 RESULTS = Path(__file__).parent / "results"
 # The same color for an objective in every panel.
-COLORS = {
-    name: f"C{index}"
-    for index, name in enumerate(
-        ("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd", "genda")
-    )
-}
+_OBJECTIVES = ("metra", "csf", "csd", "lsd", "dads", "cic", "diayn", "rnd", "genda")
+COLORS = {name: f"C{index}" for index, name in enumerate(_OBJECTIVES)}
 
 
 # What GenDa's paper prints of robots observed by their states: environment steps, and cells
