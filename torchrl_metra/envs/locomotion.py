@@ -103,9 +103,14 @@ class Robot:
         return qpos[:, :2]
 
     def heading(self, qpos: Array) -> Array:
-        """Where the x axis of the root points in the plane, ``[N, 2]``."""
+        """Where the x and the y axis of the root point in the plane, ``[N, 4]``.
+
+        Two axes, since that of a robot that lies on its back points upwards.
+        """
         w, x, y, z = qpos[:, 3:7].T
-        return np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z)], axis=1)
+        x_axis = 1 - 2 * (y * y + z * z), 2 * (x * y + w * z)
+        y_axis = 2 * (x * y - w * z), 1 - 2 * (x * x + z * z)
+        return np.stack([*x_axis, *y_axis], axis=1)
 
     #: ``reward(before, after, control)``, the suite's ``run``; ``None``: there is none.
     reward: Callable[[States, States, Array], Array] | None = None
@@ -292,8 +297,8 @@ def make_locomotion(
             Defaults to 200.
         terminate (bool, optional): whether a Quadruped's fall ends its episode.
             Defaults to ``False``, as in the paper.
-        heading (bool, optional): whether the state ends by where the torso's x axis points in the
-            plane, two entries that the suite leaves out. Defaults to ``False``.
+        heading (bool, optional): whether the state ends by where the torso's x and y axes point in
+            the plane, four entries that the suite leaves out. Defaults to ``False``.
         shows_state (bool, optional): whether the state is observed. Defaults to ``False``.
 
     Returns:
