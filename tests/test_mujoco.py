@@ -270,13 +270,18 @@ class TestEpisodes:
             pool("humanoid_state", 2, terminate=True)
 
     def test_heading(self) -> None:
-        env = pool("quadruped_state", 3, options={"heading": True})
-        env.reset()
-        half = np.array([0.0, np.pi / 4, -np.pi / 2])  # of the angle to the left
-        for i, (cos, sin) in enumerate(zip(np.cos(half), np.sin(half), strict=True)):
-            env.states.qpos[i, 3:7] = cos, 0, 0, sin
-        expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-        torch.testing.assert_close(env.observe()["observation"][:, 81:].float(), expected)
+        env = pool("humanoid_state", 8, options={"heading": True})
+        env.reset()  # in any orientation
+        env.states.qpos[0, 3:7] = np.sqrt(0.5), 0, 0, np.sqrt(0.5)  # faces to the left
+        env.states.qpos[1, 3:7] = np.sqrt(0.5), 0, -np.sqrt(0.5), 0  # lies on its back
+        heading = env.observe()["observation"][:, 70:].double()
+        rotations = np.zeros((8, 9))
+        for rotation, qpos in zip(rotations, env.states.qpos, strict=True):
+            mujoco.mju_quat2Mat(rotation, qpos[3:7])
+        expected = torch.as_tensor(rotations[:, [0, 3, 1, 4]])
+        torch.testing.assert_close(heading, expected, atol=1e-5, rtol=0)
+        known = torch.tensor([[0.0, 1.0, -1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+        torch.testing.assert_close(heading[:2].float(), known, atol=1e-5, rtol=0)
 
     def test_a_task_of_ones_own(self) -> None:
         def observation(qpos: Any, qvel: Any, act: Any, sensordata: Any) -> dict[str, Any]:

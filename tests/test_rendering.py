@@ -27,6 +27,26 @@ SCENE = """
   </worldbody>
 </mujoco>
 """
+# Where a program is started with something to run before it, Python clears the threads that were
+# not copied.
+FORK = """
+import subprocess, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import mujoco
+from torchrl_metra.envs import FreeCamera, Renderer
+
+local, model = threading.local(), mujoco.MjModel.from_xml_string("<mujoco/>")
+
+def draw():
+    if not hasattr(local, "renderer"):
+        local.renderer = Renderer(model, 8, 8, FreeCamera(1.0, (0.0, 0.0, 0.0), 0.0, 0.0))
+    local.renderer.render(mujoco.MjData(model))
+
+with ThreadPoolExecutor(1) as thread:
+    thread.submit(draw).result()
+    subprocess.run([sys.executable, "-c", ""], preexec_fn=lambda: None, check=True)
+    thread.submit(draw).result()
+"""
 ABOVE = FreeCamera(distance=5.0, lookat=(0.0, 0.0, 0.0), azimuth=90.0, elevation=-90.0)
 
 
@@ -112,6 +132,13 @@ class TestRenderer:
         assert np.array_equal(copy.render(data), picture)
         copy.close()
         renderer.close()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+    def test_a_forked_process_leaves_the_renderers_of_threads_alone(self) -> None:
+        process = subprocess.run(
+            [sys.executable, "-c", FORK], capture_output=True, text=True, check=True
+        )
+        assert "Exception ignored" not in process.stderr
 
     @pytest.mark.parametrize("quality", ["fast", "full"])
     def test_leaves_the_model_as_it_was(

@@ -210,7 +210,7 @@ class Renderer:
         if self.quality == "fast":
             for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 scene.flags[effect] = 0
-        free = weakref.finalize(self, _free, gl, context)
+        free = weakref.finalize(self, _free, gl, context, os.getpid())
         # Contexts must go before the backend's own exit handler, which `_open_gl` may just
         # have registered: the handler registered last runs first.
         free.atexit = False
@@ -230,7 +230,10 @@ class Renderer:
         return camera
 
 
-def _free(gl: Any, context: mujoco.MjrContext) -> None:
+def _free(gl: Any, context: mujoco.MjrContext, process: int) -> None:
+    # A process that was forked drops its copies of other threads' renderers: they are not its own.
+    if os.getpid() != process:
+        return
     gl.make_current()
     context.free()
     gl.free()

@@ -46,16 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             env_options=policy.env_options,
         )
     output = options.output or path.parent / "report"
+    video_env = _video_env(name, env_options, options.seed) if pixels is None else None
     report = evaluate(
         policy,
         env,
         output,
         goals=goals,
-        video_env=_video_env(name, env_options, options.seed) if pixels is None else None,
+        video_env=video_env,
         num_episodes=options.episodes,
         title=f"{name}, {policy.prior!r}",
     )
-    env.close()
+    for one in (env, video_env):
+        if one is not None:
+            one.close()
     for key, value in report["skills"].items():
         print(f"{key:18} {value:.4g}")
     for key, metrics in report.get("goals", {}).items():
