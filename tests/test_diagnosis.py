@@ -107,6 +107,18 @@ def test_signature(name: str, first: dict[str, float], latest: dict[str, float])
     assert failing.find() == name
 
 
+def test_rare_evaluations_do_not_make_a_slow_robot_ignore_its_skills() -> None:
+    # As Humanoid's at the published learning rate, with an evaluation in 40 000 updates.
+    diagnosis = diagnosis_of(UnitSphere(2), 1e-4)
+    found = []
+    for updates, alignment in [(800, -0.01), (39_200, 0.06), (78_400, 0.05)]:
+        diagnosis.observe({**HEALTHY, "optim_steps": float(updates), "skill_alignment": alignment})
+        diagnosis.observe({"optim_steps": updates + 12_000.0})
+        found.append(diagnosis.find())
+    # Only the third evaluation is the second of a policy that had time to learn.
+    assert found == [None, None, "skills ignored"]
+
+
 def test_every_failure_is_tried_and_explained() -> None:
     assert FAILURES.keys() == {name for name, _, _ in BY_HAND}
     anchors = Page(PAGE).anchors

@@ -18,6 +18,8 @@ from torchrl_metra.objectives import METRALoss, SkillLoss
 WINDOW = 5
 # Before this many updates nothing is said, whatever the learning rate.
 FEWEST_UPDATES = 200
+# Before this :attr:`Diagnosis.time` an evaluation does not tell whether skills are followed.
+EARLY = 2.5
 PAGE = "docs/guides/tuning.md"
 
 
@@ -109,7 +111,7 @@ FAILURES = {
         lambda see: (
             (see.step > 0.5 and see.reward < 0.35 * see.line * see.step)
             # Early, a healthy robot moves little along its skill, too.
-            or (see.time >= 5 and see.bound > 0 and see.most("skill_alignment", 2) < 0.1)
+            or (see.time >= 2 * EARLY and see.bound > 0 and see.most("skill_alignment", 2) < 0.1)
         ),
         "φ moves, but not along the skills: the policy does not follow them. See that policy and "
         "critics read the skill, and that an action is for the skill that it read.",
@@ -207,7 +209,9 @@ class Diagnosis(TrainerHookBase):
             metrics (mapping of str to float): numbers of a round, or of an evaluation.
         """
         for name, value in metrics.items():
-            if isinstance(value, int | float):
+            # A policy that has hardly learned follows no skill, however rare evaluations are.
+            is_early = name == "skill_alignment" and self.time < EARLY
+            if isinstance(value, int | float) and not is_early:
                 self._first.setdefault(name, float(value))
                 self._latest[name] = [*self._latest.get(name, []), float(value)][-WINDOW:]
 
