@@ -101,10 +101,12 @@ def draw_beside_published(picture: Path) -> None:
     for axes, robot in zip(figure.subplots(1, len(PUBLISHED)), PUBLISHED, strict=True):
         steps, cells = PUBLISHED[robot]
         for name, label in (("metra", "METRA"), ("csf", "CSF"), ("genda", "GenDa")):
-            for path in sorted(RESULTS.glob(f"{robot}_{name}_seed*.csv")):
-                seed = path.stem.rpartition("_seed")[2]
-                text = f"{label}, here, seed {seed}"
-                axes.plot(*read_curve(path).T, color=COLORS[name], label=text)
+            paths = sorted(RESULTS.glob(f"{robot}_{name}*_seed*.csv"))
+            for path, line in zip(paths, ("-", "--", ":", "-."), strict=False):
+                # What is between the objective and the seed says what is particular.
+                what = path.stem.removeprefix(f"{robot}_{name}").partition("_seed")[0]
+                text = f"{label}, here" + what.replace("_", ", ")
+                axes.plot(*read_curve(path).T, line, color=COLORS[name], label=text)
             color = COLORS[name]
             axes.plot(steps, cells[label], "*", ms=12, color=color, label=f"{label}, published end")
         axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=robot)
