@@ -38,11 +38,11 @@ def settings(output: Path | None = None, **others: Any) -> DownstreamSettings:
     return update(DownstreamSettings(), values)
 
 
-def skills(env_name: str, prior: SkillPrior) -> SkillPolicy:
-    env = make_env(env_name)
+def skills(env_name: str, prior: SkillPrior, **env_options: Any) -> SkillPolicy:
+    env = make_env(env_name, **env_options)
     size = env.observation_spec["observation"].shape[-1]
     networks = make_sac_networks(size, env.action_spec, prior, num_cells=[8])
-    return SkillPolicy.from_networks(networks, prior, env)
+    return SkillPolicy.from_networks(networks, prior, env, env_options=env_options)
 
 
 def walk(observation: torch.Tensor, skill: torch.Tensor) -> torch.Tensor:
@@ -55,6 +55,17 @@ SMALL = {
     "num_envs": 4, "evaluation_episodes": 4, "num_cells": [8], "total_frames": 3_200,
     "evaluation_interval": 1_600,
 }  # fmt: skip
+
+
+def test_a_task_shows_what_the_skills_have_seen() -> None:
+    pytest.importorskip("dm_control")
+    policy = skills("humanoid_state", UnitSphere(2), options={"heading": True}, normalize=False)
+    task = tasks.make_downstream_env(settings(env={"name": "humanoid_state_goal"}), policy, 2, 0)
+    rollout = task.rollout(2)
+    assert rollout["observation"].shape == (2, 2, 74)
+    assert rollout["to_goal"].shape == (2, 2, 2)
+    assert (rollout["goal_position"].abs() <= 5).all()
+    task.close()
 
 
 @pytest.mark.parametrize(

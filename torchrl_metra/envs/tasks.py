@@ -168,6 +168,8 @@ _GOALS = (
     ("half_cheetah_goal", "half_cheetah", "A goal for HalfCheetah, within 100 m.", 100.0, 3.0),
     ("quadruped_goal", "quadruped", "A goal for Quadruped, within 7.5 m.", 7.5, 1.5),
     ("humanoid_goal", "humanoid", "A goal for Humanoid, within 5 m.", 5.0, 1.5),
+    ("quadruped_state_goal", "quadruped_state", "The same from states, within 7.5 m.", 7.5, 1.5),
+    ("humanoid_state_goal", "humanoid_state", "The same from states, within 5 m.", 5.0, 1.5),
 )
 for _name, _env, _summary, _range, _radius in _GOALS:
     _task = partial(ReachGoals, _range, radius=_radius)

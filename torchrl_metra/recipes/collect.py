@@ -32,13 +32,14 @@ def build_env(settings: Any, num_envs: int, skills: SkillPolicy | None = None) -
         settings (dataclass): of any command, with ``env``, ``backend`` and ``pixels``.
         num_envs (int): environments side by side.
         skills (SkillPolicy, optional): decides on pictures in place of ``pixels``, and shares
-            the constants of its observations.
+            the constants of its observations, and the options by which they are built.
     """
     options, pixels = dict(vars(settings.env)), None
     if skills is not None:
         pixels = pixels_of(skills)
-        if options["normalize"] is None:
-            options["normalize"] = (skills.env_options or {}).get("normalize")
+        for name in ("normalize", "options"):
+            if options[name] is None:
+                options[name] = (skills.env_options or {}).get(name)
     elif settings.pixels.resolution is not None:
         pixels = PixelOptions(**vars(settings.pixels))
     name = options.pop("name")
