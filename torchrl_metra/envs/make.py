@@ -79,7 +79,8 @@ def make_env(
       by pixels (``"quadruped"``, ``"humanoid"``, ``"kitchen"``, ``"point_pixels"``), or are tasks
       to use skills for (``"point_goal"``, ``"ant_multi_goals"``, ``"half_cheetah_goal"``,
       ``"half_cheetah_hurdle"``, ``"quadruped_goal"``, ``"humanoid_goal"``, and
-      ``"quadruped_state_goal"``, ``"humanoid_state_goal"`` from states), which add ``"to_goal"`` and replace the reward, see :class:`~torchrl_metra.envs.ReachGoals`;
+      ``"quadruped_state_goal"``, ``"humanoid_state_goal"`` from states), which add ``"to_goal"``
+      and replace the reward, see :class:`~torchrl_metra.envs.ReachGoals`;
     - ``"mujoco:path/to/robot.xml"``, a MuJoCo model of yours, see
       :meth:`~torchrl_metra.MuJoCoTask.of`; ``options`` may have ``frame_skip``;
     - ``"gym:Walker2d-v5"``, any environment of gymnasium; ``"dm_control:walker-run"``, domain and
