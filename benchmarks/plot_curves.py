@@ -112,7 +112,7 @@ def draw_beside_published(picture: Path) -> None:
         axes.set(xlabel="environment steps", ylabel="policy coverage (cells)", title=robot)
         axes.set(xlim=(0, 1.05 * steps), ylim=(0, None))
         axes.grid(alpha=0.2)
-        axes.legend(fontsize="small", loc="upper left")
+        axes.legend(fontsize="x-small", loc="best")
     figure.savefig(picture, dpi=120)
 
 
