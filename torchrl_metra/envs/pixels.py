@@ -27,19 +27,23 @@ class PixelOptions:
         resolution (int): width and height in pixels.
         frames (int): number of pictures in one observation, the newest last.
         quality (str): ``"fast"`` or ``"full"``, see :class:`~torchrl_metra.envs.Renderer`.
+        zoom (float): how many times as large things in the middle appear. A small picture then
+            shows a posture as well as one of that many times the resolution.
 
     Examples:
         >>> PixelOptions(resolution=128)
-        PixelOptions(resolution=128, frames=3, quality='fast')
+        PixelOptions(resolution=128, frames=3, quality='fast', zoom=1.0)
     """
 
     resolution: int = 64
     frames: int = 3
     quality: Quality = "fast"
+    zoom: float = 1.0
 
     def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
         """What draws a model like this."""
-        return Renderer(model, self.resolution, self.resolution, camera, quality=self.quality)
+        size, look = self.resolution, {"quality": self.quality, "zoom": self.zoom}
+        return Renderer(model, size, size, camera, **look)
 
 
 class Pictures:

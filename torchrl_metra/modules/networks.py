@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_metra._checks import check_integer
+from torchrl_metra._checks import check_choice, check_integer
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.bottleneck import Bottleneck
 from torchrl_metra.modules.linear import Float32Linear
-from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
+from torchrl_metra.modules.pixels import PatchEncoder, PixelEncoder, PixelNetwork
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Architecture:
             not read.
         pixel_shape (tuple of int, optional): shape ``[C, H, W]`` of a picture.
         channels (int, optional): channels of the first convolution.
-        shared_encoder (bool, optional): whether all networks share one encoder.
+        features (int, optional): size of what a small encoder makes of a picture.
+        shared_encoder (bool or str, optional): whether networks share an encoder, and which.
         layer_norm (bool, optional): whether the critics have layer normalization.
         bottleneck (int, optional): size of what the policy reads in place of the observation.
     """
@@ -50,7 +51,8 @@ class Architecture:
     policy_ignores: tuple[int, ...] | None = None
     pixel_shape: tuple[int, ...] | None = None
     channels: int | None = None
-    shared_encoder: bool | None = None
+    features: int | None = None
+    shared_encoder: bool | str | None = None
     layer_norm: bool | None = None
     bottleneck: int | None = None
 
@@ -198,7 +200,8 @@ def make_pixel_sac_networks(
     *,
     num_cells: Sequence[int] = (1024, 1024),
     channels: int = 48,
-    shared_encoder: bool = False,
+    features: int | None = None,
+    shared_encoder: bool | Literal["critics"] = False,
     value_size: int = 1,
     layer_norm: bool = False,
 ) -> SACNetworks:
@@ -208,10 +211,16 @@ def make_pixel_sac_networks(
     actor, for each critic and for φ, then the networks of
     :func:`~torchrl_metra.make_sac_networks`, which read the skill beside the features.
 
-    With ``shared_encoder`` there is a single set of convolutions. φ's loss trains it;
-    actor and critics read its ``"features"`` without a gradient. A step takes half of
-    the time. Give it to the stepper, which keeps the features up to date:
-    ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``.
+    With ``shared_encoder="critics"`` actor and critics read the ``"features"`` of one encoder,
+    which the critics' loss trains, as in DrQ-v2 (https://arxiv.org/abs/2107.09645), and φ has its
+    own. With ``shared_encoder=True`` there is a single set of convolutions. φ's loss trains it;
+    actor and critics read its features without a gradient. Give it to the stepper, which keeps
+    the features up to date, and to the optimizers:
+    ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``,
+    ``make_metra_optimizers(..., shared_encoder=networks.shared_encoder)``.
+
+    With ``features`` encoders are small ones for CPUs (:class:`PatchEncoder`), and φ glances: it
+    sees the newest picture of a stack at half of its resolution.
 
     Args:
         pixel_shape (sequence of int): shape ``[C, H, W]`` of a picture, or of a stack
@@ -223,7 +232,10 @@ def make_pixel_sac_networks(
         num_cells (sequence of int, optional): widths of the hidden layers.
             Defaults to ``(1024, 1024)``.
         channels (int, optional): channels of the first convolution. Defaults to 48.
-        shared_encoder (bool, optional): see above. Defaults to ``False``.
+        features (int, optional): size of what a small encoder makes of a picture. By default
+            there are the authors' convolutions.
+        shared_encoder (bool or str, optional): see above. Defaults to ``False``: each network has
+            its own.
         value_size (int, optional): see :func:`~torchrl_metra.make_sac_networks`.
             Defaults to 1.
         layer_norm (bool, optional): likewise. Defaults to ``False``.
@@ -241,14 +253,23 @@ def make_pixel_sac_networks(
         torch.Size([4, 2])
     """
     spec = single_action_spec(action_spec)
-    make_convolutions = partial(PixelEncoder, pixel_shape, channels=channels)
-    shared = make_convolutions(float32=True) if shared_encoder else None
+    check_choice("shared_encoder", shared_encoder, (False, True, "critics"))
+    make_eyes: Callable[..., PixelEncoder | PatchEncoder]
+    if features is None:
+        make_eyes = partial(PixelEncoder, pixel_shape, channels=channels)
+        phi_eyes = make_eyes(float32=True)
+    else:
+        make_eyes = partial(PatchEncoder, pixel_shape, channels=channels, num_features=features)
+        phi_eyes = make_eyes(float32=True, glance=shared_encoder is not True)
+    shared: nn.Module | None = None
+    if shared_encoder:
+        shared = make_eyes() if shared_encoder == "critics" else phi_eyes
 
-    def see(make_head: Callable[[int], nn.Module], float32: bool = False) -> nn.Module:
+    def see(make_head: Callable[[int], nn.Module]) -> nn.Module:
         if shared is not None:
             return make_head(shared.num_features)
-        encoder = make_convolutions(float32=float32)
-        return PixelNetwork(encoder, make_head(encoder.num_features))
+        eyes = make_eyes()
+        return PixelNetwork(eyes, make_head(eyes.num_features))
 
     def critic(size: int) -> nn.Module:
         size += prior.dim + spec.shape[-1]
@@ -256,15 +277,16 @@ def make_pixel_sac_networks(
 
     trunk = see(lambda size: make_trunk(size + prior.dim, num_cells))
     critics = [see(critic) for _ in range(2)]
-    encoder = see(lambda size: make_encoder(size, prior.dim, num_cells), float32=True)
-    shape = tuple(pixel_shape)
+    encoder = make_encoder(phi_eyes.num_features, prior.dim, num_cells)
     options = {
-        "pixel_shape": shape,
+        "pixel_shape": tuple(pixel_shape),
         "channels": channels,
+        "features": features,
         "shared_encoder": shared_encoder,
         "layer_norm": layer_norm or None,
     }
-    return _assemble("pixels", trunk, critics, encoder, spec, num_cells, options, shared)
+    phi = encoder if shared is phi_eyes else PixelNetwork(phi_eyes, encoder)
+    return _assemble("pixels", trunk, critics, phi, spec, num_cells, options, shared)
 
 
 def _assemble(
@@ -279,19 +301,21 @@ def _assemble(
     bottleneck: nn.Module | None = None,
 ) -> SACNetworks:
     """Networks of ``key``, or of its features, with the entries that they read and write."""
-    features, actor_key = None, key
+    features, phi_key, actor_key = None, key, key
     if shared is not None:
         features = TensorDictModule(shared, in_keys=[key], out_keys=["features"])
         key = actor_key = "features"
+        # φ may have eyes of its own.
+        phi_key = phi_key if isinstance(encoder, PixelNetwork) else key
     elif bottleneck is not None:
         features = TensorDictModule(bottleneck, in_keys=[key], out_keys=["bottleneck"])
         actor_key = "bottleneck"
-    phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[key], out_keys=["latent"])
+    phi: TensorDictModuleBase = TensorDictModule(encoder, in_keys=[phi_key], out_keys=["latent"])
     low, high = (tuple(bound.tolist()) for bound in (spec.space.low, spec.space.high))
     return SACNetworks(
         actor=SkillConditionedActor(trunk, num_cells[-1], spec, in_keys=[actor_key, "skill"]),
         critics=[ValueOperator(critic, in_keys=[key, "skill", "action"]) for critic in critics],
-        encoder=phi if shared is None else TensorDictSequential(features, phi),
+        encoder=TensorDictSequential(features, phi) if phi_key == "features" else phi,
         architecture=Architecture(low, high, tuple(num_cells), **options),
         shared_encoder=features,
     )

@@ -1,4 +1,4 @@
-"""The authors' convolutions, before the multilayer perceptrons."""
+"""What makes features of pictures, before the multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class PixelEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
-        # Pictures of floats in [0, 1] would be scaled down once more without a word.
-        if pixels.dtype != torch.uint8:
-            raise TypeError(f"pixels must be uint8, got {pixels.dtype}.")
+        check_pictures(pixels)
         device = pixels.device.type
         autocast = torch.is_autocast_enabled(device) and not self.float32
         with torch.autocast(device, torch.get_autocast_dtype(device), enabled=autocast):
@@ -74,11 +72,108 @@ class PixelEncoder(nn.Module):
         return features.float().reshape(*pixels.shape[:-3], self.num_features)
 
 
+class PatchEncoder(nn.Module):
+    """A small network from a picture to features, made for CPUs.
+
+    Patches of 4×4 pixels are mapped to ``channels`` numbers each, 2×2 neighbors of these to twice
+    as many, and all of them to the features, whose scale layer normalization sets, between -1
+    and 1, so that a skill of two numbers beside them is not drowned. Patches do not overlap: each
+    layer is one matrix product, and a pixel is read once.
+
+    Of a stack, each RGB picture has a convolution of its own, and their outputs are summed. That is
+    the same as one convolution of the whole stack, and avoids channel counts such as 9, for which
+    kernels on CPUs are slow.
+
+    Args:
+        shape (sequence of int): shape ``[C, H, W]`` of a picture; ``H`` and ``W`` are multiples
+            of 8.
+
+    Keyword Args:
+        channels (int, optional): numbers for a patch. Defaults to 16.
+        num_features (int, optional): size of the output. Defaults to 64.
+        glance (bool, optional): whether only the newest picture of a stack is seen, and every
+            second pixel of it, as is enough for where things are. ``H`` and ``W`` are then
+            multiples of 16. Defaults to ``False``.
+        float32 (bool, optional): see :class:`PixelEncoder`.
+
+    Raises:
+        ValueError: if height or width is not such a multiple.
+
+    Examples:
+        >>> import torch
+        >>> encoder = PatchEncoder((6, 32, 32))
+        >>> encoder(torch.zeros(5, 6, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        channels: int = 16,
+        num_features: int = 64,
+        glance: bool = False,
+        float32: bool = False,
+    ) -> None:
+        super().__init__()
+        num_channels, height, width = shape
+        self._step = 2 if glance else 1
+        multiple = 8 * self._step
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"pixels must be of shape [C, H, W] with H and W multiples of {multiple}, "
+                f"got {list(shape)}."
+            )
+        # Colors stay together.
+        group = 3 if num_channels % 3 == 0 else num_channels
+        self._first = num_channels - group if glance else 0
+        num_groups = (num_channels - self._first) // group
+        self._group = group
+        self.patches = nn.ModuleList(
+            nn.Conv2d(group, channels, kernel_size=4, stride=4, bias=index == 0)
+            for index in range(num_groups)
+        )
+        self.neighbors = nn.Conv2d(channels, 2 * channels, kernel_size=2, stride=2)
+        size = 2 * channels * (height // multiple) * (width // multiple)
+        self.features = nn.Linear(size, num_features)
+        self.norm = nn.LayerNorm(num_features)
+        self.shape = tuple(shape)
+        self.num_features = num_features
+        self.float32 = float32
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
+        check_pictures(pixels)
+        device = pixels.device.type
+        autocast = torch.is_autocast_enabled(device) and not self.float32
+        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=autocast):
+            pictures = pixels.reshape(-1, *pixels.shape[-3:])
+            pictures = pictures[:, self._first :, :: self._step, :: self._step]
+            frames = pictures.split(self._group, dim=1)
+            hidden = sum(
+                layer(frame.float() / 255)
+                for layer, frame in zip(self.patches, frames, strict=True)
+            )
+            hidden = self.neighbors(hidden.relu()).relu().flatten(1)
+            features = self.norm(self.features(hidden)).tanh()
+        return features.float().reshape(*pixels.shape[:-3], self.num_features)
+
+
+def check_pictures(pixels: Tensor) -> None:
+    """Refuse pictures of floats in [0, 1], which would be scaled down once more without a word.
+
+    Raises:
+        TypeError: if they are not ``uint8``.
+    """
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"pixels must be uint8, got {pixels.dtype}.")
+
+
 class PixelNetwork(nn.Module):
     """A picture's features, beside any vectors, into a multilayer perceptron.
 
     Args:
-        encoder (PixelEncoder): makes features of the first argument.
+        encoder (PixelEncoder or PatchEncoder): makes features of the first argument.
         head (nn.Module): reads features and the other arguments, concatenated.
 
     Examples:
@@ -90,7 +185,7 @@ class PixelNetwork(nn.Module):
         torch.Size([5, 16])
     """
 
-    def __init__(self, encoder: PixelEncoder, head: nn.Module) -> None:
+    def __init__(self, encoder: PixelEncoder | PatchEncoder, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -125,7 +125,9 @@ def make_metra(
     # The algorithm.
     stepper = METRAOptimizationStepper(
         skill_loss,
-        make_metra_optimizers(skill_loss, loss_module, **config.learning_rate),
+        make_metra_optimizers(
+            skill_loss, loss_module, shared_encoder=shared_encoder, **config.learning_rate
+        ),
         target_net_updater=SoftUpdate(loss_module, eps=0.995),
         compile=_compiles(config),
         cudagraphs=config.cudagraphs,

@@ -72,11 +72,13 @@ class PixelSettings:
         resolution: width and height of the pictures that networks see; null: they see the state
         frames: pictures in an observation, the newest last
         quality: fast | full
+        zoom: how many times as large things in the middle appear
     """
 
     resolution: int | None = None
     frames: int = 3
     quality: str = "fast"
+    zoom: float = 1.0
 
 
 @dataclass
@@ -85,11 +87,14 @@ class EncoderSettings:
 
     Attributes:
         channels: of the first layer; each of the next ones has twice as many
-        shared_encoder: true: policy and critics read φ's features
+        features: of a picture, by a small network of patches; null: by the authors' convolutions
+        shared_encoder: critics: policy and critics share one, which the critics train; true: they
+            read φ's features
     """
 
     channels: int = 48
-    shared_encoder: bool = False
+    features: int | None = None
+    shared_encoder: bool | str = False
 
 
 @dataclass

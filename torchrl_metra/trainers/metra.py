@@ -183,6 +183,9 @@ class METRATrainer(Trainer):
         if shared_encoder is not None:
             self._policy = TensorDictSequential(shared_encoder, self._policy)
             features = shared_encoder.out_keys
+            if optimization_stepper.trains_shared_encoder:
+                # No loss has it.
+                self.register_module("shared_encoder", shared_encoder)
         # Rewards and features are made anew for each batch, and critics take skills as kept.
         skill, reward = skill_loss.tensor_keys.skill, loss_module.tensor_keys.reward
         made_anew = [*features, *(("next", key) for key in (*features, skill, reward))]

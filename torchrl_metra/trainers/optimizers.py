@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import optim
+from torch import nn, optim
 from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 
 from torchrl_metra.objectives import SkillLoss
 
 
 def make_metra_optimizers(
-    skill_loss: SkillLoss, sac_loss: SACLoss | DiscreteSACLoss, lr: float = 1e-4, **lrs: float
+    skill_loss: SkillLoss,
+    sac_loss: SACLoss | DiscreteSACLoss,
+    lr: float = 1e-4,
+    *,
+    shared_encoder: nn.Module | None = None,
+    **lrs: float,
 ) -> dict[str, optim.Optimizer]:
     """One fused Adam per part, as the authors have it (Appendix F.1).
 
@@ -22,6 +27,11 @@ def make_metra_optimizers(
         sac_loss (SACLoss or DiscreteSACLoss): owns the critics (``"qvalue"``), the policy
             (``"actor"``) and the entropy coefficient (``"alpha"``).
         lr (float, optional): learning rate. Defaults to 1e-4.
+
+    Keyword Args:
+        shared_encoder (nn.Module, optional): what policy and critics read, see
+            :func:`~torchrl_metra.make_pixel_sac_networks`. If the skill loss does not train it, it
+            belongs to ``"qvalue"``.
         **lrs: learning rates of single parts, such as ``dual=3e-3``.
 
     Returns:
@@ -48,6 +58,10 @@ def make_metra_optimizers(
         "actor": list(sac_loss.actor_network_params.parameters()),
         "alpha": [sac_loss.log_alpha],
     }
+    if shared_encoder is not None:
+        trained = {id(weight) for weight in skill_loss.parameters()}
+        own = [weight for weight in shared_encoder.parameters() if id(weight) not in trained]
+        parts["qvalue"] += own
     if unknown := lrs.keys() - parts.keys():
         raise ValueError(
             f"learning rates for unknown parts {sorted(unknown)}, expected {sorted(parts)}."

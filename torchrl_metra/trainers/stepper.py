@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torchrl.objectives import DiscreteSACLoss, LossModule, SACLoss
 from torchrl.objectives.utils import SoftUpdate
@@ -49,10 +49,10 @@ class METRAOptimizationStepper(OptimizationStepper):
             runs as before, with a warning. Defaults to ``False``.
         autocast (torch.dtype, optional): compute the losses under autocast in this
             type, ``torch.bfloat16``. Weights, optimizers and latents stay in float32.
-        shared_encoder (TensorDictModule, optional): a part of φ whose output policy and
-            critics read, see :func:`~torchrl_metra.make_pixel_sac_networks`, or a bottleneck
-            that the policy reads. Without gradient, it adds its ``out_keys`` to both ends of
-            each transition.
+        shared_encoder (TensorDictModule, optional): what policy and critics read, see
+            :func:`~torchrl_metra.make_pixel_sac_networks`, or a bottleneck that the policy reads.
+            It adds its ``out_keys`` to both ends of each transition: without gradient or, if the
+            critics' optimizer has its parameters, with one for the critics' loss.
         relabeling (RelabelSkills, optional): skills in hindsight, for a replay buffer with an
             :class:`~torchrl_metra.EpisodeStorage`. The stepper moves its average of φ.
 
@@ -100,6 +100,9 @@ class METRAOptimizationStepper(OptimizationStepper):
         self.autocast = autocast
         self.shared_encoder = shared_encoder
         self.relabeling = relabeling
+        self.trains_shared_encoder = shared_encoder is not None and has_parameters_of(
+            optimizers["qvalue"], shared_encoder
+        )
         self._graph: UpdateGraph | None = None
         self._trainer: Any = None
 
@@ -135,13 +138,16 @@ class METRAOptimizationStepper(OptimizationStepper):
         with self._autocast():
             add_reward(self.skill_loss, batch, sac_loss)
             if self.shared_encoder is not None:
-                add_features(self.shared_encoder, batch)
+                add_features(self.shared_encoder, batch, with_grad=self.trains_shared_encoder)
 
         is_discrete = isinstance(sac_loss, DiscreteSACLoss)
         with self._autocast():
             name = "qvalue_loss" if is_discrete else "qvalue_v2_loss"
             loss_qvalue, critic = self._evaluate(sac_loss, name, batch)
         self._descend(loss_qvalue, "qvalue", metrics)
+        if self.shared_encoder is not None:
+            for key in self.shared_encoder.out_keys:
+                batch.set(key, batch.get(key).detach())
 
         with self._autocast():
             loss_actor, actor = self._evaluate(sac_loss, "actor_loss", batch)
@@ -268,14 +274,26 @@ def add_reward(skill_loss: SkillLoss, batch: TensorDictBase, sac_loss: LossModul
     batch.set(("next", skill_key), batch.get(skill_key))
 
 
-@torch.no_grad()
-def add_features(shared_encoder: TensorDictModule, batch: TensorDictBase) -> None:
-    """Write what policy and critics read of a shared encoder, for both ends of each transition."""
-    ends = [end.select(*shared_encoder.in_keys) for end in (batch, batch.get("next"))]
-    features = shared_encoder(torch.stack(ends).flatten(0, batch.ndim))
-    features = features.select(*shared_encoder.out_keys).unflatten(0, (2, *batch.batch_size))
-    batch.update(features[0])
-    batch.get("next").update(features[1])
+def add_features(
+    shared_encoder: TensorDictModule, batch: TensorDictBase, with_grad: bool = False
+) -> None:
+    """Write what policy and critics read of a shared encoder, for both ends of each transition.
+
+    Args:
+        shared_encoder (TensorDictModule): writes the features.
+        batch (TensorDictBase): transitions, changed in place.
+        with_grad (bool, optional): whether the first end has a gradient. Defaults to ``False``.
+    """
+    for end, is_trained in ((batch, with_grad), (batch.get("next"), False)):
+        with torch.set_grad_enabled(is_trained):
+            features = shared_encoder(end.select(*shared_encoder.in_keys))
+        end.update(features.select(*shared_encoder.out_keys))
+
+
+def has_parameters_of(optimizer: optim.Optimizer, module: nn.Module) -> bool:
+    """Whether an optimizer trains a module."""
+    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    return any(id(weight) in trained for weight in module.parameters())
 
 
 def _step(optimizer: optim.Optimizer, trainer: Any) -> Tensor:
