@@ -245,17 +245,21 @@ class EncoderLoss(SkillLoss):
         return latent, next_latent
 
     def encode_ends(self, tensordict: TensorDictBase, *ends: str) -> tuple[Tensor, ...]:
-        """φ of several states of each transition, of shape ``[*B, D]``, in one call.
+        """φ of several states of each transition, of shape ``[*B, D]``; vectors in one call.
 
         Args:
             tensordict (TensorDictBase): transitions.
             *ends (str): where each state lies, such as ``"next"``; ``""`` for the transition's own.
         """
         states = [
-            torch.stack([self.read(tensordict, (end, key) if end else key) for end in ends])
-            for key in self.state_keys
+            [self.read(tensordict, (end, key) if end else key) for key in self.state_keys]
+            for end in ends
         ]
-        return self._encode(states, (len(ends), *tensordict.batch_size)).unbind(0)
+        if any(value.dtype == torch.uint8 for value in states[0]):
+            # To copy pictures takes longer than several calls.
+            return tuple(self._encode(values, tensordict.batch_size) for values in states)
+        stacks = [torch.stack(values) for values in zip(*states, strict=True)]
+        return self._encode(stacks, (len(ends), *tensordict.batch_size)).unbind(0)
 
     def encode(self, tensordict: TensorDictBase, *, following: bool = False) -> Tensor:
         """φ(s) of each transition, or φ(s') if ``following``, of shape ``[*B, D]``."""

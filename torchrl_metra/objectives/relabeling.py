@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
@@ -157,11 +157,16 @@ class RelabelSkills(Transform):
 
     def _encode(self, *states: TensorDictBase) -> tuple[Tensor, ...]:
         """Averaged φ of several states of each transition, each of shape ``[*B, D]``."""
-        keys, shape = self.encoder.in_keys, (len(states), *states[0].batch_size)
-        stacks = {key: torch.stack([state.get(key) for state in states]) for key in keys}
-        latents = self.encoder(TensorDict(stacks, shape).reshape(-1)).get(latent_key(self.encoder))
+        states = tuple(state.select(*self.encoder.in_keys) for state in states)
+        if any(value.dtype == torch.uint8 for value in states[0].values(True, True)):
+            # To copy pictures takes longer than several calls.
+            return tuple(self._latents(state) for state in states)
+        return self._latents(torch.stack(states)).unbind(0)
+
+    def _latents(self, states: TensorDictBase) -> Tensor:
+        latents = self.encoder(states.reshape(-1)).get(latent_key(self.encoder))
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        return latents.unflatten(0, shape).unbind(0)
+        return latents.unflatten(0, states.batch_size)
 
     def _cell(self, skill: Tensor) -> Tensor:
         """Which of the anchors is nearest in direction, of shape ``[*B]``."""
