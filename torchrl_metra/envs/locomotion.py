@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from torchrl_metra._extras import require
-from torchrl_metra.envs.dm_control import SuiteTask, load, recolour_floor
+from torchrl_metra.envs.dm_control import SuiteTask, lay_rainbow, load, recolour_floor
 from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
 from torchrl_metra.envs.mujoco_task import MuJoCoTask, States, add_frame_sensors, measured
 from torchrl_metra.envs.pixels import PixelOptions, repeat_frames
@@ -182,6 +182,22 @@ class Humanoid(Robot):
         return stands * (4 + effort) / 5 * (5 * runs + 1) / 6
 
 
+class Cheetah(Robot):
+    """Six motors, in the plane; 18 entries."""
+
+    def observation(self, qpos: Array, qvel: Array, act: Array, sensordata: Array) -> Array:
+        return np.concatenate([qpos, qvel], axis=1)
+
+    def place(self, qpos: Array) -> Array:
+        return qpos[:, :1]
+
+    def reward(self, before: States, after: States, control: Array) -> Array:
+        tolerance = require("dm_control.utils.rewards", "dm-control").tolerance
+        speed = self.read(after.sensordata, "torso_subtreelinvel")[:, 0]
+        linear = {"value_at_margin": 0, "sigmoid": "linear"}
+        return tolerance(speed, bounds=(10, np.inf), margin=10, **linear)
+
+
 class Dog(Robot):
     """Thirty-eight servos, whose states are observed; 226 entries."""
 
@@ -241,6 +257,7 @@ class Locomotion:
         robot (type): what it observes.
         xml (callable): the model's XML and its assets, given the suite's module.
         camera (str, optional): name of the camera. By default the first that follows the robot.
+        paint (callable): colors the floor of a model, so that pictures tell the place.
         start (callable, optional): where an episode starts, see
             :class:`~torchrl_metra.MuJoCoTask`. ``None``: the suite's own start.
     """
@@ -249,6 +266,7 @@ class Locomotion:
     robot: type[Robot]
     xml: Callable[[Any], tuple[Any, dict[str, Any]]]
     camera: str | None = None
+    paint: Callable[[Any], None] = recolour_floor
     start: Callable[..., None] | None = None
 
 
@@ -263,6 +281,13 @@ LOCOMOTION: dict[str, Locomotion] = {
     ),
     "humanoid": Locomotion(
         "humanoid-run", Humanoid, lambda suite: suite.get_model_and_assets(), camera="back"
+    ),
+    "cheetah": Locomotion(
+        "cheetah-run",
+        Cheetah,
+        lambda suite: suite.get_model_and_assets(),
+        camera="side",
+        paint=lay_rainbow,
     ),
     "dog": Locomotion("dog-run", Dog, lambda suite: suite.get_model_and_assets(135)),
     "fish": Locomotion("fish-swim", Fish, lambda suite: suite.get_model_and_assets()),
@@ -320,7 +345,7 @@ def make_locomotion(
     add_frame_sensors(spec, known.robot.geom_frames, of="geom")
     model = spec.compile()
     if pixels is not None:
-        recolour_floor(model)
+        known.paint(model)
     robot = known.robot(model)
 
     def observation(*states: Array) -> dict[str, Array]:
@@ -352,11 +377,11 @@ def pictures_of_places(
     name: str, num_goals: int, *, seed: int, pixels: PixelOptions, extent: float
 ) -> TensorDict:
     """Pictures of a robot after a reset, moved."""
-    position = draw_positions(num_goals, 2, extent, seed)
     with closing(make_locomotion(name, num_goals, pixels=pixels)) as env:
         env.set_seed(seed)
-        env.reset()
-        env.states.qpos[:, :2] = position
+        size = env.reset()["position"].shape[-1]
+        position = draw_positions(num_goals, size, extent, seed)
+        env.states.qpos[:, :size] = position
         pictures = env.observe()["pixels"]
     return TensorDict(
         {"pixels": repeat_frames(pictures, pixels), "position": position}, [num_goals]
@@ -364,7 +389,8 @@ def pictures_of_places(
 
 
 # How far goals lie, in meters; for the fish there are none.
-_EXTENTS = {"quadruped": 15.0, "humanoid": 10.0, "dog": 10.0, "fish": None}
+_EXTENTS = {"quadruped": 15.0, "humanoid": 10.0, "cheetah": 20.0, "dog": 10.0, "fish": None}
+_PLACES = {"cheetah": (0,), "fish": None}
 for _name, _extent in _EXTENTS.items():
     _known: dict[str, Any] = {
         "max_steps": EPISODE_STEPS,
@@ -377,10 +403,10 @@ for _name, _extent in _EXTENTS.items():
         _make,
         make_pool=_make,
         summary=f"The control suite's {_name}, observed by its state.",
-        position=None if _extent is None else (0, 1),
+        position=_PLACES.get(_name, (0, 1)),
         **_known,
     )
-    if _name in ("quadruped", "humanoid"):
+    if _name in ("quadruped", "humanoid", "cheetah"):
         _make = partial(make_locomotion, _name)
         register_env(
             _name,
