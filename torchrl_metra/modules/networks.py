@@ -19,7 +19,7 @@ from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.bottleneck import Bottleneck
 from torchrl_metra.modules.linear import Float32Linear
-from torchrl_metra.modules.pixels import PatchEncoder, PixelEncoder, PixelNetwork
+from torchrl_metra.modules.pixels import PatchColors, PatchEncoder, PixelEncoder, PixelNetwork
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ def make_pixel_sac_networks(
     ``METRAOptimizationStepper(..., shared_encoder=networks.shared_encoder)``,
     ``make_metra_optimizers(..., shared_encoder=networks.shared_encoder)``.
 
-    With ``features`` encoders are small ones for CPUs (:class:`PatchEncoder`), and φ glances: it
-    sees the newest picture of a stack at half of its resolution.
+    With ``features`` encoders are small ones for CPUs (:class:`PatchEncoder`), and φ sees the mean
+    colors of patches (:class:`PatchColors`).
 
     Args:
         pixel_shape (sequence of int): shape ``[C, H, W]`` of a picture, or of a stack
@@ -254,16 +254,16 @@ def make_pixel_sac_networks(
     """
     spec = single_action_spec(action_spec)
     check_choice("shared_encoder", shared_encoder, (False, True, "critics"))
-    make_eyes: Callable[..., PixelEncoder | PatchEncoder]
+    make_eyes: Callable[[], PixelEncoder | PatchEncoder]
     if features is None:
         make_eyes = partial(PixelEncoder, pixel_shape, channels=channels)
-        phi_eyes = make_eyes(float32=True)
+        phi_eyes: Any = PixelEncoder(pixel_shape, channels=channels, float32=True)
     else:
         make_eyes = partial(PatchEncoder, pixel_shape, channels=channels, num_features=features)
-        phi_eyes = make_eyes(float32=True, glance=shared_encoder is not True)
-    shared: nn.Module | None = None
-    if shared_encoder:
-        shared = make_eyes() if shared_encoder == "critics" else phi_eyes
+        phi_eyes = make_eyes() if shared_encoder is True else PatchColors(pixel_shape)
+    shared: Any = phi_eyes if shared_encoder is True else None
+    if shared_encoder == "critics":
+        shared = make_eyes()
 
     def see(make_head: Callable[[int], nn.Module]) -> nn.Module:
         if shared is not None:

@@ -91,10 +91,6 @@ class PatchEncoder(nn.Module):
     Keyword Args:
         channels (int, optional): numbers for a patch. Defaults to 16.
         num_features (int, optional): size of the output. Defaults to 64.
-        glance (bool, optional): whether only the newest picture of a stack is seen, and every
-            second pixel of it, as is enough for where things are. ``H`` and ``W`` are then
-            multiples of 16. Defaults to ``False``.
-        float32 (bool, optional): see :class:`PixelEncoder`.
 
     Raises:
         ValueError: if height or width is not such a multiple.
@@ -112,51 +108,88 @@ class PatchEncoder(nn.Module):
         *,
         channels: int = 16,
         num_features: int = 64,
-        glance: bool = False,
-        float32: bool = False,
     ) -> None:
         super().__init__()
         num_channels, height, width = shape
-        self._step = 2 if glance else 1
-        multiple = 8 * self._step
-        if height % multiple or width % multiple:
-            raise ValueError(
-                f"pixels must be of shape [C, H, W] with H and W multiples of {multiple}, "
-                f"got {list(shape)}."
-            )
+        check_multiple(shape, 8)
         # Colors stay together.
-        group = 3 if num_channels % 3 == 0 else num_channels
-        self._first = num_channels - group if glance else 0
-        num_groups = (num_channels - self._first) // group
-        self._group = group
+        self._group = group = colors_of(num_channels)
         self.patches = nn.ModuleList(
             nn.Conv2d(group, channels, kernel_size=4, stride=4, bias=index == 0)
-            for index in range(num_groups)
+            for index in range(num_channels // group)
         )
         self.neighbors = nn.Conv2d(channels, 2 * channels, kernel_size=2, stride=2)
-        size = 2 * channels * (height // multiple) * (width // multiple)
+        size = 2 * channels * (height // 8) * (width // 8)
         self.features = nn.Linear(size, num_features)
         self.norm = nn.LayerNorm(num_features)
         self.shape = tuple(shape)
         self.num_features = num_features
-        self.float32 = float32
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
         check_pictures(pixels)
-        device = pixels.device.type
-        autocast = torch.is_autocast_enabled(device) and not self.float32
-        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=autocast):
-            pictures = pixels.reshape(-1, *pixels.shape[-3:])
-            pictures = pictures[:, self._first :, :: self._step, :: self._step]
-            frames = pictures.split(self._group, dim=1)
-            hidden = sum(
-                layer(frame.float() / 255)
-                for layer, frame in zip(self.patches, frames, strict=True)
-            )
-            hidden = self.neighbors(hidden.relu()).relu().flatten(1)
-            features = self.norm(self.features(hidden)).tanh()
+        frames = pixels.reshape(-1, *pixels.shape[-3:]).split(self._group, dim=1)
+        hidden = sum(
+            layer(frame.float() / 255) for layer, frame in zip(self.patches, frames, strict=True)
+        )
+        hidden = self.neighbors(hidden.relu()).relu().flatten(1)
+        features = self.norm(self.features(hidden)).tanh()
         return features.float().reshape(*pixels.shape[:-3], self.num_features)
+
+
+class PatchColors(nn.Module):
+    """The mean color of each patch of 4×4 pixels of the newest picture in a stack.
+
+    What φ has to tell is above all where things are. That shows in large areas, and a posture in a
+    few pixels, which hardly change a mean. So φ finds the way to the place before it finds
+    postures, and it takes no convolution.
+
+    Args:
+        shape (sequence of int): shape ``[C, H, W]`` of a picture; ``H`` and ``W`` are multiples
+            of 4.
+
+    Raises:
+        ValueError: if height or width is not such a multiple.
+
+    Examples:
+        >>> import torch
+        >>> colors = PatchColors((6, 32, 32))
+        >>> colors(torch.full((5, 6, 32, 32), 255, dtype=torch.uint8)).shape
+        torch.Size([5, 192])
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        num_channels, height, width = shape
+        check_multiple(shape, 4)
+        self._num_colors = colors_of(num_channels)
+        self.shape = tuple(shape)
+        self.num_features = self._num_colors * (height // 4) * (width // 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Colors from -1 to 1 ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
+        check_pictures(pixels)
+        newest = pixels[..., -self._num_colors :, :, :].flatten(0, -4)
+        means = nn.functional.avg_pool2d(newest.float(), 4)
+        return (means / 127.5 - 1).reshape(*pixels.shape[:-3], self.num_features)
+
+
+def colors_of(num_channels: int) -> int:
+    """How many channels belong to one picture of a stack: RGB, or all."""
+    return 3 if num_channels % 3 == 0 else num_channels
+
+
+def check_multiple(shape: Sequence[int], size: int) -> None:
+    """Refuse pictures that are not made of whole patches.
+
+    Raises:
+        ValueError: if height or width is not a multiple of ``size``.
+    """
+    if any(length % size for length in shape[-2:]):
+        raise ValueError(
+            f"pixels must be of shape [C, H, W] with H and W multiples of {size}, "
+            f"got {list(shape)}."
+        )
 
 
 def check_pictures(pixels: Tensor) -> None:
@@ -173,7 +206,7 @@ class PixelNetwork(nn.Module):
     """A picture's features, beside any vectors, into a multilayer perceptron.
 
     Args:
-        encoder (PixelEncoder or PatchEncoder): makes features of the first argument.
+        encoder (PixelEncoder, PatchEncoder or PatchColors): makes features of the first argument.
         head (nn.Module): reads features and the other arguments, concatenated.
 
     Examples:
@@ -185,7 +218,7 @@ class PixelNetwork(nn.Module):
         torch.Size([5, 16])
     """
 
-    def __init__(self, encoder: PixelEncoder | PatchEncoder, head: nn.Module) -> None:
+    def __init__(self, encoder: PixelEncoder | PatchEncoder | PatchColors, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head

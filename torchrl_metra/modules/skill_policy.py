@@ -56,6 +56,8 @@ class SkillPolicy(TensorDictModuleBase):
             METRA's temporal constraint. Defaults to ``"l2"``.
         env_options (dict, optional): further arguments of ``make_env``, such as ``max_steps``, with
             the constants of ``normalize``.
+        pixels (dict, optional): arguments of :class:`~torchrl_metra.PixelOptions`: how the
+            pictures look that it has learned from. Defaults to ``None``: there are none.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -83,6 +85,7 @@ class SkillPolicy(TensorDictModuleBase):
         env_name: str | None = None,
         constraint_norm: Literal["l2", "rms"] | None = "l2",
         env_options: dict[str, Any] | None = None,
+        pixels: dict[str, Any] | None = None,
     ) -> None:
         check_type("prior", prior, SkillPrior, "a SkillPrior such as UnitSphere(2)")
         super().__init__()
@@ -94,6 +97,7 @@ class SkillPolicy(TensorDictModuleBase):
         self.env_name = env_name
         self.constraint_norm = constraint_norm
         self.env_options = env_options
+        self.pixels = pixels
         self.in_keys = actor.in_keys
         self.out_keys = actor.out_keys
 
@@ -167,6 +171,7 @@ class SkillPolicy(TensorDictModuleBase):
             "observation_norm": self.observation_norm,
             "env_name": self.env_name,
             "env_options": options,
+            "pixels": self.pixels,
             "constraint_norm": self.constraint_norm,
             "actor": _plain_weights(self.actor),
             "encoder": None if self.encoder is None else _plain_weights(self.encoder),
@@ -232,7 +237,14 @@ class SkillPolicy(TensorDictModuleBase):
             env_name=content["env_name"],
             constraint_norm=content["constraint_norm"],
             env_options=content.get("env_options"),  # not in files of version 0.1
+            pixels=content["pixels"] if "pixels" in content else _usual_pixels(architecture),
         )
+
+
+def _usual_pixels(architecture: Architecture | None) -> dict[str, Any] | None:
+    """How pictures look of which only the shape is known."""
+    shape = getattr(architecture, "pixel_shape", None)
+    return shape and {"resolution": shape[1], "frames": shape[0] // 3}
 
 
 def _plain_weights(module: nn.Module) -> dict[str, Tensor]:

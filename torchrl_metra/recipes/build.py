@@ -120,6 +120,7 @@ def make_metra(
         env_name=name if isinstance(name, str) else None,
         env_options=env_options if given_env is None else None,
         constraint_norm=skill_loss.constraint_norm if is_metra else None,
+        pixels=collect.pixel_options(config, world),
     )
 
     # The algorithm.

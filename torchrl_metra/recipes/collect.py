@@ -48,8 +48,15 @@ def build_env(settings: Any, num_envs: int, skills: SkillPolicy | None = None) -
 
 def pixels_of(skills: SkillPolicy) -> PixelOptions | None:
     """The pictures that a policy has learned from, if any."""
-    shape = getattr(skills.architecture, "pixel_shape", None)
-    return shape and PixelOptions(resolution=shape[1], frames=shape[0] // 3)
+    return skills.pixels and PixelOptions(**skills.pixels)
+
+
+def pixel_options(settings: Settings, env: EnvBase) -> dict[str, Any] | None:
+    """How the pictures look that the networks see, if they see any."""
+    if not sees_pictures(settings, env):
+        return None
+    *_, channels, _, width = env.observation_spec["pixels"].shape
+    return {**vars(settings.pixels), "resolution": width, "frames": channels // 3}
 
 
 def make_skill_env(settings: Settings, num_envs: int, seed: int) -> TransformedEnv:

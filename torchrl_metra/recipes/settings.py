@@ -199,7 +199,7 @@ class Settings:
     Source: Appendix F.1 and the authors' implementation.
 
     Attributes:
-        preset: paper | laptop | debug: what the environment's preset sets
+        preset: paper | laptop | pixels | debug: what the environment's preset sets
         objective: metra | genda | l2 | csd | lsd | diayn | dads | cic | csf | rnd
         seed: of environments, networks and skills
         device: of networks: cpu | cuda
@@ -485,8 +485,8 @@ def preset_names() -> list[str]:
 def preset_values(env: str, preset: str) -> dict[str, Any]:
     """What a preset changes in :class:`Settings` for an environment.
 
-    Each environment's presets build on its ``paper``; one that it lacks is that of any
-    environment.
+    Each environment's presets build on its ``paper`` and, with ``extends``, on one of any
+    environment. One that it lacks is that of any environment.
 
     Args:
         env (str): name of the environment.
@@ -505,6 +505,7 @@ def preset_values(env: str, preset: str) -> dict[str, Any]:
     check_choice("preset", preset, shared)
     values = copy.deepcopy(own.get("paper", shared["paper"]))
     changes = {} if preset == "paper" else copy.deepcopy(own.get(preset, shared[preset]))
-    for name, value in changes.items():
+    base = copy.deepcopy(shared[changes.pop("extends", "paper")])
+    for name, value in (*base.items(), *changes.items()):
         values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
     return values
