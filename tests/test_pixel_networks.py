@@ -27,19 +27,23 @@ from torchrl_metra import (
     make_metra_optimizers,
     make_pixel_sac_networks,
 )
-from torchrl_metra.modules import PixelEncoder, SACNetworks
+from torchrl_metra.modules import PatchColors, PatchEncoder, PixelEncoder, SACNetworks
+from torchrl_metra.recipes import make_metra
 
 PRIOR = UnitSphere(2)
 SHAPE = (6, 32, 32)
 
 
-def make_networks(shared_encoder: bool = False) -> SACNetworks:
+def make_networks(
+    shared_encoder: bool | str = False, features: int | None = None
+) -> SACNetworks:
     return make_pixel_sac_networks(
         SHAPE,
         Bounded(-1, 1, (2,)),
         PRIOR,
         num_cells=[16],
         channels=4,
+        features=features,
         shared_encoder=shared_encoder,
     )
 
@@ -60,7 +64,9 @@ def make_step(
     )
     stepper = METRAOptimizationStepper(
         metra_loss,
-        make_metra_optimizers(metra_loss, sac_loss, lr=1e-2),
+        make_metra_optimizers(
+            metra_loss, sac_loss, lr=1e-2, shared_encoder=networks.shared_encoder
+        ),
         shared_encoder=networks.shared_encoder,
         **switches,
     )
@@ -103,10 +109,59 @@ class TestPixelEncoder:
         torch.testing.assert_close(mixed, exact, rtol=0.05, atol=0.02)
 
 
+class TestPatchEncoder:
+    def test_pictures_of_a_stack_are_read_as_by_one_convolution(self) -> None:
+        encoder = PatchEncoder((6, 16, 16), channels=3, num_features=5)
+        pixels = torch.randint(256, (7, 6, 16, 16), dtype=torch.uint8)
+        weight = torch.cat([layer.weight for layer in encoder.patches], dim=1)
+        hidden = nn.functional.conv2d(pixels / 255, weight, encoder.patches[0].bias, stride=4)
+        hidden = encoder.neighbors(hidden.relu()).relu().flatten(1)
+        expected = nn.functional.layer_norm(encoder.features(hidden), [5]).tanh()
+        torch.testing.assert_close(encoder(pixels), expected)
+
+    @pytest.mark.parametrize("make", [PatchEncoder, PatchColors])
+    def test_batches_of_any_shape(self, make: type[nn.Module]) -> None:
+        encoder = make((3, 16, 24))
+        pixels = torch.randint(256, (2, 3, 3, 16, 24), dtype=torch.uint8)
+        found = encoder(pixels)
+        assert found.shape == (2, 3, encoder.num_features)
+        torch.testing.assert_close(found[1, 2], encoder(pixels[1, 2]))
+
+    @pytest.mark.parametrize(
+        ("make", "size", "multiple"), [(PatchEncoder, 20, 8), (PatchColors, 18, 4)]
+    )
+    def test_parts_of_patches_are_refused(
+        self, make: type[nn.Module], size: int, multiple: int
+    ) -> None:
+        with pytest.raises(ValueError, match=f"multiples of {multiple}, got"):
+            make((3, size, size))
+
+    @pytest.mark.parametrize("make", [PatchEncoder, PatchColors, PixelEncoder])
+    def test_floats_are_refused(self, make: type[nn.Module]) -> None:
+        with pytest.raises(TypeError, match="pixels must be uint8"):
+            make((3, 32, 32))(torch.zeros(3, 32, 32))
+
+    def test_gray_pictures(self) -> None:
+        pixels = torch.randint(256, (2, 2, 16, 16), dtype=torch.uint8)
+        assert len(PatchEncoder((2, 16, 16)).patches) == 1
+        assert PatchColors((2, 16, 16))(pixels).shape == (2, 32)
+
+
+def test_colors_are_the_means_of_the_newest_picture() -> None:
+    pixels = torch.randint(256, (6, 8, 8), dtype=torch.uint8)
+    found = PatchColors((6, 8, 8))(pixels).view(3, 2, 2)
+    patch = pixels[4, 4:, :4].double()
+    torch.testing.assert_close(found[1, 1, 0].double(), patch.mean() / 127.5 - 1, atol=1e-6, rtol=0)
+    older = pixels.clone()
+    older[:3] = 0
+    assert PatchColors((6, 8, 8))(older).view(3, 2, 2).equal(found)
+
+
 class TestMakePixelSACNetworks:
-    @pytest.mark.parametrize("shared_encoder", [False, True])
-    def test_shapes(self, shared_encoder: bool) -> None:
-        networks = make_networks(shared_encoder)
+    @pytest.mark.parametrize("features", [None, 12])
+    @pytest.mark.parametrize("shared_encoder", [False, True, "critics"])
+    def test_shapes(self, shared_encoder: bool | str, features: int | None) -> None:
+        networks = make_networks(shared_encoder, features)
         batch = make_pixel_batch(3, 5)
         assert networks.encoder(batch.clone())["latent"].shape == (3, 5, 2)
         assert networks.policy(batch.clone())["action"].shape == (3, 5, 2)
@@ -122,9 +177,24 @@ class TestMakePixelSACNetworks:
         for module in modules:
             assert sum(isinstance(layer, PixelEncoder) for layer in module.modules()) == 1
 
-    @pytest.mark.parametrize("shared_encoder", [False, True])
-    def test_skill_policy_round_trip(self, tmp_path: Path, shared_encoder: bool) -> None:
-        networks = make_networks(shared_encoder)
+    def test_phi_has_eyes_of_its_own_beside_the_critics(self) -> None:
+        networks = make_networks("critics", 12)
+        shared = {id(weight) for weight in networks.shared_encoder.parameters()}
+        assert shared
+        for module in (networks.encoder, networks.actor, *networks.critics):
+            assert not shared & {id(weight) for weight in module.parameters()}
+        assert networks.encoder.in_keys == ["pixels"]
+
+    def test_another_way_to_share_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="shared_encoder"):
+            make_networks("actor")
+
+    @pytest.mark.parametrize("features", [None, 12])
+    @pytest.mark.parametrize("shared_encoder", [False, True, "critics"])
+    def test_skill_policy_round_trip(
+        self, tmp_path: Path, shared_encoder: bool | str, features: int | None
+    ) -> None:
+        networks = make_networks(shared_encoder, features)
         SkillPolicy.from_networks(networks, PRIOR).save(tmp_path / "skills.pt")
         loaded = SkillPolicy.load(tmp_path / "skills.pt")
         assert loaded.architecture == networks.architecture
@@ -137,9 +207,10 @@ class TestMakePixelSACNetworks:
 
 
 class TestStep:
-    @pytest.mark.parametrize("shared_encoder", [False, True])
-    def test_every_part_learns(self, shared_encoder: bool) -> None:
-        networks = make_networks(shared_encoder)
+    @pytest.mark.parametrize("features", [None, 12])
+    @pytest.mark.parametrize("shared_encoder", [False, True, "critics"])
+    def test_every_part_learns(self, shared_encoder: bool | str, features: int | None) -> None:
+        networks = make_networks(shared_encoder, features)
         parts = make_step(networks)
         before = copy.deepcopy([parts.metra_loss.state_dict(), parts.sac_loss.state_dict()])
         batch = make_pixel_batch(8)
@@ -165,6 +236,57 @@ class TestStep:
         optimizers["encoder"] = phi
         parts.stepper.update(parts.sac_loss, make_pixel_batch(8))
         assert all(not v.equal(before[k]) for k, v in networks.shared_encoder.state_dict().items())
+
+    def test_only_critics_train_an_encoder_of_theirs(self) -> None:
+        networks = make_networks("critics", 12)
+        parts = make_step(networks)
+        eyes = list(networks.shared_encoder.parameters())
+        assert parts.stepper.trains_shared_encoder
+        # By the gradient of the critics' loss in features made of today's pictures.
+        batch = make_pixel_batch(8)
+        seen = batch.clone()
+        losses = parts.metra_loss(seen)
+        losses["loss_encoder"].mean().backward()
+        assert all(weight.grad is None for weight in eyes)
+        before = [weight.clone() for weight in eyes]
+        optimizers = parts.stepper.optimizers
+        optimizers["qvalue"] = torch.optim.SGD(optimizers["qvalue"].param_groups[0]["params"], 0.0)
+        parts.stepper.update(parts.sac_loss, batch)
+        assert all(weight.equal(old) for weight, old in zip(eyes, before, strict=True))
+        optimizers["qvalue"] = torch.optim.SGD(optimizers["qvalue"].param_groups[0]["params"], 1.0)
+        parts.stepper.update(parts.sac_loss, batch)
+        assert all(not weight.equal(old) for weight, old in zip(eyes, before, strict=True))
+        assert all(weight.grad is None for weight in eyes)
+
+    def test_the_gradient_of_the_critics_is_that_of_their_loss(self) -> None:
+        networks = make_networks("critics", 12)
+        parts = make_step(networks)
+        eyes = list(networks.shared_encoder.parameters())
+        batch = make_pixel_batch(8)
+        found = {}
+        optimizers = parts.stepper.optimizers
+        for name in ("encoder", "dual", "actor", "alpha"):
+            optimizers[name] = torch.optim.SGD(optimizers[name].param_groups[0]["params"], 0.0)
+        qvalue = optimizers["qvalue"] = torch.optim.SGD(
+            optimizers["qvalue"].param_groups[0]["params"], 0.0
+        )
+        qvalue.register_step_pre_hook(
+            lambda *_: found.update(grads=[weight.grad.clone() for weight in eyes])
+        )
+        torch.manual_seed(1)
+        parts.stepper.update(parts.sac_loss, batch)
+
+        torch.manual_seed(1)
+        data = batch.clone()
+        with torch.no_grad():
+            data["next", "reward"] = parts.metra_loss.cumulant(data)
+            data["next", "features"] = networks.shared_encoder(data["next"])["features"]
+        data["next", "skill"] = data["skill"]
+        data = networks.shared_encoder(data)
+        parts.sac_loss.qvalue_v2_loss(data)[0].backward()
+        for grad, weight in zip(found["grads"], eyes, strict=True):
+            torch.testing.assert_close(grad, weight.grad)
+            assert grad.abs().sum() > 0
 
     def test_critics_read_the_features_of_todays_phi(self) -> None:
         networks = make_networks(shared_encoder=True)
@@ -200,9 +322,10 @@ class TestStep:
         expected = (actions[1] - actions[0]).square().sum(-1).mean().sqrt()
         torch.testing.assert_close(metrics["action_step"], expected)
 
-    def test_as_one_graph(self) -> None:
+    @pytest.mark.parametrize(("shared_encoder", "features"), [(True, None), ("critics", 12)])
+    def test_as_one_graph(self, shared_encoder: bool | str, features: int | None) -> None:
         torch.manual_seed(3)
-        networks = make_networks(shared_encoder=True)
+        networks = make_networks(shared_encoder, features)
         results = []
         for switches in ({}, {"compile": {"backend": "eager"}}):
             parts = make_step(copy.deepcopy(networks), **switches)
@@ -214,8 +337,30 @@ class TestStep:
         torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("shared_encoder", [False, True])
-def test_trainer(shared_encoder: bool) -> None:
+def test_a_run_goes_on_with_the_encoder_of_its_critics(tmp_path: Path) -> None:
+    options = {
+        "pixels": {"resolution": 32, "frames": 2, "zoom": 1.0},
+        "encoder": {"features": 8, "channels": 4, "shared_encoder": "critics"},
+        "preset": "debug",
+        "checkpoint": {"interval": 400},
+        "total_frames": 800,
+        "evaluation_interval": 10**9,
+        "progress_bar": False,
+    }
+
+    def run(name: str, **changes: object) -> list[torch.Tensor]:
+        trainer = make_metra("point_pixels", output=str(tmp_path / name), **{**options, **changes})
+        trainer.train()
+        return [weight.clone() for weight in trainer.skill_policy.parameters()]
+
+    whole = run("whole")
+    run("parts", total_frames=400)
+    resumed = run("parts", resume="auto")
+    assert all(one.equal(other) for one, other in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize("shared_encoder", [False, True, "critics"])
+def test_trainer(shared_encoder: bool | str) -> None:
     env = make_env("point_pixels", 4, pixels=PixelOptions(resolution=32, frames=2))
     env = env.append_transform(SkillPrimer(PRIOR))
     networks = make_networks(shared_encoder)

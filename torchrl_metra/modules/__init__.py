@@ -10,7 +10,7 @@ from torchrl_metra.modules.networks import (
     make_pixel_sac_networks,
     make_sac_networks,
 )
-from torchrl_metra.modules.pixels import PixelEncoder, PixelNetwork
+from torchrl_metra.modules.pixels import PatchColors, PatchEncoder, PixelEncoder, PixelNetwork
 from torchrl_metra.modules.skill_policy import SkillPolicy
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "Float32Linear",
     "GoalReachingPolicy",
     "NormalHead",
+    "PatchColors",
+    "PatchEncoder",
     "PixelEncoder",
     "PixelNetwork",
     "SACNetworks",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_metra._checks import check_choice, check_integer
+from torchrl_metra._checks import check_integer
 from torchrl_metra.data import SkillPrior
 from torchrl_metra.modules.actor import SkillConditionedActor, single_action_spec
 from torchrl_metra.modules.bottleneck import Bottleneck
@@ -253,7 +253,10 @@ def make_pixel_sac_networks(
         torch.Size([4, 2])
     """
     spec = single_action_spec(action_spec)
-    check_choice("shared_encoder", shared_encoder, (False, True, "critics"))
+    if shared_encoder not in (False, True, "critics"):
+        raise ValueError(
+            f'shared_encoder must be False, True or "critics", got {shared_encoder!r}.'
+        )
     make_eyes: Callable[[], PixelEncoder | PatchEncoder]
     if features is None:
         make_eyes = partial(PixelEncoder, pixel_shape, channels=channels)

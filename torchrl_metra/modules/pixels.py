@@ -141,8 +141,9 @@ class PatchColors(nn.Module):
     """The mean color of each patch of 4×4 pixels of the newest picture in a stack.
 
     What φ has to tell is above all where things are. That shows in large areas, and a posture in a
-    few pixels, which hardly change a mean. So φ finds the way to the place before it finds
-    postures, and it takes no convolution.
+    few pixels, which hardly change a mean. And as states are, colors are normalized by constants,
+    see :meth:`fit`: a floor whose color hardly changes in a first meter then counts as much as a
+    body that moves. So φ finds the way to the place before it finds postures.
 
     Args:
         shape (sequence of int): shape ``[C, H, W]`` of a picture; ``H`` and ``W`` are multiples
@@ -158,6 +159,9 @@ class PatchColors(nn.Module):
         torch.Size([5, 192])
     """
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         num_channels, height, width = shape
@@ -165,13 +169,29 @@ class PatchColors(nn.Module):
         self._num_colors = colors_of(num_channels)
         self.shape = tuple(shape)
         self.num_features = self._num_colors * (height // 4) * (width // 4)
+        self.register_buffer("loc", torch.full((self.num_features,), 127.5))
+        self.register_buffer("scale", torch.full((self.num_features,), 127.5))
+
+    def fit(self, pixels: Tensor) -> None:
+        """Normalize by mean and standard deviation of each color in some pictures.
+
+        Args:
+            pixels (Tensor): ``uint8`` pictures ``[*B, C, H, W]``.
+        """
+        colors = self._means(pixels).flatten(0, -2)
+        self.loc.copy_(colors.mean(dim=0))
+        # A color that stays the same is known to one of 255 levels.
+        self.scale.copy_(colors.std(dim=0).clamp_min(1.0))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Colors from -1 to 1 ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
+        """Normalized colors ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
+        return (self._means(pixels) - self.loc) / self.scale
+
+    def _means(self, pixels: Tensor) -> Tensor:
         check_pictures(pixels)
-        newest = pixels[..., -self._num_colors :, :, :].flatten(0, -4)
+        newest = pixels.reshape(-1, *pixels.shape[-3:])[:, -self._num_colors :]
         means = nn.functional.avg_pool2d(newest.float(), 4)
-        return (means / 127.5 - 1).reshape(*pixels.shape[:-3], self.num_features)
+        return means.reshape(*pixels.shape[:-3], self.num_features)
 
 
 def colors_of(num_channels: int) -> int:

@@ -21,6 +21,7 @@ from torchrl_metra.data import OneHot, SkillPrior, StandardNormal, UnitSphere
 from torchrl_metra.envs import ReadPosition
 from torchrl_metra.modules import (
     Bottleneck,
+    PatchColors,
     SACNetworks,
     make_pixel_sac_networks,
     make_sac_networks,
@@ -37,6 +38,9 @@ from torchrl_metra.objectives import (
     SuccessorFeatureSACLoss,
 )
 from torchrl_metra.recipes.settings import Settings
+
+# Random steps by which colors are normalized, in each environment.
+PICTURE_STEPS = 200
 
 
 @dataclass
@@ -227,7 +231,12 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
             "policy.position=true."
         )
     shape, options = spec["pixels"].shape[-3:], vars(settings.encoder)
-    return make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
+    networks = make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
+    colors = [part for part in networks.encoder.modules() if isinstance(part, PatchColors)]
+    if colors:
+        colors[0].fit(env.rollout(PICTURE_STEPS, break_when_any_done=False)["pixels"])
+        env.set_seed(settings.seed)
+    return networks
 
 
 def make_skill_loss(
