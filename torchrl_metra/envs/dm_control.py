@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import mujoco
 
 FLOOR_HALF_SIZE = 15.0
-RAINBOW_HALF_SIZE = 40.0
+RAINBOW_HALF_SIZE = 20.0
+WAY_HALF_SIZE = 60.0
 
 
 class SuiteEnv(SpecsMixin, DMControlWrapper):
@@ -297,13 +298,13 @@ def recolour_floor(model: mujoco.MjModel) -> None:
 def lay_rainbow(model: mujoco.MjModel) -> None:
     """Give the floor of a planar robot the colors of a rainbow along its way.
 
-    From red at -40 m over green at the start to violet at 40 m, farther than Cheetah runs in an
-    episode. The authors' rainbow ends at 15 m, beyond which nothing tells the place.
+    From red at -20 m over green at the start to violet at 20 m; the last color goes on for 60 m. The
+    authors' rainbow ends at 15 m.
 
     Args:
         model (mujoco.MjModel): see :func:`recolour_floor`.
     """
-    _paint_floor(model, (RAINBOW_HALF_SIZE, 1.0), _rainbow)
+    _paint_floor(model, (WAY_HALF_SIZE, 1.0), _rainbow)
 
 
 def _paint_floor(
@@ -337,6 +338,7 @@ def _red_and_green(height: int, width: int) -> NDArray[np.float64]:
 
 
 def _rainbow(height: int, width: int) -> NDArray[np.float64]:
-    hues = np.linspace(0.0, 0.8, width)
+    places = np.linspace(-WAY_HALF_SIZE, WAY_HALF_SIZE, width) / RAINBOW_HALF_SIZE
+    hues = 0.4 * (1 + places.clip(-1, 1))
     row = np.array([colorsys.hsv_to_rgb(hue, 1.0, 1.0) for hue in hues])
     return np.broadcast_to(row, (height, width, 3))
