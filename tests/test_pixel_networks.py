@@ -34,9 +34,7 @@ PRIOR = UnitSphere(2)
 SHAPE = (6, 32, 32)
 
 
-def make_networks(
-    shared_encoder: bool | str = False, features: int | None = None
-) -> SACNetworks:
+def make_networks(shared_encoder: bool | str = False, features: int | None = None) -> SACNetworks:
     return make_pixel_sac_networks(
         SHAPE,
         Bounded(-1, 1, (2,)),

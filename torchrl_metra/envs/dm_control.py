@@ -298,7 +298,7 @@ def recolour_floor(model: mujoco.MjModel) -> None:
 def lay_rainbow(model: mujoco.MjModel) -> None:
     """Give the floor of a planar robot the colors of a rainbow along its way.
 
-    From red at -20 m over green at the start to violet at 20 m; the last color goes on for 60 m. The
+    From red at -20 m over green at the start to violet at 20 m, and on in these two to 60 m. The
     authors' rainbow ends at 15 m.
 
     Args:
