@@ -94,6 +94,7 @@ class MuJoCoPoolEnv(EnvBase):
         self._data = [mujoco.MjData(model) for _ in range(num_threads)]
         self._models = [model] * size
         self._pictures: Pictures | None = None
+        self._film: Pictures | None = None
         if pixels is not None:
             self._pictures = Pictures(model, pixels, task.camera, num_threads=num_threads)
         # Time, qpos, qvel, act and what plugins keep. Then what a step needs and gives.
@@ -154,6 +155,19 @@ class MuJoCoPoolEnv(EnvBase):
         Sensors keep what they measured before.
         """
         return self._observe(np.arange(len(self._state)))
+
+    def draw(self, look: PixelOptions) -> Tensor:
+        """Pictures of the present :attr:`states`, ``uint8`` of shape ``[*B, 3, H, W]``.
+
+        Args:
+            look (PixelOptions): how they look; that of observations stays as it is.
+        """
+        if self._film is None or self._film.options != look:
+            if self._film is not None:
+                self._film.close()
+            self._film = Pictures(self.task.model, look, self.task.camera)
+        pictures = self._film.draw(self._state)
+        return pictures if self.batch_size else pictures[0]
 
     def _observe(self, drawn: NDArray[np.int64]) -> TensorDict:
         shown = self._shown(self._state, self._sensordata)
@@ -278,8 +292,9 @@ class MuJoCoPoolEnv(EnvBase):
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Stop the threads and free the OpenGL contexts."""
         self._pool.close()
-        if self._pictures is not None:
-            self._pictures.close()
+        for pictures in (self._pictures, self._film):
+            if pictures is not None:
+                pictures.close()
         super().close(raise_if_closed=raise_if_closed)
 
 

@@ -42,8 +42,8 @@ class PixelOptions:
 
     def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
         """What draws a model like this."""
-        size, look = self.resolution, {"quality": self.quality, "zoom": self.zoom}
-        return Renderer(model, size, size, camera, **look)
+        size = self.resolution
+        return Renderer(model, size, size, camera, quality=self.quality, zoom=self.zoom)
 
 
 class Pictures:
@@ -71,7 +71,8 @@ class Pictures:
     ) -> None:
         #: Of one picture.
         self.shape = (3, options.resolution, options.resolution)
-        self._model, self._options, self._camera = model, options, camera
+        self.options = options
+        self._model, self._camera = model, camera
         self._num_threads = num_threads
         # A context belongs to its thread. It is freed when the thread ends, and with it what is
         # local to it.
@@ -107,7 +108,7 @@ class Pictures:
         return ThreadPoolExecutor(self._num_threads, initializer=self._prepare)
 
     def _prepare(self) -> None:
-        self._local.renderer = self._options.renderer(self._model, self._camera)
+        self._local.renderer = self.options.renderer(self._model, self._camera)
         self._local.data = require("mujoco", "mujoco").MjData(self._model)
 
     def _draw(self, states: NDArray[np.float64], pictures: NDArray[np.uint8]) -> None:

@@ -23,7 +23,7 @@ from torchrl_metra.evaluation.trajectories import (
     positions,
     trajectories,
 )
-from torchrl_metra.evaluation.videos import write_video
+from torchrl_metra.evaluation.videos import film_skills, skills_to_film, write_video
 
 __all__ = [
     "CoverageCounter",
@@ -31,6 +31,7 @@ __all__ = [
     "encode_trajectories",
     "episode_lengths",
     "evaluate",
+    "film_skills",
     "goal_metrics",
     "latent_steps",
     "measure_skills",
@@ -47,6 +48,7 @@ __all__ = [
     "sector_coverage",
     "skill_accuracy",
     "skill_alignment",
+    "skills_to_film",
     "temporal_check",
     "trajectories",
     "visited",

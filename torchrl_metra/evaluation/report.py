@@ -24,7 +24,7 @@ from torchrl_metra.evaluation.trajectories import (
     episode_lengths,
     positions,
 )
-from torchrl_metra.evaluation.videos import write_video
+from torchrl_metra.evaluation.videos import film_skills, skills_to_film, write_video
 from torchrl_metra.modules import SkillPolicy
 
 SKILLS_CAPTION = (
@@ -167,13 +167,14 @@ def _film_skills(policy: SkillPolicy, env: EnvBase, output: Path, max_steps: int
         The caption, which names the skills.
     """
     prior = policy.prior
-    is_discrete = isinstance(prior, OneHot)
-    skills = prior.grid(min(prior.dim, 16) if is_discrete else 9)
-    pixels = _roll_out(policy, env, skills, max_steps)["next", "pixels"]
+    skills = skills_to_film(prior)
+    env = TransformedEnv(env, SkillPrimer(prior), auto_unwrap=False)
+    pixels = film_skills(env, policy, skills, max_steps=max_steps)
+    assert pixels is not None  # the caller has asked
     write_video(pixels, output / "skills.mp4")
     # GIFs become large: every fourth picture, twice as fast.
     write_video(pixels[:, ::4], output / "skills.gif", fps=12.5)
-    if is_discrete:
+    if isinstance(prior, OneHot):
         names = [str(index) for index in skills.argmax(-1).tolist()]
     else:
         names = ["(" + ", ".join(f"{x:.1f}" for x in skill) + ")" for skill in skills.tolist()]

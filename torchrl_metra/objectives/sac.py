@@ -12,7 +12,7 @@ from torchrl.modules import TanhNormal
 from torchrl.objectives import SACLoss
 
 from torchrl_metra._private import BatchedCritics, reduce_loss
-from torchrl_metra.modules import Float32Linear, PixelEncoder, PixelNetwork
+from torchrl_metra.modules import Float32Linear, PixelNetwork
 
 
 class BatchedSACLoss(BatchedCritics, SACLoss):
@@ -136,7 +136,7 @@ class BatchedSACLoss(BatchedCritics, SACLoss):
         return hidden
 
 
-def _encode(encoder: PixelEncoder, params: TensorDictBase, pixels: Tensor) -> Tensor:
+def _encode(encoder: nn.Module, params: TensorDictBase, pixels: Tensor) -> Tensor:
     """The features that each critic sees, of shape ``[N, *B, F]``."""
     weights = {name: value.unbind(0) for name, value in params.flatten_keys(".").items()}
     num_critics = params.batch_size[0]

@@ -48,7 +48,7 @@ def build_env(settings: Any, num_envs: int, skills: SkillPolicy | None = None) -
 
 def pixels_of(skills: SkillPolicy) -> PixelOptions | None:
     """The pictures that a policy has learned from, if any."""
-    return skills.pixels and PixelOptions(**skills.pixels)
+    return None if skills.pixels is None else PixelOptions(**skills.pixels)
 
 
 def pixel_options(settings: Settings, env: EnvBase) -> dict[str, Any] | None:

@@ -232,9 +232,9 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
         )
     shape, options = spec["pixels"].shape[-3:], vars(settings.encoder)
     networks = make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
-    colors = [part for part in networks.encoder.modules() if isinstance(part, PatchColors)]
-    if colors:
-        colors[0].fit(env.rollout(PICTURE_STEPS, break_when_any_done=False)["pixels"])
+    eyes = getattr(getattr(networks.encoder, "module", None), "encoder", None)
+    if isinstance(eyes, PatchColors):
+        eyes.fit(env.rollout(PICTURE_STEPS, break_when_any_done=False)["pixels"])
         env.set_seed(settings.seed)
     return networks
 

@@ -131,7 +131,9 @@ def _run(
         latents, skills, output / "skills.png", position=evaluation.positions(rollouts), title=title
     )
     if "pixels" in rollouts.keys():
-        evaluation.write_video(rollouts["pixels"], output / "skills.mp4")
+        film = evaluation.film_skills(env, policy, evaluation.skills_to_film(prior))
+        assert film is not None
+        evaluation.write_video(film, output / "skills.mp4")
     coverage = [row[-1] for row in curve.rows]
     results = {
         "coverage_before": coverage[0],

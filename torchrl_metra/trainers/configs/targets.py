@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import optim
+from torch import nn, optim
 from torchrl.objectives import SACLoss
 
 from torchrl_metra import (
@@ -18,10 +18,15 @@ from torchrl_metra import (
 
 
 def make_metra_optimizer(
-    *, skill_loss: SkillLoss, sac_loss: SACLoss, lr: float, lrs: dict[str, float]
+    *,
+    skill_loss: SkillLoss,
+    sac_loss: SACLoss,
+    lr: float,
+    shared_encoder: nn.Module | None,
+    lrs: dict[str, float],
 ) -> dict[str, optim.Optimizer]:
     """:func:`~torchrl_metra.make_metra_optimizers`, whose ``lrs`` are a mapping."""
-    return make_metra_optimizers(skill_loss, sac_loss, lr, **lrs)
+    return make_metra_optimizers(skill_loss, sac_loss, lr, shared_encoder=shared_encoder, **lrs)
 
 
 def make_metra_hook(
