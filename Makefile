@@ -1,4 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv on their first call.
+# `make pixels` is the quickstart from pictures: 20 minutes.
 # `make docs` builds the site, tutorials included, in docs/_build/html. `make package` builds what is
 # released, and tries it in an empty environment. `make bench` measures; leave the machine alone meanwhile.
 # `make gpu TORCH=torch` tries and measures all that wants a GPU, on a machine that has one.
@@ -11,10 +12,13 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test nightly docs linkcheck package bench gpu format clean
+.PHONY: quickstart pixels test nightly docs linkcheck package bench gpu format clean
 
 quickstart: .venv/.installed
 	$(BIN)/metra train env=half_cheetah preset=laptop output=outputs/quickstart
+
+pixels: .venv/.installed
+	$(BIN)/metra train env=quadruped preset=laptop total_frames=350_000 output=outputs/pixels
 
 test: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,19 +1,22 @@
-"""Time of a gradient step from pixels, sampling included, against the authors' code.
+"""Time of a gradient step from pixels, sampling included.
 
-Theirs was measured once, beside the bare loop of `bare_loop.py`, on two cores of this kind; here it
-is scaled by what the bare loop takes now.
+At the paper's sizes against the authors' code, which was measured once, beside the bare loop of
+`bare_loop.py`, on two cores of this kind, and is scaled by what the bare loop takes now; and
+against its convolutions alone. That of the preset `laptop` against the bare loop of wide networks.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from bare_loop import BareLoop, Sizes
 from end_to_end import BARE_MILLISECONDS_BESIDE_THEM
-from measuring import Result, seconds_per_call
+from measuring import Result, in_turns, seconds_per_call
 from replay import make_episodes
 from torchrl.data import Bounded, ReplayBuffer
 from torchrl.objectives.utils import SoftUpdate
@@ -24,6 +27,7 @@ from torchrl_metra import (
     METRALoss,
     METRAOptimizationStepper,
     UnitSphere,
+    make_metra,
     make_metra_optimizers,
     make_pixel_sac_networks,
 )
@@ -35,7 +39,12 @@ SWITCHES = {
     "fp32": {},
     "bfloat16": {"autocast": torch.bfloat16},
     "best": {"compile": True, "autocast": torch.bfloat16},
+    "compiled": {"compile": True},
 }
+# Pictures that a step at the paper's sizes sends through convolutions: with a backward pass both
+# ends of transitions for φ, and a state for each critic and the policy; without one both ends for
+# the reward, the next state for the policy and two target critics, and the state for two critics.
+TRAINED, READ = (512, 256, 256, 256), (512, 256, 256, 256, 256, 256)
 
 
 def make_step(
@@ -92,3 +101,73 @@ def measure(shared_encoder: bool, switches: str = "fp32", device: str = "cpu") -
     encoder = "shared_encoder" if shared_encoder else "own_encoders"
     where = "" if device == "cpu" else "cuda/"
     return [Result(f"pixel_learner/{where}{encoder}/{switches}", "ms", ours, theirs, ours / theirs)]
+
+
+def make_convolutions() -> Callable[[], None]:
+    """The convolutions of a step at the paper's sizes, and nothing else of it."""
+    widths = [9, 48, 96, 192, 384]
+    weights = [
+        (0.02 * torch.randn(wide, narrow, 4, 4))
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+        for narrow, wide in itertools.pairwise(widths)
+    ]
+    pictures = torch.rand(512, 9, 64, 64).to(memory_format=torch.channels_last)
+
+    def convolve(number: int) -> torch.Tensor:
+        features = pictures[:number]
+        for weight in weights:
+            features = F.conv2d(features, weight, stride=2)
+        return features
+
+    def run() -> None:
+        for number in TRAINED:
+            torch.autograd.grad(convolve(number).sum(), weights)
+        with torch.no_grad():
+            for number in READ:
+                convolve(number)
+
+    return run
+
+
+def measure_convolutions(switches: str) -> list[Result]:
+    """Milliseconds of a step at the paper's sizes, and of its convolutions alone."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    step = make_step(shared_encoder=False, device="cpu", **SWITCHES[switches])
+    seconds = in_turns({"step": step, "alone": make_convolutions()}, rounds=3, warm_up=3)
+    return [_in_milliseconds(f"pixel_learner/paper/{switches}", seconds, "step", "alone")]
+
+
+def measure_laptop(channels: int) -> list[Result]:
+    """Milliseconds of a compiled step of the preset, and of the bare loop of wide networks."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    bare = BareLoop(Sizes(width=1024, replay=10_000))
+    trainer = make_metra(
+        "quadruped",
+        preset="laptop",
+        compile=True,
+        batch_size=256,
+        encoder={"channels": channels},
+        buffer_size=4_000,
+        total_frames=1_600,
+        progress_bar=False,
+    )
+    trainer.replay_buffer.extend(next(iter(trainer.collector)).reshape(-1))
+    trainer.collector.shutdown()
+    stepper = trainer.optimization_stepper
+    functions = {
+        "step": lambda: stepper.step(trainer, trainer.replay_buffer.sample()),
+        "bare": bare.step,
+    }
+    seconds = in_turns(functions, rounds=5)
+    return [_in_milliseconds(f"pixel_learner/laptop/{channels}_channels", seconds, "step", "bare")]
+
+
+def _in_milliseconds(
+    name: str, seconds: dict[str, list[float]], ours: str, yardstick: str
+) -> Result:
+    ratio = statistics.median(a / b for a, b in zip(seconds[ours], seconds[yardstick], strict=True))
+    values = [1e3 * statistics.median(seconds[key]) for key in (ours, yardstick)]
+    return Result(name, "ms", *values, ratio)

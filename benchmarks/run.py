@@ -54,7 +54,9 @@ def plan(has_cuda: bool) -> dict[str, list[tuple[Any, ...]]]:
             ("measure", shared, switches)
             for shared in (False, True)
             for switches in ("fp32", "bfloat16")
-        ],
+        ]
+        + [("measure_convolutions", switches) for switches in ("fp32", "compiled")]
+        + [("measure_laptop", channels) for channels in (8, 12, 16, 24, 32)],
     }
     if has_cuda:
         calls["collection_cuda"] = [

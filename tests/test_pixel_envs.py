@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -9,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import check_env_specs
+from torchrl.envs.utils import RandomPolicy, check_env_specs
 
+from torchrl_metra import SkillPrimer, UnitSphere
 from torchrl_metra.envs import KITCHEN_TASKS, PixelOptions, make_env, rendering_available
 from torchrl_metra.envs.kitchen import make_kitchen
 from torchrl_metra.envs.locomotion import make_locomotion
 from torchrl_metra.envs.mujoco import MuJoCoPoolEnv
 from torchrl_metra.envs.mujoco_task import MuJoCoTask
 from torchrl_metra.envs.rendering import Renderer
+from torchrl_metra.evaluation.videos import Film
 
 needs_renderer = pytest.mark.skipif(
     not rendering_available(), reason="no OpenGL backend of MuJoCo works here"
@@ -99,6 +102,53 @@ class TestLocomotion:
         masks = [robot_mask(frame) for frame in frames]
         assert masks[0].sum() > 40
         assert (masks[0] & masks[1]).sum() > 0.6 * (masks[0] | masks[1]).sum()
+
+    def test_zoom_shows_the_middle(self) -> None:
+        pictures = []
+        for look in (PixelOptions(resolution=64), PixelOptions(resolution=32, zoom=2.0)):
+            env = robot("quadruped", look)
+            fields = env.task.model.cam_fovy.copy()
+            env.set_seed(3)
+            pictures.append(env.reset()["pixels"].float())
+            assert (env.task.model.cam_fovy == fields).all()
+            env.close()
+        middle = pictures[0][:, 16:-16, 16:-16]
+        assert (middle - pictures[1]).abs().mean() < 6
+        assert (middle - pictures[0][:, ::2, ::2]).abs().mean() > 12
+
+    @pytest.mark.parametrize("zoom", [0.0, -1.0])
+    def test_no_zoom_is_not_zero(self, zoom: float) -> None:
+        with pytest.raises(ValueError, match="zoom must be positive"):
+            PixelOptions(zoom=zoom)
+
+    def test_cheetahs_way_has_the_colors_of_a_rainbow(self) -> None:
+        env = robot("cheetah", PixelOptions(resolution=32, zoom=1.5))
+        env.reset()
+        places = (-19.0, -10.0, 0.0, 10.0, 19.0)
+        colors = []
+        for place in places:
+            env.states.qpos[0, 0] = place
+            picture = env.observe()
+            assert picture["position"].tolist() == [place]
+            colors.append(picture["pixels"][:, -2:].float().mean((1, 2)))
+        # Red, yellow, green, blue, violet.
+        assert [int(color.argmax()) for color in colors] == [0, 1, 1, 2, 2]
+        assert all((a - b).abs().max() > 40 for a, b in itertools.pairwise(colors))
+        env.close()
+
+    def test_states_are_drawn_in_another_way_beside_observations(self) -> None:
+        look = PixelOptions(resolution=48, frames=1)
+        env = make_env("quadruped", 2, pixels=SMALL, max_steps=3)
+        env = env.append_transform(SkillPrimer(UnitSphere(2)))
+        env.set_seed(0)
+        policy = RandomPolicy(env.action_spec)
+        filmed = env.append_transform(Film(look))
+        rollout = filmed.rollout(3, policy)
+        assert rollout["film"].shape == (2, 3, 3, 48, 48)
+        assert rollout["pixels"].shape == (2, 3, 9, 16, 16)
+        assert not rollout["next", "film"][:, 0].equal(rollout["next", "film"][:, 2])
+        assert rollout["film"][:, 1:].equal(rollout["next", "film"][:, :-1])
+        env.close()
 
     def test_nothing_is_drawn_beyond_the_floor(self, scene: MuJoCoPoolEnv) -> None:
         inside, outside = (floor_color(frame_at(scene, place, place)) for place in (0.0, 40.0))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrl_metra._checks import check_positive
 from torchrl_metra._extras import require
 from torchrl_metra.envs.rendering import FreeCamera, Quality, Renderer
 
@@ -39,6 +40,9 @@ class PixelOptions:
     frames: int = 3
     quality: Quality = "fast"
     zoom: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("zoom", self.zoom)
 
     def renderer(self, model: mujoco.MjModel, camera: str | int | FreeCamera) -> Renderer:
         """What draws a model like this."""
