@@ -34,7 +34,7 @@ from torchrl_metra import (
 )
 from torchrl_metra.envs import rendering_available
 from torchrl_metra.evaluation import coverage, rollout_skills
-from torchrl_metra.recipes import make_settings, train
+from torchrl_metra.recipes import build, make_settings, train
 
 pytest.importorskip("matplotlib")
 
@@ -205,10 +205,19 @@ def test_objectives_that_cannot_be() -> None:
 def test_the_switches_of_the_stepper(monkeypatch: pytest.MonkeyPatch) -> None:
     # The graph is what matters here; a compiler would take half a minute for it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(build, "is_fast_on_cpu", lambda dtype: True)
     trainer = make_metra("point", autocast="bfloat16", compile=True, **SMALL)
     assert trainer.optimization_stepper.autocast is torch.bfloat16
     trainer.train()
     assert trainer.collected_frames == 1_600
+
+
+def test_a_cpu_is_not_made_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.is_fast_on_cpu(torch.float32)
+    monkeypatch.setattr(build, "is_fast_on_cpu", lambda dtype: False)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16"):
+        trainer = make_metra("point", autocast="bfloat16", **SMALL)
+    assert trainer.optimization_stepper.autocast is None
 
 
 @pytest.mark.parametrize(

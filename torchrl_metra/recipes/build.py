@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
+import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -132,7 +135,7 @@ def make_metra(
         target_net_updater=SoftUpdate(loss_module, eps=0.995),
         compile=_compiles(config),
         cudagraphs=config.cudagraphs,
-        autocast=getattr(torch, config.autocast) if config.autocast else None,
+        autocast=_autocast(config),
         shared_encoder=shared_encoder,
         relabeling=objectives.make_relabeling(config, skill_loss),
     )
@@ -181,6 +184,39 @@ def _compiles(settings: Settings) -> bool:
     # It takes as long as some thousands of updates save.
     has_compiler = any(map(shutil.which, [os.environ.get("CXX", "g++").split()[0], "clang++"]))
     return has_compiler and settings.total_frames * settings.updates_per_step > 5_000
+
+
+def _autocast(settings: Settings) -> torch.dtype | None:
+    """What the settings say, unless it would make this CPU slow."""
+    if settings.autocast is None:
+        return None
+    dtype = getattr(torch, settings.autocast)
+    if torch.device(settings.device).type == "cpu" and not is_fast_on_cpu(dtype):
+        warnings.warn(
+            f"this CPU has no instructions for {settings.autocast}, and its products would take "
+            "several times as long as in float32: autocast is left out.",
+            stacklevel=3,
+        )
+        return None
+    return dtype
+
+
+@functools.cache
+def is_fast_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether matrix products in a type are not far slower than in float32.
+
+    Without instructions for bfloat16, a CPU takes fifty times as long.
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix, taken = torch.ones(256, 256, dtype=dtype), []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    return seconds(dtype) < 3 * seconds(torch.float32)
 
 
 def _make_world(

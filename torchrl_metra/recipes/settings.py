@@ -230,7 +230,7 @@ class Settings:
         compile: true: each update as one compiled graph, after half a minute; auto: if there is a
             C++ compiler and enough to compute
         cudagraphs: replay it as a CUDA graph
-        autocast: bfloat16: compute the losses in mixed precision
+        autocast: bfloat16: compute the losses in mixed precision, unless it would make a CPU slow
     """
 
     env: EnvSettings = field(default_factory=EnvSettings)
