@@ -142,12 +142,23 @@ def test_presets_set_what_there_is(env: str) -> None:
     assert env == "any" or env in registered_envs()
     assert set(PRESETS[env]) <= set(preset_names())
     for values in PRESETS[env].values():
-        changed = update(Settings(), values)
+        extended = values.get("extends", "paper")
+        assert extended in PRESETS["any"]
+        changed = update(Settings(), {k: v for k, v in values.items() if k != "extends"})
         # A preset repeats no default, unless to take back what the paper's sets.
         if env != "any" and values is PRESETS[env].get("paper"):
             kept = dict(leaves(values)).items() & dict(leaves(Settings())).items()
             assert {name for name, _ in kept} <= {"skill.kind", "skill.dim", "pixels.frames"}
         assert changed != Settings() or not values
+
+
+def test_a_preset_extends_one_of_any_environment() -> None:
+    values, shared = preset_values("quadruped", "laptop"), PRESETS["any"]["pixels"]
+    assert "extends" not in values
+    assert values["encoder"] == shared["encoder"]
+    assert values["pixels"] == {**shared["pixels"], **PRESETS["quadruped"]["laptop"]["pixels"]}
+    assert values["metra"]["constraint_norm"] == "rms"  # the paper's, below both
+    assert preset_values("ant", "pixels")["objective"] == "genda"
 
 
 def leaves(settings: Any, prefix: str = "") -> Any:
@@ -185,7 +196,7 @@ def test_the_papers_settings() -> None:
     assert (settings.updates_per_step, settings.frames_per_batch) == (100 / 400, 400)
     assert dataclasses.astuple(settings.sac) == (0.01, True, -0.5)
     assert settings.buffer_size == 100_000
-    assert dataclasses.astuple(settings.encoder) == (48, False)
+    assert dataclasses.astuple(settings.encoder) == (48, None, False)
     assert dataclasses.astuple(settings.pixels) == (64, 3, "fast")
 
 
