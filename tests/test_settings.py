@@ -197,7 +197,7 @@ def test_the_papers_settings() -> None:
     assert dataclasses.astuple(settings.sac) == (0.01, True, -0.5)
     assert settings.buffer_size == 100_000
     assert dataclasses.astuple(settings.encoder) == (48, None, False)
-    assert dataclasses.astuple(settings.pixels) == (64, 3, "fast")
+    assert dataclasses.astuple(settings.pixels) == (64, 3, "fast", 1.0)
 
 
 # Whose parameters have the names of settings, by section.

@@ -135,7 +135,7 @@ class EpisodeStorage(SelfSamplingStorage):
     def _read(self, key: NestedKey, slots: Tensor) -> Tensor:
         """One entry of some transitions."""
         if isinstance(self.storage, FrameStackStorage):
-            return self.storage.get(slots)[key]
+            return self.storage.read(key, slots)
         # A view of all that is stored, of which a single entry is read.
         return self.storage.get(slice(None)).get(key)[slots]
 

@@ -142,6 +142,15 @@ class FrameStackStorage(SelfSamplingStorage):
         transitions[self.next_pixel_key] = stacks[..., channels:, :, :]
         return transitions
 
+    def read(self, key: NestedKey, slots: Tensor) -> Tensor:
+        """One entry of some transitions; of a stack, no more than its own frames are read."""
+        transitions = self._transitions.get(slice(None))
+        if key not in (self.pixel_key, self.next_pixel_key):
+            return transitions.get(key)[slots]
+        index = transitions.get("frame_index")[slots]
+        index = (index[..., :-1] if key == self.pixel_key else index[..., 1:]) % self.max_frames
+        return self._frames.get(slice(None)).get("frame")[index].flatten(-4, -3)
+
     def _split_frames(self, data: TensorDictBase) -> tuple[TensorDict, Tensor]:
         """Frames not yet stored, and the numbers of each transition's ``num_frames + 1``."""
         stack, next_stack = self._unstack(data)
