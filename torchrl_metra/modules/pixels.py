@@ -141,9 +141,11 @@ class PatchColors(nn.Module):
     """The mean color of each patch of 4×4 pixels of the newest picture in a stack.
 
     What φ has to tell is above all where things are. That shows in large areas, and a posture in a
-    few pixels, which hardly change a mean. And as states are, colors are normalized by constants,
-    see :meth:`fit`: a floor whose color hardly changes in a first meter then counts as much as a
-    body that moves. So φ finds the way to the place before it finds postures.
+    few pixels, which hardly change a mean. And as states are, colors are normalized by constants:
+    after :meth:`fit` they change by the same amount in a step along every direction, as if φ were
+    linear and had solved METRA's constraint. What changes slowly and goes far, such as the color
+    of a floor, then counts more than limbs that move to and fro, or light that falls on the body.
+    So φ finds the way to the place before it finds postures.
 
     Args:
         shape (sequence of int): shape ``[C, H, W]`` of a picture; ``H`` and ``W`` are multiples
@@ -170,22 +172,30 @@ class PatchColors(nn.Module):
         self.shape = tuple(shape)
         self.num_features = self._num_colors * (height // 4) * (width // 4)
         self.register_buffer("loc", torch.full((self.num_features,), 127.5))
-        self.register_buffer("scale", torch.full((self.num_features,), 127.5))
+        self.register_buffer("scale", torch.eye(self.num_features) / 127.5)
 
     def fit(self, pixels: Tensor) -> None:
-        """Normalize by mean and standard deviation of each color in some pictures.
+        """Normalize so that all directions change alike in a step.
+
+        Colors are mapped by the inverse root of the covariance of their steps, and then scaled to a
+        mean square of one.
 
         Args:
-            pixels (Tensor): ``uint8`` pictures ``[*B, C, H, W]``.
+            pixels (Tensor): ``uint8`` pictures of episodes, ``[*B, T, C, H, W]``.
         """
-        colors = self._means(pixels).flatten(0, -2)
-        self.loc.copy_(colors.mean(dim=0))
-        # A color that stays the same is known to one of 255 levels.
-        self.scale.copy_(colors.std(dim=0).clamp_min(1.0))
+        colors = self._means(pixels).flatten(0, -3).double()
+        self.loc.copy_(colors.mean(dim=(0, 1)))
+        steps = colors.diff(dim=1).flatten(0, 1)
+        # Colors that stay the same are known to half of a level.
+        covariance = steps.T @ steps / len(steps) + 0.25 * torch.eye(len(self.loc)).to(steps)
+        values, vectors = torch.linalg.eigh(covariance)
+        scale = vectors / values.sqrt() @ vectors.T
+        size = ((colors - colors.mean(dim=(0, 1))) @ scale).square().mean().sqrt()
+        self.scale.copy_(scale / size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalized colors ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
-        return (self._means(pixels) - self.loc) / self.scale
+        return (self._means(pixels) - self.loc) @ self.scale
 
     def _means(self, pixels: Tensor) -> Tensor:
         check_pictures(pixels)
