@@ -174,28 +174,29 @@ class PatchColors(nn.Module):
         self.register_buffer("loc", torch.full((self.num_features,), 127.5))
         self.register_buffer("scale", torch.eye(self.num_features) / 127.5)
 
-    def fit(self, pixels: Tensor) -> None:
+    def fit(self, pixels: Tensor, next_pixels: Tensor) -> None:
         """Normalize so that all directions change alike in a step.
 
         Colors are mapped by the inverse root of the covariance of their steps, and then scaled to a
         mean square of one.
 
         Args:
-            pixels (Tensor): ``uint8`` pictures of episodes, ``[*B, T, C, H, W]``.
+            pixels (Tensor): ``uint8`` pictures, ``[*B, C, H, W]``.
+            next_pixels (Tensor): those a step later.
         """
-        colors = self._means(pixels).flatten(0, -3).double()
-        self.loc.copy_(colors.mean(dim=(0, 1)))
-        steps = colors.diff(dim=1).flatten(0, 1)
+        colors = self._means(pixels).flatten(0, -2).double()
+        self.loc.copy_(colors.mean(dim=0))
+        steps = self._means(next_pixels).flatten(0, -2).double() - colors
         # Colors that stay the same are known to half of a level.
         covariance = steps.T @ steps / len(steps) + 0.25 * torch.eye(len(self.loc)).to(steps)
         values, vectors = torch.linalg.eigh(covariance)
         scale = vectors / values.sqrt() @ vectors.T
-        size = ((colors - colors.mean(dim=(0, 1))) @ scale).square().mean().sqrt()
-        self.scale.copy_(scale / size)
+        self.scale.copy_(scale / ((colors - colors.mean(dim=0)) @ scale).square().mean().sqrt())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalized colors ``[*B, num_features]`` of ``uint8`` pictures ``[*B, C, H, W]``."""
-        return (self._means(pixels) - self.loc) @ self.scale
+        with torch.autocast(pixels.device.type, enabled=False):
+            return (self._means(pixels) - self.loc) @ self.scale
 
     def _means(self, pixels: Tensor) -> Tensor:
         check_pictures(pixels)

@@ -234,7 +234,8 @@ def make_networks(settings: Settings, env: EnvBase, prior: SkillPrior) -> SACNet
     networks = make_pixel_sac_networks(shape, env.action_spec, prior, **shared, **options)
     eyes = getattr(getattr(networks.encoder, "module", None), "encoder", None)
     if isinstance(eyes, PatchColors):
-        eyes.fit(env.rollout(PICTURE_STEPS, break_when_any_done=False)["pixels"])
+        steps = env.rollout(PICTURE_STEPS, break_when_any_done=False)
+        eyes.fit(steps["pixels"], steps["next", "pixels"])
         env.set_seed(settings.seed)
     return networks
 
