@@ -88,7 +88,9 @@ def step_on(
     sac_loss.make_value_estimator(gamma=0.99)
     stepper = METRAOptimizationStepper(
         skill_loss,
-        make_metra_optimizers(skill_loss, sac_loss, lr=1e-3),
+        make_metra_optimizers(
+            skill_loss, sac_loss, lr=1e-3, shared_encoder=switches.get("shared_encoder")
+        ),
         target_net_updater=SoftUpdate(sac_loss, eps=0.9),
         **switches,
     )
@@ -205,8 +207,12 @@ def test_a_graph_follows_a_scheduled_learning_rate(kind: Any, compile: bool) -> 
     assert len(set(kept)) == 1
 
 
-@pytest.mark.parametrize("shared_encoder", [False, True])
-def test_pixels_are_sampled_and_learned_from_without_waiting(shared_encoder: bool) -> None:
+@pytest.mark.parametrize(
+    ("shared_encoder", "features"), [(False, None), (True, None), ("critics", 8)]
+)
+def test_pixels_are_sampled_and_learned_from_without_waiting(
+    shared_encoder: bool | str, features: int | None
+) -> None:
     torch.manual_seed(0)
     prior, env = UnitSphere(2), make_env("point_pixels", num_envs=2)
     data = env.rollout(40).reshape(-1)
@@ -222,6 +228,7 @@ def test_pixels_are_sampled_and_learned_from_without_waiting(shared_encoder: boo
         prior,
         num_cells=[16],
         channels=4,
+        features=features,
         shared_encoder=shared_encoder,
     ).to(GPU)
     step = step_on(

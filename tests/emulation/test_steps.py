@@ -110,7 +110,8 @@ def parts(
     prior: SkillPrior, networks: Any, skill_loss: SkillLoss, sac_loss: SACLoss, **switches: Any
 ) -> SimpleNamespace:
     sac_loss.make_value_estimator(gamma=0.99)
-    optimizers = make_metra_optimizers(skill_loss, sac_loss)
+    eyes = switches.get("shared_encoder")
+    optimizers = make_metra_optimizers(skill_loss, sac_loss, shared_encoder=eyes)
     stepper = METRAOptimizationStepper(
         skill_loss, optimizers, target_net_updater=SoftUpdate(sac_loss, eps=0.995), **switches
     )
@@ -148,8 +149,10 @@ def test_a_step_stays_on_the_device(cuda: torch.device, case: str) -> None:
     assert metrics.cpu().to_dict() == expected.to_dict()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_step_from_pixels_stays_on_the_device(cuda: torch.device, shared: bool) -> None:
+@pytest.mark.parametrize(("shared", "features"), [(False, None), (True, None), ("critics", 8)])
+def test_a_step_from_pixels_stays_on_the_device(
+    cuda: torch.device, shared: bool | str, features: int | None
+) -> None:
     prior = UnitSphere(2)
     networks = make_pixel_sac_networks(
         (9, 32, 32),
@@ -157,6 +160,7 @@ def test_a_step_from_pixels_stays_on_the_device(cuda: torch.device, shared: bool
         prior,
         num_cells=[16],
         channels=2,
+        features=features,
         shared_encoder=shared,
     ).to(cuda)
     sac_loss = BatchedSACLoss(networks.actor, networks.critics, target_entropy=-1.5)
