@@ -183,7 +183,7 @@ class METRATrainer(Trainer):
         if shared_encoder is not None:
             self._policy = TensorDictSequential(shared_encoder, self._policy)
             features = shared_encoder.out_keys
-            if optimization_stepper.trains_shared_encoder:
+            if getattr(optimization_stepper, "trains_shared_encoder", False):
                 # No loss has it.
                 self.register_module("shared_encoder", shared_encoder)
         # Rewards and features are made anew for each batch, and critics take skills as kept.
